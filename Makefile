@@ -1,0 +1,45 @@
+# `make repro` and `make test` do all the set-up they need; what is up to date is left alone.
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test check ui lock
+
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+READY := .venv/ready
+# DVC starts the stages' `python` from the PATH
+export PATH := $(BIN):$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/.venv
+unexport PYTHONHOME
+
+help:  ## say what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(READY)  ## make .venv and install what requirements.lock names
+
+repro: $(READY)  ## run the pipeline: what changed since the last time, and what depends on it
+	@dvc repro
+	@cvae report
+
+test: $(READY)  ## run all tests
+	@pytest
+
+check: $(READY)  ## lint, format and types
+	@ruff check .
+	@ruff format --check .
+	@mypy
+
+ui: $(READY)  ## compare runs in the browser
+	@cvae ui
+
+lock: $(READY)  ## resolve pyproject.toml's ranges into requirements.lock anew
+	@uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --all-extras --python-version 3.11 \
+		--upgrade --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@PATH="$${PATH#$(BIN):}" $(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+		sys.exit(0 if (3, 11) <= v < (3, 14) else "error: this is Python %d.%d; 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 setup" % v)'
+	@test -x $(BIN)/python || PATH="$${PATH#$(BIN):}" $(PYTHON) -m venv .venv
+	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@echo "installing what requirements.lock names into .venv: the first time, some 6 GB and a minute or more"
+	@uv pip install --quiet --require-hashes --requirement requirements.lock
+	@uv pip install --quiet --no-deps --editable .
+	@touch $@

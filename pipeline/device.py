@@ -1,0 +1,34 @@
+"""Which device a run uses, and in which precision it multiplies there."""
+
+import torch
+
+from pipeline.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises UserError where the named device is not to be had."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"train.device {name!r} can't be used ({reason}): set it to auto or cpu") from None
+    return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 natively; where it does not, bfloat16 is only slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        abilities = torch.cpu.get_capabilities()
+        return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+    return False
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type of a training step's products; `auto` is bfloat16 where the device has it."""
+    wanted = name == "bfloat16" or (name == "auto" and has_bfloat16(device))
+    return torch.bfloat16 if wanted else torch.float32

@@ -1,0 +1,103 @@
+"""Weights and unfinished runs on disk: safetensors with all params beside them, written whole or not at all."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.files import replacing
+from pipeline.model import CVAE, ModelParams, build, resolve
+from pipeline.params import parse
+from pipeline.train import Training
+
+KIND = "cvae"
+DENSITY = "density."
+MODEL = "model."
+OPTIMIZER = "optimizer."
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A trained model as it was saved: the density's tensors are sample.Density's; params has every section."""
+
+    model: CVAE
+    density: dict[str, Tensor]
+    params: dict[str, Any]
+
+
+def save_model(path: Path | str, model: CVAE, density: Mapping[str, Tensor], params: Mapping[str, Any]) -> None:
+    """Weights, fitted density and all params (plain, by section) in one safetensors file."""
+    tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    tensors |= {DENSITY + name: tensor for name, tensor in density.items()}
+    _write(path, tensors, {"kind": KIND, "params": json.dumps(params, sort_keys=True)})
+
+
+def load_model(path: Path | str, device: torch.device | str = "cpu") -> Saved:
+    """The model of a file that `save_model` wrote. Raises UserError for any other file."""
+    tensors, notes = _read(path, KIND)
+    params = json.loads(notes["params"])
+    architecture = resolve(parse(ModelParams, params["model"], f"{path}: model"))
+    model = build(architecture, seed=0, likelihood_name=params["objective"]["likelihood"])
+    model.load_state_dict(_under(tensors, MODEL))
+    return Saved(
+        model=model.to(device).eval().requires_grad_(requires_grad=False),
+        density={name: tensor.to(device) for name, tensor in _under(tensors, DENSITY).items()},
+        params=params,
+    )
+
+
+def save_training(path: Path | str, training: Training, notes: Mapping[str, Any]) -> None:
+    """An unfinished run between two epochs, with its caller's notes (plain values)."""
+    tensors = {MODEL + name: tensor for name, tensor in training.model.state_dict().items()}
+    for index, state in training.optimizer.state_dict()["state"].items():
+        tensors |= {f"{OPTIMIZER}{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    _write(path, tensors, {"kind": "training", "epoch": str(training.epoch), "notes": json.dumps(notes)})
+
+
+def resume_training(path: Path | str, training: Training) -> dict[str, Any] | None:
+    """Puts the run saved at `path` into `training` and returns its notes; None, and nothing changed, without one."""
+    if not Path(path).exists():
+        return None
+    tensors, metadata = _read(path, "training")
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in _under(tensors, OPTIMIZER).items():
+        index, name = key.split(".", 1)
+        states.setdefault(int(index), {})[name] = tensor
+    training.model.load_state_dict(_under(tensors, MODEL))
+    groups = training.optimizer.state_dict()["param_groups"]
+    training.optimizer.load_state_dict({"state": states, "param_groups": groups})
+    training.epoch = int(metadata["epoch"])
+    notes: dict[str, Any] = json.loads(metadata["notes"])
+    return notes
+
+
+def _write(path: Path | str, tensors: Mapping[str, Tensor], notes: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    with replacing(path) as part:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, notes)
+
+
+def _read(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise UserError(f"{path} not found: train a model first, with `dvc repro train`") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is no safetensors file ({error})") from None
+    if notes.get("kind") != kind:
+        raise UserError(f"{path} holds no {kind} of this project (its kind is {notes.get('kind', 'not stated')!r})")
+    return tensors, notes
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

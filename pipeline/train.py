@@ -1,0 +1,187 @@
+"""fit(): training as a generator of Records.
+
+The loop knows no formula (objective.py), no file, tracker or trial: callers log, prune, draw and save between
+records. One Record is one epoch.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline import objective
+from pipeline.data import Split, as_pixels, batches, epoch_seed
+from pipeline.device import pick_precision
+from pipeline.errors import UserError
+from pipeline.model import CVAE
+from pipeline.objective import ObjectiveParams
+from pipeline.params import Range
+
+VALIDATION_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class TrainParams:
+    epochs: Annotated[int, Range(least=1)]
+    batch_size: Annotated[int, Range(least=1)]
+    learning_rate: Annotated[float, Range(above=0)]
+    warmup: Annotated[float, Range(least=0, below=1)]  # share of all steps in which the rate rises to its peak
+    seed: Annotated[int, Range(least=0, most=2**31)]
+    device: str  # auto, cpu, cuda, cuda:1, …
+    precision: Literal["auto", "float32", "bfloat16"]
+    compile: Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One epoch. Losses and their terms in nats per image; the training ones are means over the epoch's batches."""
+
+    epoch: int
+    step: int
+    kl_weight: float
+    learning_rate: float
+    loss: float
+    reconstruction: float
+    kl: float
+    validation_reconstruction: float
+    validation_kl: float
+    validation_elbo: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass
+class Training:
+    """What a run carries from epoch to epoch, and a checkpoint from process to process.
+
+    There is no state of a random generator among it: each epoch seeds its own (data.epoch_seed).
+    """
+
+    model: CVAE
+    optimizer: torch.optim.Adam
+    epoch: int = 0
+
+
+class Diverged(UserError):
+    """The loss is no longer finite."""
+
+
+def start(model: CVAE, params: TrainParams, device: torch.device) -> Training:
+    """A run that has not taken a step: the model on the device and a fresh Adam over it."""
+    model = model.to(device)
+    return Training(model, torch.optim.Adam(model.parameters(), lr=params.learning_rate, fused=True))
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Linear rise to `peak` over the share `warmup` of all steps, then half a cosine down to 0.
+
+    >>> [round(learning_rate(step, 100, 1.0, 0.1), 3) for step in (0, 9, 55, 99)]
+    [0.1, 1.0, 0.5, 0.0]
+    """
+    rising = math.ceil(steps * warmup)
+    if step < rising:
+        return peak * (step + 1) / rising
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+
+
+def fit(
+    training: Training, train: Split, validation: Split, params: TrainParams, aim: ObjectiveParams
+) -> Iterator[Record]:
+    """Trains from `training.epoch` to `params.epochs`, a Record an epoch; both splits lie on the model's device.
+
+    Same seed, same machine: the same weights, whether or not the run was interrupted between two records. Raises
+    Diverged at the end of the epoch in which a term of the loss stopped being finite.
+    """
+    model, optimizer = training.model, training.optimizer
+    device, dtype = train.images.device, model.mu.weight.dtype
+    precision = pick_precision(params.precision, device)
+    steps_per_epoch = max(len(train) // params.batch_size, 1)
+    steps = steps_per_epoch * params.epochs
+    compute = objective.terms
+    noise_source = torch.Generator(device)
+
+    while training.epoch < params.epochs:
+        began = time.perf_counter()
+        noise_source.manual_seed(epoch_seed(params.seed, training.epoch))
+        # Each step leaves its two terms here, on the device: reading them there and then would stall a GPU.
+        trace = torch.empty(steps_per_epoch, 2, device=device, dtype=dtype)
+
+        for index, rows in enumerate(batches(len(train), params.batch_size, params.seed, training.epoch, device)):
+            step = training.epoch * steps_per_epoch + index
+            rate = learning_rate(step, steps, params.learning_rate, params.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+            images = as_pixels(train.images[rows], aim.pixels, noise_source).to(dtype)
+            noise = torch.randn(len(rows), model.latent_size, generator=noise_source, device=device, dtype=dtype)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+                terms = compute(model, images, train.labels[rows], noise)
+            objective.loss(terms, aim.kl_weight).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+            trace[index, 0] = terms.reconstruction.detach().mean()
+            trace[index, 1] = terms.kl.detach().mean()
+
+        reconstruction, kl = trace.mean(0).tolist()  # the epoch's only wait for the device
+        seconds = time.perf_counter() - began
+        if not math.isfinite(reconstruction + kl):
+            raise Diverged(_divergence(trace.cpu(), training.epoch * steps_per_epoch, params, aim))
+        training.epoch += 1
+        unseen = validate(model, validation, aim)
+        yield Record(
+            epoch=training.epoch,
+            step=training.epoch * steps_per_epoch,
+            kl_weight=aim.kl_weight,
+            learning_rate=rate,
+            loss=reconstruction + aim.kl_weight * kl,
+            reconstruction=reconstruction,
+            kl=kl,
+            validation_reconstruction=unseen.reconstruction,
+            validation_kl=unseen.kl,
+            validation_elbo=-(unseen.reconstruction + unseen.kl),
+            seconds=seconds,
+            images_per_second=steps_per_epoch * min(params.batch_size, len(train)) / seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Means:
+    """Terms of the evidence lower bound, in nats per image, averaged over a split."""
+
+    reconstruction: float
+    kl: float
+
+
+@torch.no_grad()
+def validate(model: CVAE, split: Split, aim: ObjectiveParams) -> Means:
+    """Both terms on a split, one draw of z an image, in the weights' own precision; the same noise at every call."""
+    source = torch.Generator(split.images.device).manual_seed(0)
+    dtype = model.mu.weight.dtype
+    total = torch.zeros(2, dtype=torch.float64, device=split.images.device)
+    for start_row in range(0, len(split), VALIDATION_BATCH):
+        part = split[slice(start_row, start_row + VALIDATION_BATCH)]
+        images = as_pixels(part.images, aim.pixels, source).to(dtype)
+        noise = torch.randn(len(part), model.latent_size, generator=source, device=images.device, dtype=dtype)
+        terms = objective.terms(model, images, part.labels, noise)
+        total += torch.stack([terms.reconstruction.sum(), terms.kl.sum()])
+    reconstruction, kl = (total / len(split)).tolist()
+    return Means(reconstruction, kl)
+
+
+def _divergence(trace: Tensor, first_step: int, params: TrainParams, aim: ObjectiveParams) -> str:
+    row = int((~trace.isfinite()).any(1).nonzero()[0])
+    term = "reconstruction" if not trace[row, 0].isfinite() else "kl"
+    cause = (
+        f"train.learning_rate {params.learning_rate:g} is probably too high, try {params.learning_rate / 10:g}"
+        if params.learning_rate > 3e-3
+        else f"objective.kl_weight {aim.kl_weight:g} is far above 1 and may be too high"
+        if aim.kl_weight > 1e3
+        else "try a lower train.learning_rate, or train.precision float32"
+    )
+    value = float(trace[row, 0 if term == "reconstruction" else 1])
+    return f"training stopped: {term} became {value} at step {first_step + row}: {cause}"

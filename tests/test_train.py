@@ -1,0 +1,173 @@
+"""Training: deterministic, resumable, honest about divergence."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline import checkpoint, objective
+from pipeline.data import Split, batches, to_unit
+from pipeline.model import PRESETS, Architecture, ModelParams, build
+from pipeline.objective import ObjectiveParams
+from pipeline.params import plain
+from pipeline.train import Diverged, Training, TrainParams, fit, learning_rate, start, validate
+
+CPU = torch.device("cpu")
+SMALL = Architecture(4, (32,), (32,), "concat", encoder_sees_label=True)
+PARAMS = TrainParams(
+    epochs=3, batch_size=20, learning_rate=1e-3, warmup=0.1, seed=7, device="cpu", precision="float32", compile="never"
+)
+AIM = ObjectiveParams(kl_weight=1.0, likelihood="bernoulli", pixels="grey")
+
+
+def blobs(count: int, seed: int) -> Split:
+    """Pictures of one bright square whose place tells the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    images = torch.randint(0, 60, (count, 1, 28, 28), generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = 2 + 9 * (label // 4), 1 + 7 * (label % 4)
+        image[:, row : row + 5, column : column + 5] = 250
+    return Split(images.to(torch.uint8), labels)
+
+
+TRAIN, VALIDATION = blobs(210, 0), blobs(50, 1)
+
+
+def train(params: TrainParams = PARAMS, aim: ObjectiveParams = AIM) -> Training:
+    training = start(build(SMALL, params.seed), params, CPU)
+    for _ in fit(training, TRAIN, VALIDATION, params, aim):
+        pass
+    return training
+
+
+def weights(training: Training) -> Tensor:
+    return torch.cat([weight.detach().flatten() for weight in training.model.parameters()])
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    assert torch.equal(weights(train()), weights(train()))
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"batch_size": 30}, {"learning_rate": 2e-3}])
+def test_each_setting_changes_the_weights(change: dict[str, int]) -> None:
+    assert not torch.equal(weights(train()), weights(train(dataclasses.replace(PARAMS, **change))))
+
+
+def test_training_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    train()
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_record_an_epoch_and_the_loss_falls() -> None:
+    training = start(build(SMALL, 0), PARAMS, CPU)
+    records = list(fit(training, TRAIN, VALIDATION, dataclasses.replace(PARAMS, epochs=8), AIM))
+    assert [record.epoch for record in records] == list(range(1, 9))
+    assert [record.step for record in records] == [10 * epoch for epoch in range(1, 9)]
+    assert records[-1].loss < records[0].loss / 1.5
+    assert records[-1].validation_elbo > records[0].validation_elbo
+
+
+def test_a_record_adds_up() -> None:
+    aim = dataclasses.replace(AIM, kl_weight=0.25)
+    (record, *_) = fit(start(build(SMALL, 0), PARAMS, CPU), TRAIN, VALIDATION, PARAMS, aim)
+    assert record.loss == pytest.approx(record.reconstruction + 0.25 * record.kl)
+    assert record.validation_elbo == pytest.approx(-(record.validation_reconstruction + record.validation_kl))
+
+
+@pytest.mark.parametrize("pixels", ["grey", "binary"])
+def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(tmp_path: Path, pixels: str) -> None:
+    aim = ObjectiveParams(kl_weight=1.0, likelihood="bernoulli", pixels=pixels)  # type: ignore[arg-type]
+    path = tmp_path / "unfinished.safetensors"
+    first = start(build(SMALL, PARAMS.seed), PARAMS, CPU)
+    for record in fit(first, TRAIN, VALIDATION, PARAMS, aim):
+        checkpoint.save_training(path, first, {"history": [record.epoch]})
+        if record.epoch == 1:
+            break
+
+    second = start(build(SMALL, seed=99), PARAMS, CPU)
+    assert checkpoint.resume_training(path, second) == {"history": [1]}
+    assert [record.epoch for record in fit(second, TRAIN, VALIDATION, PARAMS, aim)] == [2, 3]
+    assert torch.equal(weights(second), weights(train(aim=aim)))
+
+
+def test_no_checkpoint_means_a_fresh_start(tmp_path: Path) -> None:
+    training = start(build(SMALL, 0), PARAMS, CPU)
+    assert checkpoint.resume_training(tmp_path / "none.safetensors", training) is None
+    assert training.epoch == 0
+
+
+def test_a_model_comes_back_from_its_file(tmp_path: Path) -> None:
+    model = build(PRESETS["article"], 5)
+    params = {"model": plain(ModelParams("article", None, None, None, None, None)), "objective": plain(AIM)}
+    checkpoint.save_model(tmp_path / "m.safetensors", model, {"weights": torch.ones(3)}, params)
+    saved = checkpoint.load_model(tmp_path / "m.safetensors")
+    assert saved.params == params
+    assert saved.density["weights"].tolist() == [1, 1, 1]
+    for name, weight in model.state_dict().items():
+        assert torch.equal(saved.model.state_dict()[name], weight)
+
+
+def test_a_divergence_names_step_term_and_cause() -> None:
+    training = start(build(SMALL, 0), PARAMS, CPU)
+    with torch.no_grad():
+        training.model.log_var.bias.fill_(200.0)  # its exponential overflows float32
+    with pytest.raises(Diverged, match=r"became (inf|nan) at step 0: .*train\.learning_rate"):
+        list(fit(training, TRAIN, VALIDATION, PARAMS, AIM))
+
+
+def test_a_divergence_blames_a_high_rate() -> None:
+    params = dataclasses.replace(PARAMS, learning_rate=1e6, epochs=50)
+    with pytest.raises(Diverged, match="learning_rate 1e\\+06 is probably too high"):
+        list(fit(start(build(SMALL, 0), params, CPU), TRAIN, VALIDATION, params, AIM))
+
+
+def test_a_batch_larger_than_the_data_is_the_data() -> None:
+    params = dataclasses.replace(PARAMS, batch_size=10_000, epochs=1)
+    (record,) = fit(start(build(SMALL, 0), params, CPU), TRAIN, VALIDATION, params, AIM)
+    assert record.step == 1
+
+
+def test_the_loop_is_adam_on_the_objective() -> None:
+    """The plain reference: the same batches and noise through torch's own Adam, step by step, in float64."""
+    params = dataclasses.replace(PARAMS, epochs=1, warmup=0.0)
+    training = start(build(SMALL, 0).double(), params, CPU)
+    (record,) = fit(training, TRAIN, VALIDATION, params, AIM)
+
+    model = build(SMALL, 0).double()
+    adam = torch.optim.Adam(model.parameters(), foreach=False, fused=False)
+    source = torch.Generator().manual_seed(params.seed * 1_000_003)
+    losses = []
+    for step, rows in enumerate(batches(len(TRAIN), 20, params.seed, 0, CPU)):
+        adam.param_groups[0]["lr"] = learning_rate(step, 10, 1e-3, 0.0)
+        images = to_unit(TRAIN.images[rows]).double()
+        noise = torch.randn(20, 4, generator=source, dtype=torch.float64)
+        loss = objective.loss(objective.terms(model, images, TRAIN.labels[rows], noise), 1.0)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    reference = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    torch.testing.assert_close(weights(training), reference, rtol=0, atol=1e-12)
+    assert record.loss == pytest.approx(sum(losses) / 10, rel=1e-12)
+
+
+def test_bfloat16_ends_near_float32() -> None:
+    params = dataclasses.replace(PARAMS, epochs=8)
+    exact = validate(train(params).model, VALIDATION, AIM)
+    rounded = validate(train(dataclasses.replace(params, precision="bfloat16")).model, VALIDATION, AIM)
+    assert rounded.reconstruction + rounded.kl == pytest.approx(exact.reconstruction + exact.kl, rel=0.02)
+
+
+def test_the_rate_rises_then_falls_to_nothing() -> None:
+    rates = [learning_rate(step, 200, 0.5, 0.1) for step in range(200)]
+    assert max(rates) == rates[19] == 0.5
+    assert rates[:20] == sorted(rates[:20])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert math.isclose(rates[-1], 0, abs_tol=1e-3)

@@ -1,0 +1,64 @@
+"""How tightly the model explains unseen images: the importance-weighted bound, and the latents in use."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pipeline.data import Pixels, Split, as_pixels
+from pipeline.model import CVAE
+
+ACTIVE = 0.01  # Burda 2016, section 5.2
+ROWS = 4096  # codes decoded at once: their activations still fit a processor's cache
+
+
+@torch.no_grad()
+def posteriors(model: CVAE, split: Split, pixels: Pixels, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """mu and log_var of q(z∣x,y), each (N, latent), for every image of a split."""
+    source = torch.Generator(split.images.device).manual_seed(seed)
+    parts = []
+    for start in range(0, len(split), ROWS):
+        part = split[slice(start, start + ROWS)]
+        parts.append(model.encode(as_pixels(part.images, pixels, source), part.labels))
+    mu, log_var = (torch.cat(column) for column in zip(*parts, strict=True))
+    return mu, log_var
+
+
+def active_dimensions(mu: Tensor) -> Tensor:
+    """Indices of the latent dimensions whose posterior mean (N, latent) varies: Var_x(E_q[z∣x]) > 0.01."""
+    return (mu.var(0) > ACTIVE).nonzero().squeeze(1)
+
+
+@torch.no_grad()
+def log_likelihood(model: CVAE, split: Split, pixels: Pixels, k: int, seed: int) -> Tensor:
+    """The importance-weighted bound on log p(x∣y) with k draws of z, (N,) nats per image (Burda 2016, eq. 8).
+
+    log 1/k Σ_i p(x∣z_i,y) p(z_i∣y) / q(z_i∣x,y) with z_i from q. It rises with k towards log p(x∣y); at k = 1 it is
+    the evidence lower bound. Binary pixels are one fixed draw of the images, by `seed`.
+    """
+    source = torch.Generator(split.images.device).manual_seed(seed)
+    images_at_once = max(ROWS // k, 1)
+    draws_at_once = min(k, ROWS)
+    result = []
+    for start in range(0, len(split), images_at_once):
+        part = split[slice(start, start + images_at_once)]
+        images = as_pixels(part.images, pixels, source)
+        mu, log_var = model.encode(images, part.labels)
+        prior_mu, prior_log_var = model.prior(part.labels)
+        ratios = []
+        for first in range(0, k, draws_at_once):
+            draws = min(draws_at_once, k - first)
+            noise = torch.randn(draws, *mu.shape, generator=source, device=mu.device)
+            z = mu + (log_var / 2).exp() * noise
+            log_p_x = model.likelihood.log_prob(model.decode(z, part.labels), images.flatten(1))
+            log_p_z = log_normal(z, prior_mu, prior_log_var)
+            log_q_z = log_normal(z, mu, log_var)
+            ratios.append(log_p_x + log_p_z - log_q_z)
+        result.append(torch.cat(ratios).logsumexp(0) - math.log(k))
+    return torch.cat(result)
+
+
+def log_normal(z: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
+    """log N(z; mu, exp log_var) of a diagonal Gaussian, (..., latent) to (...)."""
+    distance = (z - mu).square() * (-log_var).exp()
+    return -0.5 * (distance + log_var + math.log(2 * math.pi)).sum(-1)

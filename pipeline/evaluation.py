@@ -1,0 +1,151 @@
+"""A model's figures on one split, by the words of the project: bound, samplers side by side, real-data ceiling."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pipeline import bound, metrics
+from pipeline.data import CLASSES, Split, to_unit
+from pipeline.errors import UserError
+from pipeline.model import CVAE
+from pipeline.objective import ObjectiveParams
+from pipeline.params import Range
+from pipeline.sample import SAMPLERS, Density, Sampler, draw
+from pipeline.train import validate
+
+COLLAPSED_DIVERSITY = 0.2
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    nll_draws: Annotated[int, Range(least=1)]  # k of the importance-weighted bound
+    seed: Annotated[int, Range(least=0, most=2**31)]
+
+
+class Reading(Protocol):
+    """What a judge says of images: features (N, D) and labels (N,)."""
+
+    @property
+    def features(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+
+
+class Reader(Protocol):
+    def __call__(self, images: Tensor) -> Reading: ...
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images (N, 1, 28, 28) in [0, 1], the digits they are of (N,), and how the judge reads them."""
+
+    images: Tensor
+    digits: Tensor
+    reading: Reading
+
+    def of_class(self, digit: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels (n, 784), features (n, D) and read labels (n,) of one class."""
+        rows = self.digits == digit
+        return self.images[rows].flatten(1), self.reading.features[rows], self.reading.labels[rows]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Headline figures as metrics.json holds them, and a row per sampler and digit."""
+
+    summary: dict[str, Any]
+    per_class: pd.DataFrame
+
+
+def compare(real: Pictures, fake: Pictures) -> Iterator[dict[str, float]]:
+    """The sample metrics of each class in turn: a dictionary of digit and figures."""
+    for digit in range(CLASSES):
+        real_pixels, real_features, _ = real.of_class(digit)
+        fake_pixels, fake_features, read_as = fake.of_class(digit)
+        if min(len(real_pixels), len(fake_pixels)) <= metrics.NEIGHBOURS + 1:
+            raise UserError(f"digit {digit} has {len(real_pixels)} images in this split: too few to measure samples")
+        yield {
+            "digit": digit,
+            "class_accuracy": metrics.accuracy(read_as, digit),
+            "diversity": metrics.diversity(real_pixels, fake_pixels),
+            "frechet": metrics.frechet(real_features, fake_features),
+            **metrics.precision_recall(real_features, fake_features),
+            "feature_diversity": metrics.diversity(real_features, fake_features),
+        }
+
+
+def read_split(judge: Reader, split: Split) -> Pictures:
+    """A split's images as the judge sees them."""
+    images = to_unit(split.images)
+    return Pictures(images, split.labels, judge(images))
+
+
+def read_samples(judge: Reader, model: CVAE, density: Density, real: Pictures, sampler: Sampler, seed: int) -> Pictures:
+    """As many samples of each class as there are real images, with the judge's reading."""
+    images = draw(model, density, real.digits, sampler, seed)
+    return Pictures(images, real.digits, judge(images))
+
+
+def same_classes(split: Split, digits: Tensor, seed: int) -> Split:
+    """Random rows of `split` with the class counts of `digits`, or all of a class where there are not enough."""
+    source = torch.Generator().manual_seed(seed)
+    rows = []
+    for digit, count in enumerate(torch.bincount(digits, minlength=CLASSES).tolist()):
+        candidates = (split.labels == digit).nonzero().squeeze(1)
+        rows.append(candidates[torch.randperm(len(candidates), generator=source)[:count].to(candidates.device)])
+    return split[torch.cat(rows)]
+
+
+def evaluate(
+    model: CVAE,
+    density: Density,
+    judge: Reader,
+    split: Split,
+    train: Split,
+    params: EvaluateParams,
+    aim: ObjectiveParams,
+    split_name: str,
+) -> Evaluation:
+    """All figures of a model on `split`; `train` gives the ceiling, real images taken as if they were samples."""
+    real = read_split(judge, split)
+    sets: dict[str, Pictures] = {
+        **{name: read_samples(judge, model, density, real, name, params.seed) for name in SAMPLERS},
+        "real": read_split(judge, same_classes(train, real.digits, params.seed)),
+    }
+    per_class = pd.DataFrame(
+        [{"sampler": name, **row} for name, pictures in sets.items() for row in compare(real, pictures)]
+    )
+    table = per_class.drop(columns="digit").groupby("sampler", sort=False).mean()
+    means: dict[str, dict[str, float]] = {name: table.loc[name].to_dict() for name in sets}
+    fit = explain(model, split, aim, params)
+    most_diverse = max(means[name]["diversity"] for name in SAMPLERS)
+    fit["collapsed"] = fit["active_units"] == 0 or most_diverse < COLLAPSED_DIVERSITY
+    fit["judge_accuracy"] = float((real.reading.labels == real.digits).float().mean())
+    protocol = {
+        "split": split_name,
+        "images": len(split),
+        "kl_weight": aim.kl_weight,
+        "pixels": aim.pixels,
+        "nll_draws": params.nll_draws,
+        "neighbours": metrics.NEIGHBOURS,
+        "seed": params.seed,
+    }
+    return Evaluation({**fit, **means, "protocol": protocol}, per_class)
+
+
+def explain(model: CVAE, split: Split, aim: ObjectiveParams, params: EvaluateParams) -> dict[str, Any]:
+    """How well the model explains the images themselves, in nats per image, and with how many latents."""
+    means = validate(model, split, aim)
+    nll = -bound.log_likelihood(model, split, aim.pixels, params.nll_draws, params.seed).double().mean()
+    mu, _ = bound.posteriors(model, split, aim.pixels, params.seed)
+    return {
+        "reconstruction": means.reconstruction,
+        "kl": means.kl,
+        "elbo": -(means.reconstruction + means.kl),
+        "nll": float(nll),
+        "active_units": len(bound.active_dimensions(mu)),
+    }

@@ -1,0 +1,135 @@
+"""Where samples come from: codes from the prior or from a density fitted to the latents, decoded to images."""
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.bound import posteriors
+from pipeline.data import CLASSES, SIDE, Pixels, Split
+from pipeline.model import CVAE
+from pipeline.params import Range
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture
+
+Sampler = Literal["prior", "fitted"]
+Components = Annotated[int, Range(least=1)]
+SAMPLERS: tuple[Sampler, ...] = ("prior", "fitted")
+
+
+@dataclass(frozen=True)
+class SampleParams:
+    sampler: Sampler
+    components: Components
+
+
+@dataclass(frozen=True)
+class Density:
+    """A mixture of Gaussians over z for each class.
+
+    weights: (10, C); means: (10, C, latent); roots: (10, C, latent, latent), lower Cholesky factors of the
+    covariances.
+    """
+
+    weights: Tensor
+    means: Tensor
+    roots: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weights": self.weights, "means": self.means, "roots": self.roots}
+
+    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Codes (N, latent) for labels (N,)."""
+        component = torch.multinomial(self.weights[labels], 1, generator=generator).squeeze(1)
+        noise = torch.randn(len(labels), self.means.shape[-1], generator=generator, device=labels.device)
+        return self.means[labels, component] + torch.einsum("nij,nj->ni", self.roots[labels, component], noise)
+
+
+def fit_density(model: CVAE, split: Split, pixels: Pixels, components: int, seed: int) -> Density:
+    """A mixture fitted to each class's aggregate posterior, E_x[q(z∣x,y)] over a split.
+
+    After training, the codes that the encoder uses need not fill the prior: where they don't, codes from the prior
+    fall into holes that the decoder never saw (Rosca 2018; ex-post density estimation: Ghosh 2020). One draw of z an
+    image stands for its posterior. A class with fewer images than components gets fewer of them.
+    """
+    from threadpoolctl import threadpool_limits
+
+    mu, log_var = posteriors(model, split, pixels, seed)
+    source = torch.Generator(mu.device).manual_seed(seed)
+    z = mu + (log_var / 2).exp() * torch.randn(mu.shape, generator=source, device=mu.device)
+    codes, labels = z.cpu().double().numpy(), split.labels.cpu().numpy()
+    size = codes.shape[1]
+    weights = np.zeros((CLASSES, components))
+    means = np.zeros((CLASSES, components, size))
+    roots = np.zeros((CLASSES, components, size, size))
+    with threadpool_limits(1):  # matrices of 16 × 16: threads would only wait for one another
+        for digit in range(CLASSES):
+            rows = codes[labels == digit]
+            if len(rows) < 2:
+                weights[digit, 0], roots[digit] = 1, np.eye(size)  # nothing is known of the class: the prior
+                continue
+            mixture = _mixture(rows, min(components, len(rows) // 2), seed)
+            count = mixture.n_components
+            weights[digit, :count] = mixture.weights_
+            means[digit, :count] = mixture.means_
+            roots[digit, :count] = np.linalg.cholesky(mixture.covariances_)
+    return Density(*(torch.from_numpy(array).float().to(mu.device) for array in (weights, means, roots)))
+
+
+def _mixture(rows: np.ndarray, components: int, seed: int) -> "GaussianMixture":
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    with warnings.catch_warnings():
+        # A mixture that still creeps up after a hundred steps samples as well as one that has come to rest.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return GaussianMixture(components, random_state=seed, reg_covar=1e-4).fit(rows)
+
+
+def prior_codes(model: CVAE, labels: Tensor, seed: int) -> Tensor:
+    """Codes z (N, latent) from the model's own p(z∣y); the same labels and seed give the same noise."""
+    mu, log_var = model.prior(labels)
+    source = torch.Generator(labels.device).manual_seed(seed)
+    return mu + (log_var / 2).exp() * torch.randn(mu.shape, generator=source, device=mu.device)
+
+
+@torch.no_grad()
+def decode(model: CVAE, z: Tensor, labels: Tensor) -> Tensor:
+    """Expected images (N, 1, 28, 28) float32 in [0, 1] of codes (N, latent)."""
+    parts = zip(z.split(1000), labels.split(1000), strict=True)
+    images = [model.likelihood.mean(model.decode(z_part, label_part)) for z_part, label_part in parts]
+    return torch.cat(images).view(-1, 1, SIDE, SIDE)
+
+
+def draw(model: CVAE, density: Density, labels: Tensor, sampler: Sampler, seed: int) -> Tensor:
+    """Samples (N, 1, 28, 28) float32 in [0, 1] of the asked labels (N,)."""
+    if sampler == "fitted":
+        return decode(model, density.draw(labels, torch.Generator(labels.device).manual_seed(seed)), labels)
+    return decode(model, prior_codes(model, labels, seed), labels)
+
+
+def rows_of_digits(columns: int) -> Tensor:
+    """Labels (10 · columns,) of a sheet with a row for each digit."""
+    return torch.arange(CLASSES).repeat_interleave(columns)
+
+
+def sheet(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
+    """Images (R · columns, 1, 28, 28) in [0, 1] as one picture (H, W) uint8, dark ink on white, row by row."""
+    ink = images.detach().cpu().numpy().reshape(-1, columns, SIDE, SIDE)
+    rows, cell = len(ink), SIDE + gap
+    picture = np.zeros((rows, cell, columns, cell))
+    picture[:, :SIDE, :, :SIDE] = ink.transpose(0, 2, 1, 3)
+    whole = picture.reshape(rows * cell, columns * cell)[: -gap or None, : -gap or None]
+    return (255 - whole * 255).round().astype(np.uint8)
+
+
+def traverse(model: CVAE, digit: int, dimension: int, values: Tensor) -> Tensor:
+    """Images (V, 1, 28, 28) of one digit at the prior's mean, moved along one latent dimension to each value (V,)."""
+    labels = torch.full((len(values),), digit, device=values.device)
+    z = model.prior(labels)[0].clone()
+    z[:, dimension] = values
+    return decode(model, z, labels)

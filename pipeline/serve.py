@@ -1,0 +1,60 @@
+"""The packaged model: a request in, images out.
+
+MLflow imports this file from the model's own folder and calls `_load_pyfunc`; no other code of ours does.
+"""
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pipeline import checkpoint, sample
+from pipeline.data import CLASSES, SIDE
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+USUAL: sample.Sampler = "fitted"
+
+
+class Generator:
+    """A trained model that answers tables: a row is a picture asked for."""
+
+    def __init__(self, saved: checkpoint.Saved) -> None:
+        self.saved = saved
+        self.density = sample.Density(**saved.density)
+
+    def predict(self, frame: "pd.DataFrame", params: dict[str, Any] | None = None) -> np.ndarray:  # noqa: ARG002
+        """Images (N, 28, 28) float32 in [0, 1] for rows with a column `digit` (0…9).
+
+        An optional column `seed` makes a row's picture repeatable, whatever else the request holds; without it every
+        answer is new. An optional column `sampler` is fitted (also the default, since no params.yaml travels with
+        the model) or prior.
+        Raises UserError for any other value.
+        """
+        if "digit" not in frame:
+            raise UserError("a column `digit` must say which digits are asked for")
+        digits = frame["digit"].tolist()
+        seeds = frame["seed"].tolist() if "seed" in frame else [secrets.randbits(63) for _ in digits]
+        samplers = frame["sampler"].tolist() if "sampler" in frame else [USUAL] * len(digits)
+        images = [self._draw(*row) for row in zip(digits, seeds, samplers, strict=True)]
+        return np.stack(images) if images else np.empty((0, SIDE, SIDE), np.float32)
+
+    def _draw(self, digit: Any, seed: Any, sampler: str) -> np.ndarray:
+        if digit not in range(CLASSES):
+            raise UserError(f"digit must be a whole number from 0 to {CLASSES - 1}, not {digit!r}")
+        if seed != int(seed) or not 0 <= seed < 2**63:
+            raise UserError(f"seed must be a whole number from 0 on, not {seed!r}")
+        if sampler not in sample.SAMPLERS:
+            raise UserError(f"sampler must be one of {', '.join(sample.SAMPLERS)}, not {sampler!r}")
+        label = torch.tensor([int(digit)])
+        return sample.draw(self.saved.model, self.density, label, sampler, int(seed))[0, 0].numpy()
+
+
+def _load_pyfunc(path: str) -> Generator:
+    """What MLflow calls with the path of the weights inside the model's folder."""
+    return Generator(checkpoint.load_model(Path(path)))

@@ -37,25 +37,27 @@ def log_likelihood(model: CVAE, split: Split, pixels: Pixels, k: int, seed: int)
     the evidence lower bound. Binary pixels are one fixed draw of the images, by `seed`.
     """
     source = torch.Generator(split.images.device).manual_seed(seed)
-    images_at_once = max(ROWS // k, 1)
-    draws_at_once = min(k, ROWS)
-    result = []
+    pictures = as_pixels(split.images, pixels, source)
+    images_at_once, draws_at_once = max(ROWS // k, 1), min(k, ROWS)
+    bound = torch.empty(len(split), device=split.images.device)
     for start in range(0, len(split), images_at_once):
-        part = split[slice(start, start + images_at_once)]
-        images = as_pixels(part.images, pixels, source)
+        rows = slice(start, start + images_at_once)
+        part = split[rows]
+        images = pictures[rows]
         mu, log_var = model.encode(images, part.labels)
         prior_mu, prior_log_var = model.prior(part.labels)
-        ratios = []
+        log_ratio = torch.empty(k, len(part), device=mu.device)
         for first in range(0, k, draws_at_once):
-            draws = min(draws_at_once, k - first)
-            noise = torch.randn(draws, *mu.shape, generator=source, device=mu.device)
+            noise = torch.randn(min(draws_at_once, k - first), *mu.shape, generator=source, device=mu.device)
             z = mu + (log_var / 2).exp() * noise
-            log_p_x = model.likelihood.log_prob(model.decode(z, part.labels), images.flatten(1))
+            # Two dimensions, not three: torch multiplies a (draws · N, latent) matrix in 60 % of the time.
+            outputs = model.decode(z.flatten(0, 1), part.labels.repeat(len(z)))
+            log_p_x = model.likelihood.log_prob(outputs.unflatten(0, z.shape[:2]), images.flatten(1))
             log_p_z = log_normal(z, prior_mu, prior_log_var)
             log_q_z = log_normal(z, mu, log_var)
-            ratios.append(log_p_x + log_p_z - log_q_z)
-        result.append(torch.cat(ratios).logsumexp(0) - math.log(k))
-    return torch.cat(result)
+            log_ratio[first : first + draws_at_once] = log_p_x + log_p_z - log_q_z
+        bound[rows] = log_ratio.logsumexp(0) - math.log(k)
+    return bound
 
 
 def log_normal(z: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ no copies, no host in the loop (after KellerJordan/cifar10-airbench).
 
 import gzip
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def parse_idx(content: bytes, name: str) -> np.ndarray:
 
 
 def read_idx_pair(folder: Path, images: str, labels: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 28, 28) and labels (N,), both uint8, from two IDX files (or their .gz) that belong together."""
+    """Images (N, 28, 28) and labels (N,), both uint8, from two IDX files, plain or gzipped, that belong together."""
     arrays = []
     for name in (images, labels):
         path = folder / name
@@ -76,7 +77,11 @@ def read_idx_pair(folder: Path, images: str, labels: str) -> tuple[np.ndarray, n
             content = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path} can't be read ({error.strerror}): run `cvae download` first") from None
-        arrays.append(parse_idx(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content, str(path)))
+        try:
+            plain = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        except (EOFError, OSError, zlib.error):
+            raise UserError(f"{path} is not whole: delete it and run `cvae download` again") from None
+        arrays.append(parse_idx(plain, str(path)))
     pictures, digits = arrays
     if pictures.ndim != 3 or pictures.shape[1:] != (SIDE, SIDE):
         raise UserError(f"{folder / images} must hold {SIDE} × {SIDE} pictures, not {pictures.shape[1:]}")
@@ -91,6 +96,8 @@ def split(images: np.ndarray, labels: np.ndarray, validation_size: int, seed: in
 
     if len(labels) - validation_size < CLASSES:
         raise UserError(f"data.validation_size {validation_size} leaves no training data of {len(labels)} images")
+    if (np.bincount(labels) == 1).any():
+        raise UserError("a digit with a single training image can't be split: give each at least two")
     rows = np.arange(len(labels))
     train, validation = train_test_split(rows, test_size=validation_size, random_state=seed, stratify=labels)
     return as_split(images[train], labels[train]), as_split(images[validation], labels[validation])

@@ -66,8 +66,9 @@ def compare(real: Pictures, fake: Pictures) -> Iterator[dict[str, float]]:
     for digit in range(CLASSES):
         real_pixels, real_features, _ = real.of_class(digit)
         fake_pixels, fake_features, read_as = fake.of_class(digit)
-        if min(len(real_pixels), len(fake_pixels)) <= metrics.NEIGHBOURS + 1:
-            raise UserError(f"digit {digit} has {len(real_pixels)} images in this split: too few to measure samples")
+        fewest = min(len(real_pixels), len(fake_pixels))
+        if fewest <= metrics.NEIGHBOURS:
+            raise UserError(f"digit {digit} has {fewest} images: too few to measure samples")
         yield {
             "digit": digit,
             "class_accuracy": metrics.accuracy(read_as, digit),

@@ -69,7 +69,7 @@ def latent_space(mu: np.ndarray, labels: np.ndarray) -> "Figure":
     """Posterior means (N, latent) on their first two principal axes, coloured by class (N,)."""
     centred = mu - mu.mean(0)
     _, spread, axes_of_spread = np.linalg.svd(centred, full_matrices=False)
-    points = np.pad(centred @ axes_of_spread[:2].T, ((0, 0), (0, max(2 - mu.shape[1], 0))))
+    points = np.pad(centred @ axes_of_spread[:2].T, ((0, 0), (0, max(2 - min(mu.shape), 0))))
     shown = (spread[:2] ** 2).sum() / max((spread**2).sum(), 1e-12)
     figure = _figure(6.4, 5.6)
     axes = figure.subplots()
@@ -92,12 +92,12 @@ def curves(history: pd.DataFrame) -> "Figure":
     figure = _figure(9.6, 3.2)
     panels = figure.subplots(1, 3)
     for axes, name in zip(panels, ("reconstruction", "kl"), strict=False):
-        axes.plot(history["epoch"], history[name], color=FAINT, label="training")
-        axes.plot(history["epoch"], history[f"validation_{name}"], color=ACCENT, label="validation")
+        axes.plot(history["epoch"], history[name], ".-", color=FAINT, label="training")
+        axes.plot(history["epoch"], history[f"validation_{name}"], ".-", color=ACCENT, label="validation")
         _plain(axes, "epoch", "nats per image")
         axes.set_title(name, fontsize=11, color=INK)
     panels[0].legend(frameon=False)
-    panels[2].plot(history["epoch"], history["validation_elbo"], color=ACCENT)
+    panels[2].plot(history["epoch"], history["validation_elbo"], ".-", color=ACCENT)
     _plain(panels[2], "epoch", "nats per image")
     panels[2].set_title("validation elbo", fontsize=11, color=INK)
     return figure

@@ -22,7 +22,7 @@ class Bernoulli(nn.Module):
     """
 
     def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
-        """(..., 784) logits and (..., 784) pixels, which broadcast, to (...) nats per image.
+        """(..., 784) logits and pixels that expand to their shape, to (...) nats per image.
 
         On logits: sigmoid followed by a logarithm loses everything beyond ±17 in float32.
         """

@@ -37,7 +37,7 @@ class Range:
 
     def holds(self, value: float) -> bool:
         return (
-            math.isfinite(value)
+            abs(value) < math.inf
             and (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
             and (self.above is None or value > self.above)
@@ -61,7 +61,7 @@ def read(path: Path | str = FILE) -> dict[str, Any]:
         raise UserError(f"{path} not found: run this in the project's folder, where params.yaml is") from None
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError) as error:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold sections ({', '.join(SECTIONS)}), not {_kind(content)}")
@@ -149,7 +149,8 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
         with contextlib.suppress(ValueError):
             value = float(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if type(value) is not kind:
         raise UserError(f"{where} must be {_kind(kind())}, not {value!r}")
     return value

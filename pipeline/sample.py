@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.bound import posteriors
-from pipeline.data import CLASSES, SIDE, Pixels, Split
+from pipeline.data import CLASSES, SIDE, Pixels, Split, epoch_seed
 from pipeline.model import CVAE
 from pipeline.params import Range
 
@@ -59,7 +59,7 @@ def fit_density(model: CVAE, split: Split, pixels: Pixels, components: int, seed
     from threadpoolctl import threadpool_limits
 
     mu, log_var = posteriors(model, split, pixels, seed)
-    source = torch.Generator(mu.device).manual_seed(seed)
+    source = torch.Generator(mu.device).manual_seed(epoch_seed(seed, 1))  # other draws than the pixels'
     z = mu + (log_var / 2).exp() * torch.randn(mu.shape, generator=source, device=mu.device)
     codes, labels = z.cpu().double().numpy(), split.labels.cpu().numpy()
     size = codes.shape[1]

@@ -5,8 +5,10 @@ records. One Record is one epoch.
 """
 
 import math
+import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -18,10 +20,11 @@ from pipeline.data import Split, as_pixels, batches, epoch_seed
 from pipeline.device import pick_precision
 from pipeline.errors import UserError
 from pipeline.model import CVAE
-from pipeline.objective import ObjectiveParams
+from pipeline.objective import ObjectiveParams, Terms
 from pipeline.params import Range
 
 VALIDATION_BATCH = 1000
+COMPILING_PAYS = 5_000_000  # images: compiling costs 3 to 38 s, which a default run would not win back
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,19 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
 
+def forward(choice: str, device: torch.device, images: int) -> Callable[..., Terms]:
+    """objective.terms, compiled where that is asked for or, by `auto`, where a run over so many images wins by it.
+
+    Raises UserError where compiling is asked for and there is no C++ compiler to do it with.
+    """
+    able = device.type != "cpu" or shutil.which(os.environ.get("CXX", "g++")) is not None
+    if choice == "always" and not able:
+        raise UserError("train.compile always needs a C++ compiler (g++, or what CXX names): install it, or set never")
+    if choice == "always" or (choice == "auto" and able and images >= COMPILING_PAYS):
+        return torch.compile(objective.terms)
+    return objective.terms
+
+
 def fit(
     training: Training, train: Split, validation: Split, params: TrainParams, aim: ObjectiveParams
 ) -> Iterator[Record]:
@@ -101,7 +117,7 @@ def fit(
     precision = pick_precision(params.precision, device)
     steps_per_epoch = max(len(train) // params.batch_size, 1)
     steps = steps_per_epoch * params.epochs
-    compute = objective.terms
+    compute = forward(params.compile, device, steps * params.batch_size)
     noise_source = torch.Generator(device)
 
     while training.epoch < params.epochs:

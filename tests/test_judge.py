@@ -1,6 +1,5 @@
 """The judge: a seeded fit that keeps its best weights, augmentation that does what it says, files, and the bars."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline import data
-from pipeline.data import CLASSES, FILES, SIDE, Split
+from pipeline.data import CLASSES, SIDE, Split
 from pipeline.errors import UserError
 from pipeline.judge import FEATURES, Judge, JudgeParams, JudgeRecord, augment, build, fit, load, read, save
 
@@ -167,16 +166,6 @@ def test_what_is_no_judge_is_refused_with_the_remedy(tmp_path: Path, content: st
 # ── on MNIST ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 RECOMMENDED = JudgeParams(epochs=7, batch_size=128, learning_rate=5e-3, seed=0)
-
-
-@pytest.fixture(scope="module")
-def mnist() -> dict[str, Split]:
-    folder = os.environ.get("CVAE_MNIST_MIRROR")
-    if not folder:
-        pytest.skip("CVAE_MNIST_MIRROR names no folder with MNIST's files")
-    pairs = [data.read_idx_pair(Path(folder), *(f"{name}.gz" for name in FILES[part])) for part in ("train", "test")]
-    train, validation = data.split(*pairs[0], validation_size=5000, seed=0)
-    return {"train": train, "validation": validation, "test": data.as_split(*pairs[1])}
 
 
 @pytest.fixture(scope="module")

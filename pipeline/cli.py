@@ -1,0 +1,248 @@
+"""The `cvae` command. Nothing heavy is imported before it is needed: `cvae --help` answers at once."""
+
+import argparse
+import difflib
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from pipeline import console
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STAGES = {
+    "download": "bring the four MNIST files to data/raw, checked by SHA-256",
+    "prepare": "split them into train, validation and test tensors",
+    "judge": "train the classifier that measures samples",
+    "train": "train the CVAE of params.yaml into models/cvae.safetensors",
+    "evaluate": "measure it on test: reports/metrics.json, tables and figures",
+}
+MOST_SAMPLES = 100_000
+ROW = 10
+EXAMPLES = """\
+examples:
+  dvc repro                                        the whole pipeline; what is up to date is left alone
+  dvc exp run -S objective.kl_weight=1             the same with another KL weight
+  cvae report                                      the headline figures of the last evaluation
+  cvae sample 8 --count 10 --seed 0 --out eights.png
+  cvae weight --article 1e-5 --batch-size 128      what the source article's weight means here
+  cvae ui                                          compare runs in the browser
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse with errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see `{self.prog} --help`", file=sys.stderr)
+        sys.exit(2)
+
+
+def parser() -> Parser:
+    """Every command with its arguments."""
+    top = Parser(
+        prog="cvae",
+        description="Train a conditional VAE on MNIST and find out which KL weight, and why.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    for name, words in STAGES.items():
+        stage_parser = commands.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.")
+        stage_parser.set_defaults(act=lambda _, name=name: stage(name))
+
+    add = commands.add_parser(
+        "sample",
+        help="draw digits from a trained model into a PNG or NPZ file",
+        description="Draw digits from a trained model.",
+        epilog="examples:\n  cvae sample 8 --count 10 --seed 0 --out eights.png\n"
+        "  cvae sample 0-9 --count 12 --sampler prior\n  cvae sample 1,7 --out sevens.npz",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add.add_argument("digits", metavar="DIGITS", help="8, 1,7 or 0-9")
+    add.add_argument("--count", type=int, default=10, metavar="N", help="samples of each digit (10)")
+    add.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed draws the same samples (0)")
+    add.add_argument("--sampler", choices=("fitted", "prior"), help="where z comes from (params.yaml says)")
+    add.add_argument("--model", type=Path, default=Path("models/cvae.safetensors"), metavar="FILE", help="the weights")
+    add.add_argument(
+        "--out",
+        type=Path,
+        default=Path("samples.png"),
+        metavar="FILE",
+        help=".png: one sheet; .npz: images (N, 28, 28) float32 in [0, 1] and labels (N,) (samples.png)",
+    )
+    add.set_defaults(act=sample)
+
+    add = commands.add_parser(
+        "weight",
+        help="convert the source article's KL weight to β and back",
+        description="Convert between the source article's KL weight (pixel-mean BCE, batch-summed KL) and β.",
+        epilog="examples:\n  cvae weight --article 1e-5 --batch-size 128\n  cvae weight --beta 0.3 --batch-size 128",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    which = add.add_mutually_exclusive_group(required=True)
+    which.add_argument("--article", type=float, metavar="W", help="a weight as the article writes it")
+    which.add_argument("--beta", type=float, metavar="B", help="objective.kl_weight of params.yaml")
+    add.add_argument("--batch-size", type=int, default=128, metavar="N", help="the batch size it is used with (128)")
+    add.set_defaults(act=weight)
+
+    add = commands.add_parser("report", help="the headline figures of the last evaluation, and what to look at next")
+    add.set_defaults(act=report)
+
+    add = commands.add_parser("ui", help="compare runs in MLflow's page, on the right database")
+    add.add_argument("--port", type=int, default=5000, metavar="N", help="the first port to try (5000)")
+    add.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
+    add.set_defaults(act=ui)
+    return top
+
+
+def stage(name: str) -> None:
+    """Runs a stage in this process, as DVC would in its own."""
+    importlib.import_module(f"pipeline.stages.{name}").main()
+
+
+def weight(arguments: argparse.Namespace) -> None:
+    """Prints β for an article weight, or the reverse, and why."""
+    from pipeline.objective import from_article_weight, to_article_weight
+
+    size = arguments.batch_size
+    if size < 1:
+        raise UserError(f"--batch-size must be at least 1, not {size}")
+    given = arguments.article if arguments.article is not None else arguments.beta
+    if not 0 <= given < float("inf"):
+        raise UserError(f"a weight must be a finite number of at least 0, not {given}")
+    if arguments.article is not None:
+        beta, article = from_article_weight(given, size), given
+        print(f"β = {_weight(beta)}   (objective.kl_weight)")
+    else:
+        beta, article = given, to_article_weight(given, size)
+        print(f"w = {article:.6g}   (the source article's weight)")
+    print(
+        f"The article averages the reconstruction over 784 pixels × {size} images but sums the KL over the batch: its "
+        f"w = {article:.4g} weighs the KL as β = w · 784 · {size} = {_weight(beta)} does in nats per image, where "
+        "β = 1 is the evidence lower bound."
+    )
+
+
+def _weight(beta: float) -> str:
+    return f"{beta:,.2f}" if beta >= 0.1 else f"{beta:.4g}"
+
+
+def sample(arguments: argparse.Namespace) -> None:
+    """Draws digits and writes them to a file."""
+    digits = digits_of(arguments.digits)
+    if not 1 <= arguments.count <= MOST_SAMPLES // len(digits):
+        most = MOST_SAMPLES // len(digits)
+        raise UserError(f"--count must be from 1 to {most:,} for {len(digits)} digit(s), not {arguments.count:,}")
+    if not 0 <= arguments.seed < 2**63:
+        raise UserError(f"--seed must be a whole number from 0 to 2^63 − 1, not {arguments.seed}")
+    if arguments.out.suffix not in (".png", ".npz"):
+        raise UserError(f"--out {arguments.out} must end in .png or .npz")
+    if not arguments.out.parent.is_dir():
+        raise UserError(f"--out {arguments.out}: there is no folder {arguments.out.parent}")
+
+    import torch
+
+    from pipeline import checkpoint
+    from pipeline.params import load
+    from pipeline.sample import Density, SampleParams, draw
+
+    sampler = arguments.sampler or load(SampleParams, "sample").sampler
+    saved = checkpoint.load_model(arguments.model)
+    labels = torch.tensor(digits).repeat_interleave(arguments.count)
+    images = draw(saved.model, Density(**saved.density), labels, sampler, arguments.seed)
+    write_samples(arguments.out, images, labels, arguments.count)
+    print(f"{arguments.out}: {len(images):,} samples of {arguments.digits}, {sampler} sampler, seed {arguments.seed}")
+
+
+def write_samples(path: Path, images: "Tensor", labels: "Tensor", count: int) -> None:
+    """Images (N, 1, 28, 28), `count` of each digit, as a sheet or as arrays."""
+    import numpy as np
+    import torch
+
+    from pipeline.files import replacing
+    from pipeline.sample import sheet
+
+    with replacing(path) as part, open(part, "wb") as file:
+        if path.suffix == ".npz":
+            np.savez_compressed(file, images=images.squeeze(1).numpy(), labels=labels.numpy())
+            return
+        from PIL import Image
+
+        # A row a digit where there are several; one digit alone fills rows of ten.
+        columns = count if len(images) > count else min(count, ROW)
+        blank = torch.zeros(-len(images) % columns, *images.shape[1:])
+        Image.fromarray(sheet(torch.cat([images, blank]), columns)).save(file, format="PNG")
+
+
+def digits_of(text: str) -> list[int]:
+    """`8`, `1,7` and `0-9` as digits, in the order asked."""
+    digits: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last) if dash else (first, first)
+        if not all(len(end) == 1 and end in "0123456789" for end in ends) or ends[0] > ends[1]:
+            raise UserError(f"{text!r} names no digits: give one as 8, some as 1,7, a range as 0-9")
+        digits.extend(range(int(ends[0]), int(ends[1]) + 1))
+    return list(dict.fromkeys(digits))
+
+
+def report(_: argparse.Namespace) -> None:
+    """Prints the headline figures and what to look at next."""
+    path = Path("reports/metrics.json")
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        protocol = figures["protocol"]
+    except FileNotFoundError:
+        raise UserError(f"{path} not found: run `dvc repro` first") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is no evaluation of this project: run `dvc repro evaluate`") from None
+    names = ("class_accuracy", "diversity", "frechet", "precision", "recall", "density", "coverage")
+    console.table(
+        f"Samples, measured on {protocol['images']:,} {protocol['split']} images",
+        ("sampler", *names),
+        [(name, *(figures[name][column] for column in names)) for name in ("prior", "fitted", "real")],
+        note="real: training images taken as if they were samples, the ceiling",
+    )
+    fit = ("reconstruction", "kl", "elbo", "nll", "active_units")
+    console.table(
+        f"Fit, nats per image ({protocol['pixels']} pixels, nll with k = {protocol['nll_draws']})",
+        ("β", *fit),
+        [(f"{protocol['kl_weight']:g}", *(figures[name] for name in fit))],
+    )
+    if figures["collapsed"]:
+        print("COLLAPSED: the latent code carries nothing, or samples of a class are all alike. Lower the KL weight.\n")
+    print(
+        "Look at    reports/figures/samplers.png, samples of every digit from both samplers beside real ones\n"
+        "Compare    make ui, every run with its curves, figures and samples\n"
+        "Try        dvc exp run -S objective.kl_weight=1, then dvc metrics diff"
+    )
+
+
+def ui(arguments: argparse.Namespace) -> None:
+    """Serves MLflow's page until Ctrl-C."""
+    from pipeline import tracking
+    from pipeline.params import load
+
+    experiment = load(tracking.TrackingParams, "tracking").experiment
+    tracking.ui(Path(), arguments.port, not arguments.no_browser, experiment)
+
+
+def main() -> None:
+    """The console command."""
+    words = sys.argv[1:]
+    top = parser()
+    known = next(action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    if words and not words[0].startswith("-") and words[0] not in known:
+        close = difflib.get_close_matches(words[0], known, n=1)
+        top.error(f"no command {words[0]!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+    arguments = top.parse_args(words)
+    console.run(lambda: arguments.act(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Measures models/cvae.safetensors on the test split: figures, tables, pictures. About a minute on two cores.
+
+The only reader of the test split: whatever was chosen, was chosen on validation.
+"""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from pipeline import bound, checkpoint, console, data, evaluation, figures, judge, sample, tracking
+from pipeline.data import CLASSES, Split, to_unit
+from pipeline.device import pick_device
+from pipeline.evaluation import EvaluateParams, Evaluation
+from pipeline.files import replacing, write_json
+from pipeline.model import CVAE
+from pipeline.objective import ObjectiveParams
+from pipeline.params import load, load_key, parse
+from pipeline.sample import Density
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PREPARED = Path("data/prepared/mnist.safetensors")
+JUDGE = Path("models/judge.safetensors")
+MODEL = Path("models/cvae.safetensors")
+RUN = Path("models/run.json")
+HISTORY = Path("reports/history.csv")
+METRICS = Path("reports/metrics.json")
+PER_CLASS = Path("reports/per_class.csv")
+PICTURES = Path("reports/figures")
+COLUMNS = 10
+DIGIT = 5  # whose traversal is shown
+
+
+def main() -> None:
+    params, sampler = load(EvaluateParams, "evaluate"), load_key(sample.Sampler, "sample", "sampler")
+    device = pick_device(load_key(str, "train", "device"))
+    experiment = load(tracking.TrackingParams, "tracking").experiment
+    saved = checkpoint.load_model(MODEL, device)
+    aim = parse(ObjectiveParams, saved.params["objective"], f"{MODEL}: objective")
+    model, density = saved.model, Density(**saved.density)
+    reader = partial(judge.read, judge.load(JUDGE, device))
+    train, test = (split.to(device) for split in data.load(PREPARED, "train", "test"))
+
+    trained = json.loads(RUN.read_text(encoding="utf-8"))
+    name = f"evaluation β={aim.kl_weight:g}"  # only where the training's run is gone
+    with tracking.resume(trained["run_id"], trained["tracking_uri"], name, experiment, warn=console.warn) as run:
+        result = evaluation.evaluate(model, density, reader, test, train, params, aim, "test")
+        write_json(METRICS, result.summary)
+        with replacing(PER_CLASS) as part:
+            result.per_class.to_csv(part, index=False)
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        for name, figure in pictures(model, density, test, aim, result, sampler):
+            with replacing(PICTURES / f"{name}.png") as part:
+                figure.savefig(part, format="png")
+
+        run.metrics(flatten(result), step=0, of_model=True)
+        run.table(result.per_class, "per_class")
+        run.tags({"collapsed": str(result.summary["collapsed"]).lower()})
+        for path in (METRICS, PER_CLASS, *sorted(PICTURES.iterdir())):
+            run.artifact(path, "figures" if path.parent == PICTURES else None)
+    print(f"{METRICS}, {PER_CLASS} and {PICTURES}/ written")
+
+
+def flatten(result: Evaluation) -> dict[str, float]:
+    """The headline figures under the names that MLflow compares: `test_nll`, `test_fitted_frechet`, …"""
+    names: dict[str, float] = {}
+    for key, value in result.summary.items():
+        if key == "protocol":
+            continue
+        if isinstance(value, dict):
+            names |= {f"test_{key}_{name}": figure for name, figure in value.items()}
+        else:
+            names[f"test_{key}"] = float(value)
+    return names
+
+
+def pictures(
+    model: CVAE, density: Density, test: Split, aim: ObjectiveParams, result: Evaluation, sampler: sample.Sampler
+) -> Iterator[tuple[str, "Figure"]]:
+    """Every figure with its name. Codes come from fixed seeds, so that two runs' pictures compare."""
+    labels = sample.rows_of_digits(COLUMNS).to(test.labels.device)
+    drawn = {name: sample.draw(model, density, labels, name, seed=0) for name in sample.SAMPLERS}
+    shown = torch.cat([test.of_class(digit).images[:COLUMNS] for digit in range(CLASSES)])
+    sheets = {"real": sample.sheet(to_unit(shown), COLUMNS)}
+    sheets |= {name: sample.sheet(images, COLUMNS) for name, images in drawn.items()}
+    notes = {name: _note(result.summary[name]) for name in sheets}
+    title = f"Samples of each digit, β = {aim.kl_weight:g}, {sampler} sampler"
+    yield "samples", figures.sample_grid(sheets[sampler], title)
+    yield "samplers", figures.sampler_grids(sheets, notes)
+
+    mu, _ = bound.posteriors(model, test, aim.pixels)
+    yield "latent_space", figures.latent_space(mu.cpu().numpy(), test.labels.cpu().numpy())
+
+    few = torch.cat([(test.labels == digit).nonzero()[: COLUMNS // 2, 0] for digit in range(CLASSES)])
+    inputs, outputs = to_unit(test.images[few]), sample.decode(model, mu[few], test.labels[few])
+    yield "reconstructions", figures.reconstructions(sample.sheet(torch.stack([inputs, outputs], 1), COLUMNS))
+
+    values = torch.linspace(-3, 3, 11, device=mu.device)
+    dimensions = bound.active_dimensions(mu).tolist()
+    rows = [sample.traverse(model, DIGIT, dimension, values) for dimension in dimensions]
+    moved = sample.sheet(torch.cat(rows), len(values)) if rows else None
+    title = f"Digit {DIGIT} along each active dimension of z, from −3 to 3"
+    yield "traversal", figures.traversal(moved, [f"z{dimension}" for dimension in dimensions], title)
+
+    yield "curves", figures.curves(pd.read_csv(HISTORY))
+    yield "per_class", figures.per_class(result.per_class)
+
+
+def _note(means: dict[str, float]) -> str:
+    names = {"accuracy": "class_accuracy", "diversity": "diversity", "Fréchet": "frechet"}
+    return "   ".join(f"{word} {means[name]:.3g}" for word, name in names.items())
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,41 @@
+"""What the package's modules import of each other and of others, read from their source."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pipeline"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__init__.py"
+}
+
+
+def imported(module: str) -> set[str]:
+    """Every module that `module` names in an import anywhere in it, ours as `pipeline.x`, others by their root."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from pipeline import model` names modules, `from pipeline.model import CVAE` one.
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= (inner & MODULES.keys()) or {node.module}
+    return {name if name.startswith("pipeline.") else name.split(".")[0] for name in names}
+
+
+def ours(module: str) -> set[str]:
+    """The modules of ours that `module` imports directly."""
+    return imported(module) & MODULES.keys()
+
+
+def closure(module: str) -> set[str]:
+    """`module` and everything of ours that it imports, directly or not."""
+    found, waiting = set[str](), [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting.extend(ours(name))
+    return found

@@ -1,0 +1,108 @@
+"""dvc.yaml and params.yaml held to the code: nothing read is undeclared, nothing declared is unread."""
+
+import ast
+import re
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from imports import MODULES, ROOT, closure
+from ruamel.yaml import YAML
+
+from pipeline import download, evaluation, judge, model, objective, sample, tracking, train
+from pipeline.params import SECTIONS, load
+
+STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+PARAMS: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+OWNERS: dict[str, type[Any]] = {
+    "data": download.DataParams,
+    "judge": judge.JudgeParams,
+    "model": model.ModelParams,
+    "objective": objective.ObjectiveParams,
+    "train": train.TrainParams,
+    "sample": sample.SampleParams,
+    "evaluate": evaluation.EvaluateParams,
+    "tracking": tracking.TrackingParams,
+}
+
+
+def source(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def keys_read(stage: str) -> set[str]:
+    """`section` for each load(Owner, "section") of a stage, `section.key` for each load_key(rule, "section", "key")."""
+    found = set()
+    for node in ast.walk(source(f"pipeline.stages.{stage}")):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("load", "load_key"):
+            found.add(".".join(ast.literal_eval(argument) for argument in node.args[1:]))
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_its_import_closure(stage: str) -> None:
+    files = {str(MODULES[module].relative_to(ROOT)) for module in closure(f"pipeline.stages.{stage}")}
+    declared = {dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/")}
+    assert declared == files
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_the_params_it_reads(stage: str) -> None:
+    assert set(STAGES[stage].get("params", [])) == keys_read(stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_the_files_it_names(stage: str) -> None:
+    """Every Path("data/…"), Path("models/…") or Path("reports/…") of a stage's module is a dep or an output of it."""
+    text = ast.unparse(source(f"pipeline.stages.{stage}"))
+    named = set(re.findall(r"Path\('((?:data|models|reports)/[^']+)'\)", text))
+    declared: set[str] = set()
+    for kind in ("deps", "outs", "metrics", "plots"):
+        declared |= {next(iter(item)) if isinstance(item, dict) else item for item in STAGES[stage].get(kind, [])}
+    assert named == {path for path in declared if not path.startswith("pipeline/")}
+
+
+def test_the_stages_are_those_of_the_package() -> None:
+    assert set(STAGES) == {module.rsplit(".", 1)[1] for module in MODULES if ".stages." in module}
+
+
+def test_the_sections_are_those_of_their_owners() -> None:
+    assert set(PARAMS) == set(SECTIONS) == set(OWNERS)
+
+
+@pytest.mark.parametrize("section", OWNERS)
+def test_params_yaml_holds_what_its_owner_asks_for(section: str) -> None:
+    load(OWNERS[section], section, ROOT / "params.yaml")
+
+
+@pytest.mark.parametrize(("section", "key"), [(name, key) for name, values in PARAMS.items() for key in values])
+def test_every_key_of_params_yaml_is_read(section: str, key: str) -> None:
+    """By attribute, or by load_key, somewhere in the package; the field's own declaration does not count."""
+    for module in MODULES:
+        for node in ast.walk(source(module)):
+            if isinstance(node, ast.Attribute) and node.attr == key and isinstance(node.ctx, ast.Load):
+                return
+            if isinstance(node, ast.Call) and [getattr(a, "value", None) for a in node.args[1:]] == [section, key]:
+                return
+    assert section == "model", f"{section}.{key} is never read"  # model.resolve reads its keys by the fields' names
+    assert key in {field.name for field in fields(model.Architecture)}
+
+
+@pytest.mark.parametrize("section", OWNERS)
+def test_no_default_lives_in_code(section: str) -> None:
+    from dataclasses import MISSING
+
+    assert all(field.default is MISSING and field.default_factory is MISSING for field in fields(OWNERS[section]))
+
+
+def test_what_dvc_caches_is_ignored_by_git() -> None:
+    """By the root's .gitignore: DVC's own ones go with a deleted folder, and `git add -A` would then take weights."""
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    cached = [out for stage in STAGES.values() for out in stage.get("outs", []) if isinstance(out, str)]
+    assert all(any(f"/{out}/".startswith(folder) for folder in ignored if folder.endswith("/")) for out in cached)
+
+
+def test_dvc_calls_nobody() -> None:
+    config = (ROOT / ".dvc/config").read_text(encoding="utf-8")
+    assert "analytics = false" in config
+    assert "check_update = false" in config

@@ -1,0 +1,170 @@
+"""Figures: every one is drawn and saved without a display, whatever the model's state."""
+
+import io
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from pipeline import figures
+
+SOURCE = np.random.default_rng(0)
+
+
+def sheet(rows: int = 10, columns: int = 4) -> np.ndarray:
+    return SOURCE.integers(0, 256, (30 * rows - 2, 30 * columns - 2), dtype=np.uint8)
+
+
+def words(figure: Figure) -> str:
+    """Everything that is written on a figure."""
+    written = [text.get_text() for text in figure.texts]
+    for axes in figure.axes:
+        written += [axes.get_title(), axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()]
+        written += [text.get_text() for text in axes.texts]
+        written += [label.get_text() for label in axes.get_yticklabels()]
+    return "\n".join(written)
+
+
+def saved(figure: Figure) -> Image.Image:
+    """The figure as a reader opens it; it must not be one blank colour."""
+    assert isinstance(figure, Figure)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    picture = Image.open(content)
+    assert picture.format == "PNG"
+    low, high = picture.convert("L").getextrema()
+    assert low != high
+    return picture
+
+
+def per_class(frechet: float = 10.0) -> pd.DataFrame:
+    metrics = ("class_accuracy", "diversity", "frechet", "precision", "recall", "density", "coverage")
+    rows = [
+        {"sampler": sampler, "digit": digit, **dict.fromkeys(metrics, 0.5 + digit / 20), "frechet": frechet + digit}
+        for sampler, digit in itertools.product(("prior", "fitted", "real"), range(10))
+    ]
+    return pd.DataFrame(rows)
+
+
+def history(epochs: int) -> pd.DataFrame:
+    epoch = np.arange(1, epochs + 1)
+    names = ("reconstruction", "kl", "validation_reconstruction", "validation_kl", "validation_elbo")
+    return pd.DataFrame({"epoch": epoch, **dict.fromkeys(names, 100.0 / epoch)})
+
+
+def test_a_sheet_of_samples_carries_its_title_and_digits() -> None:
+    figure = figures.sample_grid(sheet(), "Samples at β = 1")
+    saved(figure)
+    assert "Samples at β = 1" in words(figure)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list("0123456789")
+
+
+def test_a_sheet_is_shown_in_its_own_greys() -> None:
+    """Neither inverted nor stretched: 255 stays white where the darkest value is a light grey."""
+    picture = np.full((298, 118), 200, np.uint8)
+    picture[:100] = 255
+    shown = figures.sample_grid(picture, "").axes[0].images[0]
+    colours = shown.to_rgba(np.array([[0, 200, 255]], np.uint8))[0, :, 0]
+    assert colours == pytest.approx([0, 200 / 255, 1], abs=0.01)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_samplers_stand_side_by_side_each_under_its_note(count: int) -> None:
+    names = ["real", "prior", "fitted"][:count]
+    figure = figures.sampler_grids({name: sheet() for name in names}, {name: f"note on {name}" for name in names})
+    saved(figure)
+    assert len(figure.axes) == count
+    for axes, name in zip(figure.axes, names, strict=True):
+        assert axes.get_title().strip() == name
+        assert axes.texts[0].get_text() == f"note on {name}"
+
+
+def test_reconstructions_are_drawn() -> None:
+    figure = figures.reconstructions(sheet())
+    saved(figure)
+    assert "reconstruction" in words(figure)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 16])
+def test_a_traversal_has_a_row_for_each_dimension(dimensions: int) -> None:
+    names = [f"z{index}" for index in range(dimensions)]
+    figure = figures.traversal(sheet(dimensions, 11), names, "Digit 5")
+    saved(figure)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
+
+
+def test_a_traversal_without_a_dimension_says_that_the_code_has_collapsed() -> None:
+    figure = figures.traversal(None, [], "Digit 5")
+    saved(figure)
+    assert "collapsed" in words(figure)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_a_latent_space_of_any_size_shows_every_image_once(size: int) -> None:
+    labels = np.arange(40) % 10
+    figure = figures.latent_space(SOURCE.normal(size=(40, size)), labels)
+    saved(figure)
+    assert sum(len(np.asarray(points.get_offsets())) for points in figure.axes[0].collections) == 40
+
+
+def test_a_latent_space_keeps_the_distances_of_a_plane() -> None:
+    """Two dimensions are only turned: what lies close together is shown close together."""
+    mu = SOURCE.normal(size=(10, 2)) * [1, 3] + 5
+    figure = figures.latent_space(mu, np.arange(10))
+    shown = np.concatenate([np.asarray(points.get_offsets()) for points in figure.axes[0].collections])
+    expected = np.linalg.norm(mu[:, None] - mu[None], axis=-1)
+    assert np.linalg.norm(shown[:, None] - shown[None], axis=-1) == pytest.approx(expected)
+    assert "100% of their variance" in words(figure)
+
+
+def test_a_latent_space_says_how_much_of_the_variance_it_shows() -> None:
+    """Four axes with variances 4, 3, 2 and 1: the first two hold 70 %."""
+    waves = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]] * 5).T[1:].T
+    mu = np.concatenate([waves, -waves]) * np.sqrt([4, 3, 3])
+    assert "70% of their variance" in words(figures.latent_space(mu, np.arange(40) % 10))
+
+
+def test_a_latent_space_without_any_spread_is_drawn() -> None:
+    saved(figures.latent_space(np.zeros((20, 8)), np.arange(20) % 10))
+
+
+def test_a_latent_space_may_lack_classes() -> None:
+    saved(figures.latent_space(SOURCE.normal(size=(12, 3)), np.full(12, 4)))
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 20])
+def test_curves_are_drawn_from_the_first_epoch_on(epochs: int) -> None:
+    figure = figures.curves(history(epochs))
+    saved(figure)
+    for name in ("reconstruction", "kl", "elbo"):
+        assert name in words(figure)
+
+
+def test_every_class_has_a_bar_for_each_sampler() -> None:
+    figure = figures.per_class(per_class())
+    saved(figure)
+    for axes in figure.axes:
+        assert len(axes.patches) == 30
+
+
+def test_bars_are_as_high_as_the_figures_they_show() -> None:
+    panels = {axes.get_title(loc="left").split(":")[0]: axes for axes in figures.per_class(per_class()).axes}
+    assert [bar.get_height() for bar in panels["frechet"].patches[:10]] == pytest.approx([10 + d for d in range(10)])  # type: ignore[attr-defined]
+
+
+def test_drawing_opens_no_window_and_keeps_no_figure() -> None:
+    import matplotlib.pyplot as plt
+
+    saved(figures.sample_grid(sheet(), ""))
+    assert plt.get_fignums() == []
+
+
+def test_the_file_s_name_need_not_tell_the_format(tmp_path: Path) -> None:
+    """Stages write to a temporary name first."""
+    figures.sample_grid(sheet(), "").savefig(tmp_path / ".samples.png.part", format="png")
+    with Image.open(tmp_path / ".samples.png.part") as picture:
+        assert picture.format == "PNG"

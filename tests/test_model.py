@@ -1,0 +1,194 @@
+"""The model: the article's shapes, labels heard where they should be and nowhere else, weights by seed."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.model import CVAE, PRESETS, Architecture, Condition, Conditioning, ModelParams, build, one_hot, resolve
+
+KINDS: tuple[Conditioning, ...] = ("sum", "mean", "product", "concat")
+SMALL = Architecture(4, (16,), (16,), "concat", encoder_sees_label=True)
+LABELS = torch.arange(10)
+
+
+def draws(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def images(count: int) -> Tensor:
+    return draws(count, 1, 28, 28).sigmoid()
+
+
+def layers(module: nn.Module) -> list[tuple[int, int]]:
+    return [(part.in_features, part.out_features) for part in module.modules() if isinstance(part, nn.Linear)]
+
+
+def weights(model: CVAE) -> Tensor:
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+
+def condition(kind: Conditioning, latent_size: int = 4) -> Condition:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Condition(kind, latent_size)
+
+
+def test_the_article_preset_has_the_article_s_layers() -> None:
+    model = build(PRESETS["article"], 0)
+    assert layers(model.encoder) == [(784, 256), (256, 8)]
+    assert (layers(model.mu), layers(model.log_var)) == ([(8, 8)], [(8, 8)])
+    assert layers(model.condition) == [(10, 8)]
+    assert layers(model.decoder) + layers(model.pixels) == [(8, 256), (256, 784)]
+
+
+def test_the_article_preset_sums_the_label_onto_the_code_and_hides_it_from_the_encoder() -> None:
+    assert (PRESETS["article"].conditioning, PRESETS["article"].encoder_sees_label) == ("sum", False)
+
+
+def test_the_strong_preset_shows_the_label_to_both_halves() -> None:
+    model = build(PRESETS["strong"], 0)
+    assert layers(model.encoder) == [(794, 512), (512, 512)]
+    assert layers(model.decoder) + layers(model.pixels) == [(26, 512), (512, 512), (512, 784)]
+
+
+def test_nulls_are_the_preset_s() -> None:
+    for name, architecture in PRESETS.items():
+        assert resolve(ModelParams(name, None, None, None, None, None)) == architecture  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"latent_size": 3},
+        {"encoder_hidden": (7, 5)},
+        {"encoder_hidden": ()},
+        {"decoder_hidden": (9,)},
+        {"conditioning": "product"},
+        {"encoder_sees_label": False},
+    ],
+)
+def test_one_value_changes_that_value_alone(change: dict[str, object]) -> None:
+    params = replace(ModelParams("strong", None, None, None, None, None), **change)  # type: ignore[arg-type]
+    assert resolve(params) == replace(PRESETS["strong"], **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sees", "encoder", "decoder"), list(itertools.product(KINDS, (False, True), ((), (8,)), ((), (8, 6))))
+)
+def test_any_architecture_encodes_and_decodes(
+    kind: Conditioning, sees: bool, encoder: tuple[int, ...], decoder: tuple[int, ...]
+) -> None:
+    model = build(Architecture(3, encoder, decoder, kind, sees), 0)
+    mu, log_var = model.encode(images(5), LABELS[:5])
+    assert mu.shape == log_var.shape == (5, 3)
+    assert model.decode(mu, LABELS[:5]).shape == (5, 784)
+    assert model.decode(draws(2, 7, 5, 3), LABELS[:5]).shape == (2, 7, 5, 784)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_codes_decode_as_each_would_alone(kind: Conditioning) -> None:
+    model, z = build(replace(SMALL, conditioning=kind), 0), draws(6, 10, 4)
+    together = model.decode(z, LABELS)
+    for row in range(6):
+        assert torch.allclose(together[row], model.decode(z[row], LABELS), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_decoder_hears_every_label(kind: Conditioning) -> None:
+    model = build(Architecture(16, (8,), (16,), kind, encoder_sees_label=False), 0)
+    outputs = model.decode(draws(1, 16).expand(10, 16), LABELS)
+    assert torch.pdist(outputs).min() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_decoder_hears_the_code(kind: Conditioning) -> None:
+    model = build(replace(SMALL, conditioning=kind), 0)
+    assert not torch.allclose(model.decode(draws(10, 4), LABELS), model.decode(draws(10, 4, seed=1), LABELS))
+
+
+def test_the_mean_is_half_the_sum() -> None:
+    hot, z = one_hot(LABELS, torch.float32), draws(10, 4)
+    assert torch.allclose(condition("mean")(z, hot), condition("sum")(z, hot) / 2)
+
+
+def test_the_sum_shifts_every_code_of_a_label_alike() -> None:
+    hot, combine = one_hot(LABELS, torch.float32), condition("sum")
+    first, second = draws(10, 4), draws(10, 4, seed=1)
+    assert torch.allclose(combine(first, hot) - first, combine(second, hot) - second, atol=1e-6)
+
+
+def test_the_product_scales_the_code() -> None:
+    hot, combine, z = one_hot(LABELS, torch.float32), condition("product"), draws(10, 4)
+    assert torch.allclose(combine(3 * z, hot), 3 * combine(z, hot))
+    assert not combine(torch.zeros(10, 4), hot).any()
+
+
+def test_a_product_with_a_zero_projection_silences_the_code() -> None:
+    model = build(replace(SMALL, conditioning="product"), 0)
+    assert model.condition.project is not None
+    for parameter in model.condition.project.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(model.decode(draws(10, 4), LABELS), model.decode(draws(10, 4, seed=1), LABELS))
+
+
+def test_a_concatenation_keeps_code_and_label_whole() -> None:
+    z = draws(3, 10, 4)
+    joined = condition("concat")(z, one_hot(LABELS, torch.float32))
+    assert torch.equal(joined[..., :4], z)
+    assert torch.equal(joined[..., 4:], torch.eye(10).expand(3, 10, 10))
+
+
+@pytest.mark.parametrize("kind", ["sum", "mean", "product"])
+def test_a_label_is_projected_to_nothing_negative(kind: Conditioning) -> None:
+    """Linear + ReLU, as in the article: a sum never lowers the code, a product never turns its sign."""
+    combined = condition(kind, 64)(torch.ones(10, 64), one_hot(LABELS, torch.float32))
+    assert (combined - {"sum": 1, "mean": 0.5, "product": 0}[kind]).min() == 0
+
+
+def test_one_hot_marks_the_label() -> None:
+    assert one_hot(torch.tensor([2, 0]), torch.float64).tolist() == [[0, 0, 1] + [0] * 7, [1] + [0] * 9]
+
+
+@pytest.mark.parametrize("sees", [False, True])
+def test_the_encoder_knows_the_label_only_where_it_is_shown(sees: bool) -> None:
+    model, x = build(replace(SMALL, encoder_sees_label=sees), 0), images(10)
+    first, second = model.encode(x, LABELS), model.encode(x, LABELS.flip(0))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other) != sees
+
+
+def test_the_encoder_looks_at_the_image() -> None:
+    model = build(SMALL, 0)
+    assert not torch.allclose(model.encode(images(10), LABELS)[0], model.encode(1 - images(10), LABELS)[0])
+
+
+def test_the_prior_is_a_standard_normal_for_every_label() -> None:
+    mu, log_var = build(SMALL, 0).prior(LABELS)
+    assert mu.shape == log_var.shape == (10, 4)
+    assert not mu.any()
+    assert not log_var.any()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_others() -> None:
+    torch.manual_seed(5)
+    first = weights(build(SMALL, 3))
+    torch.manual_seed(6)
+    assert torch.equal(weights(build(SMALL, 3)), first)
+    assert not torch.equal(weights(build(SMALL, 4)), first)
+
+
+def test_building_leaves_the_global_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    build(SMALL, 3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_every_weight_takes_part_in_the_loss() -> None:
+    for kind in KINDS:
+        model = build(Architecture(16, (16,), (16,), kind, encoder_sees_label=True), 0)
+        mu, log_var = model.encode(images(10), LABELS)
+        model.decode(mu + log_var, LABELS).sum().backward()
+        assert all(weight.grad is not None and weight.grad.any() for weight in model.parameters())

@@ -201,7 +201,7 @@ def report(_: argparse.Namespace) -> None:
         raise UserError(f"{path} not found: run `dvc repro` first") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is no evaluation of this project: run `dvc repro evaluate`") from None
-    names = ("class_accuracy", "diversity", "frechet", "precision", "recall", "density", "coverage")
+    names = ("class_accuracy", "diversity", "frechet", "coverage")
     console.table(
         f"Samples, measured on {protocol['images']:,} {protocol['split']} images",
         ("sampler", *names),

@@ -121,7 +121,9 @@ def evaluate(
         [{"sampler": name, **row} for name, pictures in sets.items() for row in compare(real, pictures)]
     )
     table = per_class.drop(columns="digit").groupby("sampler", sort=False).mean()
-    means: dict[str, dict[str, float]] = {name: table.loc[name].to_dict() for name in sets}
+    means: dict[str, dict[str, float]] = {
+        name: {str(metric): value for metric, value in table.loc[name].to_dict().items()} for name in sets
+    }
     fit = explain(model, split, aim, params)
     most_diverse = max(means[name]["diversity"] for name in SAMPLERS)
     fit["collapsed"] = fit["active_units"] == 0 or most_diverse < COLLAPSED_DIVERSITY

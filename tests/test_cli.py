@@ -47,14 +47,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_png_has_a_row_for_each_digit(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "sample", "0-2", "--count", "4", "--out", "few.png") == 0
-    image = Image.open(project / "few.png")
-    assert image.size == (4 * 30 - 2, 3 * 30 - 2)
-    assert image.mode == "L"
+    with Image.open(project / "few.png") as image:
+        assert image.size == (4 * 30 - 2, 3 * 30 - 2)
+        assert image.mode == "L"
 
 
 def test_one_digit_fills_rows_of_ten(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "sample", "8", "--count", "12", "--out", "eights.png") == 0
-    assert Image.open(project / "eights.png").size == (10 * 30 - 2, 2 * 30 - 2)
+    with Image.open(project / "eights.png") as image:
+        assert image.size == (10 * 30 - 2, 2 * 30 - 2)
 
 
 def test_an_npz_holds_images_and_labels(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,5 +175,5 @@ def test_params_yaml_is_read_alike_by_old_and_new_yaml() -> None:
     """DVC and editors may read YAML 1.1, where 1e-5 is a text; our numbers are numbers in both."""
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     old = YAML(typ="safe", pure=True)
-    old.version = (1, 1)  # type: ignore[assignment]
+    old.version = (1, 1)
     assert old.load(text) == YAML(typ="safe", pure=True).load(text)

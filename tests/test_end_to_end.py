@@ -6,11 +6,11 @@ The data is scikit-learn's handwritten digits, enlarged and written as IDX files
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from pipeline import download
 
 pytestmark = pytest.mark.slow
 
+EPOCHS = 12
 SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"validation_size": 200, "checksums": "SHA256SUMS"},
     "judge": {"epochs": 4, "batch_size": 32},
-    "model": {"latent_size": 4, "encoder_hidden": [64], "decoder_hidden": [64]},
-    "train": {"epochs": 4, "batch_size": 64, "precision": "float32"},
+    "model": {"latent_size": 4, "encoder_hidden": [128], "decoder_hidden": [128]},
+    "train": {"epochs": EPOCHS, "batch_size": 64, "learning_rate": 0.005, "precision": "float32"},
     "sample": {"components": 2},
     "evaluate": {"nll_draws": 20},
 }
@@ -146,7 +147,7 @@ def test_every_report_is_there(project: Project) -> None:
     table = pd.read_csv(project.folder / "reports/per_class.csv")
     assert len(table) == 30
     assert table.groupby("sampler")["frechet"].mean()["fitted"] == pytest.approx(figures["fitted"]["frechet"])
-    assert len(pd.read_csv(project.folder / "reports/history.csv")) == 4
+    assert len(pd.read_csv(project.folder / "reports/history.csv")) == EPOCHS
     pictures = {path.name for path in (project.folder / "reports/figures").iterdir()}
     assert {"samples.png", "samplers.png", "reconstructions.png", "traversal.png", "latent_space.png"} < pictures
 
@@ -179,11 +180,13 @@ def project_params(project: Project) -> Any:
 
 
 def test_a_second_run_does_nothing_and_soon(project: Project) -> None:
+    """Two seconds of the processor: the wall's would be a test of what else the machine is doing."""
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert "Data and pipelines are up to date" in project.run("dvc", "repro")
-        times.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) <= 2
     assert len(project.runs()) == 1
 
@@ -237,15 +240,14 @@ def test_a_killed_training_goes_on_to_the_same_weights(project: Project) -> None
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("train 2/4"):
+            if line.startswith(f"train 2/{EPOCHS}"):
                 break
-        time.sleep(0.3)
         process.send_signal(signal.SIGKILL)
     (project.folder / "models/cvae.safetensors").unlink()
     assert "going on after epoch" in project.run(*train)
     resumed = load_file(project.folder / "models/cvae.safetensors")
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
-    assert len(pd.read_csv(project.folder / "reports/history.csv")) == 4
+    assert len(pd.read_csv(project.folder / "reports/history.csv")) == EPOCHS
     runs = project.runs()
     assert len(runs) == before + 1
     assert set(runs["status"]) == {"FINISHED"}

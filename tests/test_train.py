@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"batch_size": 30}, {"learning_rate": 2e-3}])
-def test_each_setting_changes_the_weights(change: dict[str, int]) -> None:
+def test_each_setting_changes_the_weights(change: dict[str, Any]) -> None:
     assert not torch.equal(weights(train()), weights(train(dataclasses.replace(PARAMS, **change))))
 
 
@@ -174,14 +175,21 @@ def test_a_compiled_run_is_the_plain_one_to_rounding() -> None:
     torch.testing.assert_close(weights(compiled), weights(plain_run), rtol=0, atol=1e-4)
 
 
-def test_only_long_runs_are_compiled() -> None:
-    assert forward("auto", CPU, 1_100_000) is objective.terms
-    assert forward("never", CPU, 10**9) is objective.terms
+@pytest.mark.parametrize(
+    ("choice", "device", "images", "compiles"),
+    [
+        ("auto", "cpu", 10**9, False),
+        ("auto", "cuda", 10**9, True),
+        ("auto", "cuda", 10**6, False),
+        ("never", "cuda", 10**9, False),
+    ],
+)
+def test_auto_compiles_long_runs_on_a_gpu(choice: str, device: str, images: int, compiles: bool) -> None:
+    assert (forward(choice, torch.device(device), images) is not objective.terms) == compiles
 
 
 def test_compiling_without_a_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert forward("auto", CPU, 10**9) is objective.terms
     with pytest.raises(UserError, match=r"train\.compile always needs a C\+\+ compiler"):
         forward("always", CPU, 1)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from imports import ROOT
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,6 +15,7 @@ from pipeline import data
 from pipeline.data import CLASSES, SIDE, Split
 from pipeline.errors import UserError
 from pipeline.judge import FEATURES, Judge, JudgeParams, JudgeRecord, augment, build, fit, load, read, save
+from pipeline.params import load as params_of
 
 TINY = JudgeParams(epochs=3, batch_size=32, learning_rate=3e-3, seed=0)
 
@@ -165,13 +167,12 @@ def test_what_is_no_judge_is_refused_with_the_remedy(tmp_path: Path, content: st
 
 # ── on MNIST ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-RECOMMENDED = JudgeParams(epochs=7, batch_size=128, learning_rate=5e-3, seed=0)
-
 
 @pytest.fixture(scope="module")
 def trained(mnist: dict[str, Split]) -> Judge:
-    judge = build(RECOMMENDED.seed)
-    for _ in fit(judge, mnist["train"], mnist["validation"], RECOMMENDED):
+    params = params_of(JudgeParams, "judge", ROOT / "params.yaml")
+    judge = build(params.seed)
+    for _ in fit(judge, mnist["train"], mnist["validation"], params):
         pass
     return judge
 

@@ -1,0 +1,109 @@
+"""A population against solo runs: images a second, all members together, by preset, batch size and members.
+
+    python -m benchmarks.population            # about 15 minutes on 2 cores
+    python -m benchmarks.population --quick    # about 2 minutes
+
+Rounds are interleaved: each trains every contestant for a while through the product's own fit(), and a ratio is the
+median over rounds of that round's two figures, so that a busy machine slows both sides of it. The bars on 2 cores
+are 1.6 (article) and 0.95 (strong) times the best solo run.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import data, population, train
+from pipeline.data import Split
+from pipeline.device import has_bfloat16, pick_device
+from pipeline.errors import UserError
+from pipeline.model import PRESETS, build
+from pipeline.objective import ObjectiveParams
+from pipeline.train import TrainParams
+
+PREPARED = Path("data/prepared/mnist.safetensors")
+AIM = ObjectiveParams(kl_weight=1.0, likelihood="bernoulli", pixels="grey")
+
+
+def rows(count: int) -> Split:
+    """Prepared training rows, or random ones of their shape."""
+    try:
+        (split,) = data.load(PREPARED, "train")
+    except UserError:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (count, 1, 28, 28), generator=generator).to(torch.uint8)
+        split = Split(images, torch.arange(count) % data.CLASSES)
+    return split[:count]
+
+
+def contestant(
+    preset: str, batch_size: int, members: int | None, precision: str, steps: int, rounds: int, split: Split
+) -> Iterator[float]:
+    """Images a second in each round, after one that warms up. `members` None is a solo run."""
+    device = split.images.device
+    params = TrainParams(rounds + 1, batch_size, 1e-3, 0.0, 0, str(device), precision, "never")  # type: ignore[arg-type]
+    seen = split[: steps * batch_size]
+    unseen = split[:10]  # validation is not in a record's time
+    if members is None:
+        training = train.start(build(PRESETS[preset], 0), params, device)
+        for record in train.fit(training, seen, unseen, params, AIM):
+            yield record.images_per_second
+    else:
+        models = [build(PRESETS[preset], seed) for seed in range(members)]
+        stack = population.start(models, [0.1 * 2**member for member in range(members)], params, device)
+        for records in population.fit(stack, seen, unseen, params, AIM):
+            yield sum(records.images_per_second)
+
+
+def compare(preset: str, batch_size: int, sizes: list[int], steps: int, rounds: int, split: Split) -> dict[str, Any]:
+    """Every contestant's images a second by round; a solo epoch has `steps` steps, M members' about one M-th."""
+    precisions = ["float32", "bfloat16"] if has_bfloat16(split.images.device) else ["float32"]
+    entries: dict[str, tuple[int | None, str]] = {f"solo {precision}": (None, precision) for precision in precisions}
+    entries |= {f"{size} members {precisions[-1]}": (size, precisions[-1]) for size in sizes}
+    running = {
+        name: contestant(preset, batch_size, size, precision, max(3, steps // (size or 1)), rounds, split)
+        for name, (size, precision) in entries.items()
+    }
+    for warming in running.values():
+        next(warming)
+    paces: dict[str, list[float]] = {name: [] for name in running}
+    for _ in range(rounds):
+        for name, pace in running.items():
+            paces[name].append(next(pace))
+    best = max((name for name, (size, _) in entries.items() if size is None), key=lambda n: statistics.median(paces[n]))
+    ratios = {name: statistics.median(map(float.__truediv__, pace, paces[best])) for name, pace in paces.items()}
+    return {"preset": preset, "batch_size": batch_size, "best_solo": best, "images_per_second": paces, "ratio": ratios}
+
+
+def main() -> None:
+    """Measures and prints; writes only where --out says so."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="batch 128 alone, three sizes, short rounds")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts (default: 5)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write every round's figures as JSON")
+    arguments = parser.parse_args()
+    sizes, batch_sizes, steps = ([4, 8, 16], [128], 32) if arguments.quick else ([1, 2, 4, 8, 16, 32], [128, 256], 128)
+    device = pick_device("auto")
+    split = rows(steps * max(batch_sizes)).to(device)
+
+    results = []
+    for preset in PRESETS:
+        for batch_size in batch_sizes:
+            result = compare(preset, batch_size, sizes, steps, arguments.rounds, split)
+            results.append(result)
+            print(f"\n{preset}, batch {batch_size}, {device}, {torch.get_num_threads()} threads")
+            print(f"{'':22} {'images/s':>10}   × {result['best_solo']}")
+            for name, ratio in result["ratio"].items():
+                print(f"{name:22} {statistics.median(result['images_per_second'][name]):10,.0f}   {ratio:.2f}")
+    if arguments.out:
+        machine = {"processor": platform.processor(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+        arguments.out.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

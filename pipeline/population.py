@@ -1,0 +1,316 @@
+"""fit() for M members at once: CVAEs of one architecture that differ in their KL weight, and in their first weights.
+
+Each weight gains a leading dimension M. One batched step computes every member's loss on the same images and noise,
+and one fused Adam updates them all. Nothing mixes rows: member m equals a solo run (train.fit) with the same initial
+weights, data order and noise, which a test holds in float64, and one member's NaN stays its own.
+"""
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from pipeline import objective
+from pipeline.data import PIXELS, Split, as_pixels, batches, epoch_seed
+from pipeline.device import pick_precision
+from pipeline.model import CVAE, Architecture
+from pipeline.objective import ObjectiveParams
+from pipeline.train import Record, TrainParams, learning_rate, validate
+
+
+@dataclass
+class Population:
+    """What M runs carry from epoch to epoch. Row m of each stacked tensor is `members[m]`'s.
+
+    members: the positions, in the list that `start` was given, of those still in; kl_weights: (M,).
+    """
+
+    template: CVAE  # what all have in common; its weights are not read
+    weights: dict[str, Tensor]  # by parameter name, (M, ...)
+    buffers: dict[str, Tensor]
+    optimizer: torch.optim.Adam
+    kl_weights: Tensor
+    members: list[int]
+    epoch: int = 0
+
+    def model(self, member: int) -> CVAE:
+        """A copy of one member as it is now: an ordinary CVAE, which trains, samples and saves alone."""
+        row = self._row(member)
+        model = copy.deepcopy(self.template)
+        model.load_state_dict({name: tensor[row].detach() for name, tensor in (self.weights | self.buffers).items()})
+        return model
+
+    def drop(self, members: Collection[int]) -> None:
+        """Takes members out, between two records: weights and Adam's state shrink, the rest go on as if they stayed."""
+        leaving = {self._row(member) for member in members}
+        rows = [row for row in range(len(self.members)) if row not in leaving]
+        adam = self.optimizer
+        weights = {name: weight.detach()[rows].requires_grad_() for name, weight in self.weights.items()}
+        self.optimizer = torch.optim.Adam(weights.values(), lr=adam.param_groups[0]["lr"], fused=True)
+        for name, weight in self.weights.items():
+            # `step` is one count for the whole tensor; the moments have a row for each member.
+            self.optimizer.state[weights[name]] = {
+                key: value if key == "step" else value[rows] for key, value in adam.state[weight].items()
+            }
+        self.weights = weights
+        self.buffers = {name: buffer[rows] for name, buffer in self.buffers.items()}
+        self.kl_weights = self.kl_weights[rows]
+        self.members = [self.members[row] for row in rows]
+
+    def _row(self, member: int) -> int:
+        if member not in self.members:
+            raise ValueError(f"member {member} is not in the population, whose members are {self.members}")
+        return self.members.index(member)
+
+
+@dataclass(frozen=True)
+class PopulationRecord:
+    """One epoch of every member: train.Record's figures, in lists aligned with `members`."""
+
+    members: list[int]
+    epoch: int
+    step: int
+    kl_weight: list[float]
+    learning_rate: float
+    loss: list[float]
+    reconstruction: list[float]
+    kl: list[float]
+    validation_reconstruction: list[float]
+    validation_kl: list[float]
+    validation_elbo: list[float]
+    seconds: float
+    images_per_second: list[float]  # each member's; their sum is the population's
+
+    def of(self, member: int) -> Record:
+        """One member's record, as a solo run would have yielded it."""
+        row = self.members.index(member)
+        values = {field.name: getattr(self, field.name) for field in fields(Record)}
+        return Record(**{name: value[row] if isinstance(value, list) else value for name, value in values.items()})
+
+    @property
+    def diverged(self) -> list[int]:
+        """Members with a figure that is no longer finite: whoever reads the record may drop them."""
+        figures = zip(self.members, self.loss, self.validation_elbo, strict=True)
+        return [member for member, *values in figures if not all(map(math.isfinite, values))]
+
+
+def start(models: Sequence[CVAE], kl_weights: Sequence[float], params: TrainParams, device: torch.device) -> Population:
+    """A population that has not taken a step: copies of the models' weights on the device, and a fresh Adam.
+
+    Raises ValueError where the models differ in more than their weights, or there isn't one KL weight for each.
+    """
+    if len(models) != len(kl_weights):
+        raise ValueError(f"{len(models)} models need as many KL weights, not {len(kl_weights)}")
+    if len({(model.architecture, type(model.likelihood)) for model in models}) != 1:
+        raise ValueError("the members of a population must share one architecture and likelihood")
+    weights, buffers = stack_module_state([model.to(device) for model in models])
+    return Population(
+        template=copy.deepcopy(models[0]),
+        weights=weights,
+        buffers=buffers,
+        optimizer=torch.optim.Adam(weights.values(), lr=params.learning_rate, fused=True),
+        kl_weights=torch.tensor(kl_weights, dtype=models[0].mu.weight.dtype, device=device),
+        members=list(range(len(models))),
+    )
+
+
+def fit(
+    population: Population, train: Split, validation: Split, params: TrainParams, aim: ObjectiveParams
+) -> Iterator[PopulationRecord]:
+    """train.fit for all members; `population.kl_weights` stand for `aim.kl_weight`.
+
+    All see the same batches, pixels and noise, which `params.seed` decides. A member that diverges is named in the
+    record and computes on until it is dropped. Ends early where no member is left.
+    """
+    device, dtype = train.images.device, population.kl_weights.dtype
+    precision = pick_precision(params.precision, device)
+    steps_per_epoch = max(len(train) // params.batch_size, 1)
+    steps = steps_per_epoch * params.epochs
+    compute = _stacked_loss(population.template, params, device)
+    if device.type == "cpu":
+        # glibc hands freed blocks back to the system, and each step then waits for zeroed pages, unless a block as
+        # large was freed before: free one now. It saves about a tenth of 16 members' time.
+        torch.empty(31 * 2**20, dtype=torch.uint8)
+
+    while population.members and population.epoch < params.epochs:
+        began = time.perf_counter()
+        members = list(population.members)
+        # Each step leaves its terms here, on the device: reading them there and then would stall a GPU.
+        trace = torch.empty(steps_per_epoch, 2, len(members), device=device, dtype=dtype)
+
+        for index, batch in enumerate(_minibatches(train, params, aim, population, dtype)):
+            rate = learning_rate(population.epoch * steps_per_epoch + index, steps, params.learning_rate, params.warmup)
+            for group in population.optimizer.param_groups:
+                group["lr"] = rate
+
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+                loss, reconstruction, kl = compute(
+                    population.weights, population.buffers, population.kl_weights, *batch
+                )
+            loss.sum().backward()  # the sum's gradient in a member's weights is that of the member's own loss
+            population.optimizer.step()
+            population.optimizer.zero_grad()
+
+            trace[index, 0], trace[index, 1] = reconstruction.detach(), kl.detach()
+
+        reconstructions, kls = trace.mean(0).tolist()  # the epoch's only wait for the device
+        seconds = time.perf_counter() - began
+        population.epoch += 1
+        # One at a time, through the solo code: at 1000 images a batch a CPU gains nothing from stacking.
+        unseen = [validate(population.model(member), validation, aim) for member in members]
+        kl_weights = population.kl_weights.tolist()
+        yield PopulationRecord(
+            members=members,
+            epoch=population.epoch,
+            step=population.epoch * steps_per_epoch,
+            kl_weight=kl_weights,
+            learning_rate=rate,
+            loss=[r + beta * k for r, beta, k in zip(reconstructions, kl_weights, kls, strict=True)],
+            reconstruction=reconstructions,
+            kl=kls,
+            validation_reconstruction=[means.reconstruction for means in unseen],
+            validation_kl=[means.kl for means in unseen],
+            validation_elbo=[-(means.reconstruction + means.kl) for means in unseen],
+            seconds=seconds,
+            images_per_second=[steps_per_epoch * min(params.batch_size, len(train)) / seconds] * len(members),
+        )
+
+
+def auto_size(device: torch.device, architecture: Architecture, batch_size: int) -> int:
+    """How many members train at once: as many as still make the device faster, and half its memory holds.
+
+    On a CPU of 2 cores the images a second stop growing at 16 (benchmarks/population.py): the products then fill
+    the cores, and activations outgrow the cache. On a GPU the launches of a step, about a millisecond, hide
+    the work of some 64 members (of 2 GFLOP each for `strong` at batch 256): this is reckoned, not measured.
+    """
+    most = 64 if device.type == "cuda" else 16
+    return max(1, min(most, _memory(device) // 2 // member_bytes(architecture, batch_size)))
+
+
+def member_bytes(architecture: Architecture, batch_size: int) -> int:
+    """About what one member's training takes, in bytes."""
+    with torch.device("meta"):
+        weights = sum(weight.numel() for weight in CVAE(architecture).parameters())
+    hidden = sum(architecture.encoder_hidden) + sum(architecture.decoder_hidden)
+    # Weight, gradient and Adam's two moments in float32, weight and gradient in bfloat16. For an image, each hidden
+    # unit before and after its ReLU and its gradient, and about ten arrays around the likelihood's pixels.
+    return 20 * weights + 4 * batch_size * (3 * hidden + 10 * PIXELS)
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes: free ones of a GPU, all of a CPU's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _minibatches(
+    train: Split, params: TrainParams, aim: ObjectiveParams, population: Population, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The epoch's images (B, 1, 28, 28), labels (B,) and noise (B, latent): those that train.fit draws."""
+    device = train.images.device
+    source = torch.Generator(device).manual_seed(epoch_seed(params.seed, population.epoch))
+    for rows in batches(len(train), params.batch_size, params.seed, population.epoch, device):
+        images = as_pixels(train.images[rows], aim.pixels, source).to(dtype)
+        noise = torch.randn(len(rows), population.template.latent_size, generator=source, device=device, dtype=dtype)
+        yield images, train.labels[rows], noise
+
+
+# (weights, buffers, kl_weights, images, labels, noise) to each member's loss, reconstruction and kl, (M,) each
+StackedLoss = Callable[[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+
+
+class _Terms(nn.Module):
+    """objective.terms as a module's forward, which is what functional_call calls."""
+
+    def __init__(self, model: CVAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, labels: Tensor, noise: Tensor) -> objective.Terms:
+        return objective.terms(self.model, images, labels, noise)
+
+
+def _stacked_loss(template: CVAE, params: TrainParams, device: torch.device) -> StackedLoss:
+    """The model's own code and objective, written for one member, over all of them."""
+    module = _Terms(copy.deepcopy(template))
+
+    def member_loss(
+        weights: dict[str, Tensor], buffers: dict[str, Tensor], kl_weight: Tensor, *batch: Tensor
+    ) -> tuple[Tensor, ...]:
+        state = {f"model.{name}": tensor for name, tensor in (weights | buffers).items()}
+        terms: objective.Terms = functional_call(module, state, batch)
+        return objective.loss(terms, kl_weight), terms.reconstruction.mean(), terms.kl.mean()
+
+    stacked: StackedLoss = vmap(member_loss, in_dims=(0, 0, 0, None, None, None))
+    if params.compile == "always":
+        # 40 s on 2 cores for 10 % (article) or a loss (strong). On a GPU it replays a CUDA graph instead of launching.
+        mode = "reduce-overhead" if device.type == "cuda" else None
+        compiled: StackedLoss = torch.compile(stacked, dynamic=False, mode=mode)
+        return compiled
+    for layer in module.modules():
+        if type(layer) is nn.Linear and layer.bias is not None:
+            layer.__class__ = _Linear
+    return stacked
+
+
+class _Linear(nn.Linear):
+    """A Linear whose form for many members we choose.
+
+    vmap's own rule expands shared inputs, adds the bias in a pass of its own and has autocast copy transposed
+    weights: on a CPU in bfloat16 a step with this one is 1.02 to 1.15 (article) and 1.2 to 1.3 times (strong) as fast.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 2:
+            return super().forward(x)
+        half = torch.is_autocast_enabled(x.device.type) and self.weight.dtype == torch.float32
+        return _OneLinear.apply(x, self.weight, self.bias, torch.bfloat16 if half else self.weight.dtype)
+
+
+class _OneLinear(torch.autograd.Function):
+    """One member's layer, seen from inside vmap, which replaces it by the stacked one."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing to keep: the stacked layer has the gradient."""
+
+    @staticmethod
+    def vmap(
+        _: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, int]:
+        if in_dims[0] is not None:
+            x = x.movedim(in_dims[0], 0)
+        return _StackedLinear.apply(x, weight, bias, dtype), 0
+
+
+class _StackedLinear(torch.autograd.Function):
+    """x (N, in), the same for all members, or (M, N, in); weight (M, out, in), bias (M, out); to (M, N, out)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        x, weight = x.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias.to(dtype).unsqueeze(1), x.expand(len(weight), *x.shape[-2:]), weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.bmm(grad, weight)
+            grad_x = grad_x.sum(0) if x.ndim == 2 else grad_x
+        # autograd brings each gradient to the type of what it belongs to
+        return grad_x, torch.bmm(grad.mT, x.expand(len(weight), *x.shape[-2:])), grad.sum(1), None

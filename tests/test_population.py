@@ -1,0 +1,214 @@
+"""A population: each member is the solo run that it stands for."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline import likelihood, population
+from pipeline.data import Split
+from pipeline.model import CVAE, PRESETS, Architecture, build
+from pipeline.objective import ObjectiveParams
+from pipeline.population import Population, PopulationRecord, auto_size, fit, member_bytes, start
+from pipeline.train import Record, TrainParams
+from pipeline.train import fit as fit_solo
+from pipeline.train import start as start_solo
+
+CPU = torch.device("cpu")
+SMALL = Architecture(4, (24,), (16,), "concat", encoder_sees_label=True)
+VARIANTS = [
+    SMALL,
+    Architecture(4, (24, 8), (16,), "sum", encoder_sees_label=False),
+    Architecture(2, (), (12, 16), "mean", encoder_sees_label=True),
+    Architecture(5, (16,), (), "product", encoder_sees_label=False),
+]
+KL_WEIGHTS = [0.01, 1.0, 30.0]
+PARAMS = TrainParams(
+    epochs=3, batch_size=20, learning_rate=1e-3, warmup=0.1, seed=7, device="cpu", precision="float32", compile="never"
+)
+AIM = ObjectiveParams(kl_weight=-1.0, likelihood="bernoulli", pixels="grey")  # a population reads its own KL weights
+
+
+def noisy(count: int, seed: int) -> Split:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    images = torch.randint(0, 60, (count, 1, 28, 28), generator=generator)
+    images[torch.arange(count), :, 2 * labels] += 180
+    return Split(images.to(torch.uint8), labels)
+
+
+TRAIN, VALIDATION = noisy(210, 0), noisy(50, 1)
+
+
+def models(architecture: Architecture = SMALL, dtype: torch.dtype = torch.float64) -> list[CVAE]:
+    """One for each of KL_WEIGHTS, each with weights of its own."""
+    return [build(architecture, seed).to(dtype) for seed in range(len(KL_WEIGHTS))]
+
+
+def weights(model: CVAE) -> Tensor:
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+
+def train(
+    models: list[CVAE], params: TrainParams = PARAMS, aim: ObjectiveParams = AIM
+) -> tuple[Population, list[PopulationRecord]]:
+    members = start(models, KL_WEIGHTS, params, CPU)
+    return members, list(fit(members, TRAIN, VALIDATION, params, aim))
+
+
+def alone(model: CVAE, kl_weight: float, params: TrainParams, aim: ObjectiveParams) -> tuple[CVAE, list[Record]]:
+    training = start_solo(model, params, CPU)
+    return model, list(fit_solo(training, TRAIN, VALIDATION, params, dataclasses.replace(aim, kl_weight=kl_weight)))
+
+
+def assert_solo(
+    members: Population, records: list[PopulationRecord], originals: list[CVAE], aim: ObjectiveParams
+) -> None:
+    """Every member still in `members` has the weights and the records of its solo run, from `originals`' weights."""
+    params = dataclasses.replace(PARAMS, epochs=len(records))
+    for member in members.members:
+        model, expected = alone(originals[member], KL_WEIGHTS[member], params, aim)
+        torch.testing.assert_close(weights(members.model(member)), weights(model), rtol=0, atol=1e-10)
+        for record, solo in zip(records, expected, strict=True):
+            ours = dataclasses.asdict(record.of(member)) | {"seconds": 0, "images_per_second": 0}
+            assert ours == pytest.approx(dataclasses.asdict(solo) | {"seconds": 0, "images_per_second": 0}, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pixels"),
+    list(zip(VARIANTS, ["binary", "grey", "grey", "binary"], strict=True)),
+    ids=[architecture.conditioning for architecture in VARIANTS],
+)
+def test_a_member_is_its_solo_run_over_100_steps(architecture: Architecture, pixels: str) -> None:
+    aim = ObjectiveParams(-1.0, "bernoulli", pixels)  # type: ignore[arg-type]
+    members, records = train(models(architecture), dataclasses.replace(PARAMS, epochs=10), aim)
+    assert records[-1].step == 100
+    assert_solo(members, records, models(architecture), aim)
+
+
+def test_a_likelihood_with_weights_of_its_own_trains_in_each_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tempered(likelihood.Bernoulli):
+        def __init__(self) -> None:
+            super().__init__()
+            self.temperature = nn.Parameter(torch.tensor(1.5))
+            self.pixel_bias = nn.Parameter(torch.zeros(784))
+
+        def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
+            return super().log_prob(outputs * self.temperature + self.pixel_bias, pixels)
+
+    monkeypatch.setitem(likelihood.LIKELIHOODS, "bernoulli", Tempered)
+    members, records = train(models())
+    assert len(set(members.weights["likelihood.temperature"].tolist())) == len(KL_WEIGHTS)
+    assert_solo(members, records, models(), AIM)
+
+
+@pytest.mark.parametrize("leavers", [[0], [1], [2, 0]])
+def test_the_rest_go_on_as_if_the_leavers_had_stayed(leavers: list[int]) -> None:
+    members = start(models(), KL_WEIGHTS, PARAMS, CPU)
+    records = []
+    for record in fit(members, TRAIN, VALIDATION, PARAMS, AIM):
+        records.append(record)
+        if record.epoch == 1:
+            members.drop(leavers)
+    stayers = [member for member in range(3) if member not in leavers]
+    assert [record.members for record in records] == [[0, 1, 2], stayers, stayers]
+    assert all(len(weight) == len(stayers) for weight in members.weights.values())
+    assert_solo(members, records, models(), AIM)
+
+
+def test_when_all_have_left_training_ends() -> None:
+    members = start(models(), KL_WEIGHTS, PARAMS, CPU)
+    for record in fit(members, TRAIN, VALIDATION, PARAMS, AIM):
+        members.drop(record.members)
+    assert (members.epoch, members.members) == (1, [])
+
+
+def test_a_members_nan_is_its_own() -> None:
+    """The others have, bit for bit, the weights that they have beside a healthy neighbour."""
+    healthy, _ = train(models(dtype=torch.float32))
+    sick = models(dtype=torch.float32)
+    with torch.no_grad():
+        sick[1].log_var.bias.fill_(200.0)  # its exponential overflows float32
+    members, records = train(sick)
+    assert [record.diverged for record in records] == [[1]] * 3
+    assert not math.isfinite(records[0].of(1).loss)
+    assert not weights(members.model(1)).isfinite().all()
+    for member in (0, 2):
+        assert torch.equal(weights(members.model(member)), weights(healthy.model(member)))
+
+
+def test_bfloat16_ends_near_its_solo_run() -> None:
+    params = dataclasses.replace(PARAMS, epochs=8, precision="bfloat16")
+    _, records = train(models(dtype=torch.float32), params)
+    for member, model in enumerate(models(dtype=torch.float32)):
+        _, expected = alone(model, KL_WEIGHTS[member], params, AIM)
+        assert records[-1].of(member).validation_elbo == pytest.approx(expected[-1].validation_elbo, rel=0.01)
+
+
+def test_bfloat16_multiplies_in_bfloat16() -> None:
+    """One step's gradient differs from float32's, and by no more than bfloat16's 8 bits explain."""
+    one_step = dataclasses.replace(PARAMS, epochs=1, batch_size=210)
+    exact, rounded = (
+        train(models(dtype=torch.float32), dataclasses.replace(one_step, precision=precision))[0]
+        for precision in ("float32", "bfloat16")
+    )
+    for name, weight in exact.weights.items():
+        gradient, other = (side.optimizer.state[side.weights[name]]["exp_avg"] for side in (exact, rounded))
+        assert weight.dtype == rounded.weights[name].dtype == torch.float32
+        assert 0 < float((gradient - other).norm() / gradient.norm()) < 0.1
+
+
+@pytest.mark.slow
+def test_compiled_members_are_solo_runs_too() -> None:
+    members, records = train(models(), dataclasses.replace(PARAMS, compile="always"))
+    assert_solo(members, records, models(), AIM)
+
+
+def test_a_members_model_is_a_copy() -> None:
+    originals = models()
+    members = start(originals, KL_WEIGHTS, PARAMS, CPU)
+    before = weights(members.model(2))
+    assert torch.equal(before, weights(originals[2]))
+    taken = members.model(2)
+    list(fit(members, TRAIN, VALIDATION, PARAMS, AIM))
+    assert torch.equal(weights(taken), before)
+    assert torch.equal(weights(originals[2]), before)
+    assert not torch.equal(weights(members.model(2)), before)
+
+
+def test_training_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    train(models())
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_what_cannot_be_stacked_is_refused() -> None:
+    with pytest.raises(ValueError, match="share one architecture"):
+        start([build(SMALL, 0), build(VARIANTS[1], 0)], [1.0, 1.0], PARAMS, CPU)
+    with pytest.raises(ValueError, match="2 models need as many KL weights, not 3"):
+        start(models()[:2], KL_WEIGHTS, PARAMS, CPU)
+
+
+def test_one_who_is_not_in_cannot_leave() -> None:
+    members = start(models(), KL_WEIGHTS, PARAMS, CPU)
+    members.drop([1])
+    with pytest.raises(ValueError, match=r"member 1 is not in the population, whose members are \[0, 2\]"):
+        members.drop([1])
+
+
+def test_memory_bounds_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    strong = PRESETS["strong"]
+    monkeypatch.setattr(population, "_memory", lambda _: 2**40)
+    assert (auto_size(CPU, strong, 128), auto_size(torch.device("cuda"), strong, 128)) == (16, 64)
+    monkeypatch.setattr(population, "_memory", lambda _: 11 * member_bytes(strong, 128))
+    assert auto_size(CPU, strong, 128) == 5
+    monkeypatch.setattr(population, "_memory", lambda _: 0)
+    assert auto_size(CPU, strong, 128) == 1
+
+
+def test_memory_is_asked_of_this_machine() -> None:
+    assert 1 <= auto_size(CPU, PRESETS["article"], 128) <= 16

@@ -48,17 +48,19 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
     if not sys.stdout.isatty():
         yield Bar(title, total, None)
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
+    whole = Column(no_wrap=True)
     columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}", table_column=whole),
+        BarColumn(bar_width=12, table_column=whole),
+        MofNCompleteColumn(table_column=whole),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=whole),
+        # The last to need room is the first to do without.
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
     )
-    with Progress(*columns) as progress:
+    with Progress(*columns, expand=True) as progress:
         task = progress.add_task(title, total=total, completed=done, note="")
         yield Bar(title, total, lambda at, whole, note: progress.update(task, completed=at, total=whole, note=note))
 

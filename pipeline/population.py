@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from pipeline import objective
-from pipeline.data import PIXELS, Split, as_pixels, batches, epoch_seed
+from pipeline.data import PIXELS, Split
 from pipeline.device import pick_precision
 from pipeline.model import CVAE, Architecture
 from pipeline.objective import ObjectiveParams
-from pipeline.train import Record, TrainParams, learning_rate, validate
+from pipeline.train import Record, TrainParams, learning_rate, minibatches, validate
 
 
 @dataclass
@@ -146,7 +146,8 @@ def fit(
         # Each step leaves its terms here, on the device: reading them there and then would stall a GPU.
         trace = torch.empty(steps_per_epoch, 2, len(members), device=device, dtype=dtype)
 
-        for index, batch in enumerate(_minibatches(train, params, aim, population, dtype)):
+        noise_size = population.template.latent_size
+        for index, batch in enumerate(minibatches(train, params, aim, population.epoch, noise_size, dtype)):
             rate = learning_rate(population.epoch * steps_per_epoch + index, steps, params.learning_rate, params.warmup)
             for group in population.optimizer.param_groups:
                 group["lr"] = rate
@@ -210,18 +211,6 @@ def _memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _minibatches(
-    train: Split, params: TrainParams, aim: ObjectiveParams, population: Population, dtype: torch.dtype
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The epoch's images (B, 1, 28, 28), labels (B,) and noise (B, latent): those that train.fit draws."""
-    device = train.images.device
-    source = torch.Generator(device).manual_seed(epoch_seed(params.seed, population.epoch))
-    for rows in batches(len(train), params.batch_size, params.seed, population.epoch, device):
-        images = as_pixels(train.images[rows], aim.pixels, source).to(dtype)
-        noise = torch.randn(len(rows), population.template.latent_size, generator=source, device=device, dtype=dtype)
-        yield images, train.labels[rows], noise
 
 
 # (weights, buffers, kl_weights, images, labels, noise) to each member's loss, reconstruction and kl, (M,) each

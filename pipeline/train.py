@@ -91,6 +91,18 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
 
+def minibatches(
+    train: Split, params: TrainParams, aim: ObjectiveParams, epoch: int, latent_size: int, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """One epoch's images (B, 1, 28, 28), labels (B,) and noise (B, latent), which seed and epoch decide alone."""
+    device = train.images.device
+    source = torch.Generator(device).manual_seed(epoch_seed(params.seed, epoch))
+    for rows in batches(len(train), params.batch_size, params.seed, epoch, device):
+        images = as_pixels(train.images[rows], aim.pixels, source).to(dtype)
+        noise = torch.randn(len(rows), latent_size, generator=source, device=device, dtype=dtype)
+        yield images, train.labels[rows], noise
+
+
 def forward(choice: str, device: torch.device, images: int) -> Callable[..., Terms]:
     """objective.terms, compiled where that is asked for, or by `auto` for a long run on a GPU.
 
@@ -118,24 +130,20 @@ def fit(
     steps_per_epoch = max(len(train) // params.batch_size, 1)
     steps = steps_per_epoch * params.epochs
     compute = forward(params.compile, device, steps * params.batch_size)
-    noise_source = torch.Generator(device)
 
     while training.epoch < params.epochs:
         began = time.perf_counter()
-        noise_source.manual_seed(epoch_seed(params.seed, training.epoch))
         # Each step leaves its two terms here, on the device: reading them there and then would stall a GPU.
         trace = torch.empty(steps_per_epoch, 2, device=device, dtype=dtype)
 
-        for index, rows in enumerate(batches(len(train), params.batch_size, params.seed, training.epoch, device)):
+        for index, batch in enumerate(minibatches(train, params, aim, training.epoch, model.latent_size, dtype)):
             step = training.epoch * steps_per_epoch + index
             rate = learning_rate(step, steps, params.learning_rate, params.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
-            images = as_pixels(train.images[rows], aim.pixels, noise_source).to(dtype)
-            noise = torch.randn(len(rows), model.latent_size, generator=noise_source, device=device, dtype=dtype)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-                terms = compute(model, images, train.labels[rows], noise)
+                terms = compute(model, *batch)
             objective.loss(terms, aim.kl_weight).backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -27,6 +27,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return int(end.value.code or 0)
 
 
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """What an .npz file holds."""
+    with np.load(path) as file:
+        return dict(file)
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with params.yaml and an untrained model, to work in."""
@@ -60,11 +66,11 @@ def test_one_digit_fills_rows_of_ten(project: Path, monkeypatch: pytest.MonkeyPa
 
 def test_an_npz_holds_images_and_labels(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "sample", "7,1", "--count", "3", "--seed", "5", "--out", "some.npz") == 0
-    arrays = np.load(project / "some.npz")
-    assert arrays["images"].shape == (6, 28, 28)
-    assert arrays["images"].dtype == np.float32
-    assert 0 <= arrays["images"].min() <= arrays["images"].max() <= 1
-    assert arrays["labels"].tolist() == [7, 7, 7, 1, 1, 1]
+    some = arrays(project / "some.npz")
+    assert some["images"].shape == (6, 28, 28)
+    assert some["images"].dtype == np.float32
+    assert 0 <= some["images"].min() <= some["images"].max() <= 1
+    assert some["labels"].tolist() == [7, 7, 7, 1, 1, 1]
 
 
 @pytest.mark.parametrize("sampler", ["prior", "fitted"])
@@ -72,7 +78,7 @@ def test_a_seed_repeats_its_samples(project: Path, monkeypatch: pytest.MonkeyPat
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         words = ("sample", "3", "--count", "2", "--seed", seed, "--sampler", sampler, "--out", f"{name}.npz")
         assert run(monkeypatch, *words) == 0
-    a, b, c = (np.load(project / f"{name}.npz")["images"] for name in "abc")
+    a, b, c = (arrays(project / f"{name}.npz")["images"] for name in "abc")
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
 
@@ -97,8 +103,10 @@ def test_a_seed_repeats_its_samples(project: Path, monkeypatch: pytest.MonkeyPat
         (("weight", "--beta", "1", "--batch-size", "0"), "--batch-size must be at least 1"),
         (("weight",), "one of the arguments --article --beta is required"),
         (("report",), "run `dvc repro` first"),
-        (("evaluate",), "run"),
-        (("train",), "run"),
+        (("evaluate",), "models/run.json not found: train a model first"),
+        (("train",), "run `dvc repro prepare` first"),
+        (("judge",), "run `dvc repro prepare` first"),
+        (("prepare",), "run `cvae download` first"),
         ((), "required: COMMAND"),
     ],
 )

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -555,8 +556,13 @@ def test_an_npm_that_hangs_is_ended_with_its_children(
 
 def test_an_interrupt_ends_npm_and_leaves_nothing(raw: Path, tmp_path: Path, npm: Callable[[str], Path]) -> None:
     npm(HANG.format(tmp_path / "pids") + "echo half > x.tgz; sleep 0.3; kill -INT $PPID; wait")
-    with pytest.raises(KeyboardInterrupt):
-        download.fetch(raw, [NPM], SUMS)
+    # A shell that starts the tests in the background has told them to ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            download.fetch(raw, [NPM], SUMS)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert_nothing_left(raw)
     assert_gone(tmp_path / "pids")
 

@@ -204,7 +204,8 @@ def test_git_sees_no_weights_even_without_dvcs_ignore_files(project: Project) ->
 def test_samples_come_from_the_trained_model(project: Project) -> None:
     cvae = (sys.executable, "-m", "pipeline.cli")
     project.run(*cvae, "sample", "8", "--count", "10", "--out", "eights.npz")
-    assert np.load(project.folder / "eights.npz")["images"].shape == (10, 28, 28)
+    with np.load(project.folder / "eights.npz") as file:
+        assert file["images"].shape == (10, 28, 28)
     assert "fitted" in project.run(*cvae, "report")
     (project.folder / "eights.npz").unlink()
 

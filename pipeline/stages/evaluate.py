@@ -15,6 +15,7 @@ import torch
 from pipeline import bound, checkpoint, console, data, evaluation, figures, judge, sample, tracking
 from pipeline.data import CLASSES, Split, to_unit
 from pipeline.device import pick_device
+from pipeline.errors import UserError
 from pipeline.evaluation import EvaluateParams, Evaluation
 from pipeline.files import replacing, write_json
 from pipeline.model import CVAE
@@ -41,6 +42,9 @@ def main() -> None:
     params, sampler = load(EvaluateParams, "evaluate"), load_key(sample.Sampler, "sample", "sampler")
     device = pick_device(load_key(str, "train", "device"))
     experiment = load(tracking.TrackingParams, "tracking").experiment
+    for path in (RUN, HISTORY):
+        if not path.exists():
+            raise UserError(f"{path} not found: train a model first, with `dvc repro train`")
     saved = checkpoint.load_model(MODEL, device)
     aim = parse(ObjectiveParams, saved.params["objective"], f"{MODEL}: objective")
     model, density = saved.model, Density(**saved.density)

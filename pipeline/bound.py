@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data import Pixels, Split, as_pixels
-from pipeline.model import CVAE
+from pipeline.model import CVAE, Model
 
 ACTIVE = 0.01  # Burda 2016, section 5.2
 ROWS = 4096  # codes decoded at once: their activations still fit a processor's cache
@@ -37,22 +37,24 @@ def log_likelihood(model: CVAE, split: Split, pixels: Pixels, k: int, seed: int)
     the evidence lower bound. Binary pixels are one fixed draw of the images, by `seed`.
     """
     source = torch.Generator(split.images.device).manual_seed(seed)
-    pictures = as_pixels(split.images, pixels, source)
+    return importance_weighted(model, as_pixels(split.images, pixels, source), split.labels, k, source)
+
+
+@torch.no_grad()
+def importance_weighted(model: Model, images: Tensor, condition: Tensor, k: int, source: torch.Generator) -> Tensor:
+    """The same for images (N, 1, 28, 28) in [0, 1] and any model's condition (N, ...)."""
     images_at_once, draws_at_once = max(ROWS // k, 1), min(k, ROWS)
-    bound = torch.empty(len(split), device=split.images.device)
-    for start in range(0, len(split), images_at_once):
+    bound = torch.empty(len(images), device=images.device)
+    for start in range(0, len(images), images_at_once):
         rows = slice(start, start + images_at_once)
-        part = split[rows]
-        images = pictures[rows]
-        mu, log_var = model.encode(images, part.labels)
-        prior_mu, prior_log_var = model.prior(part.labels)
-        log_ratio = torch.empty(k, len(part), device=mu.device)
+        x, context = images[rows], model.context(condition[rows])
+        mu, log_var = model.encode(x, context)
+        prior_mu, prior_log_var = model.prior(context)
+        log_ratio = torch.empty(k, len(x), device=mu.device)
         for first in range(0, k, draws_at_once):
             noise = torch.randn(min(draws_at_once, k - first), *mu.shape, generator=source, device=mu.device)
             z = mu + (log_var / 2).exp() * noise
-            # Two dimensions, not three: torch multiplies a (draws · N, latent) matrix in 60 % of the time.
-            outputs = model.decode(z.flatten(0, 1), part.labels.repeat(len(z)))
-            log_p_x = model.likelihood.log_prob(outputs.unflatten(0, z.shape[:2]), images.flatten(1))
+            log_p_x = model.likelihood.log_prob(model.decode(z, context), x.flatten(1))
             log_p_z = log_normal(z, prior_mu, prior_log_var)
             log_q_z = log_normal(z, mu, log_var)
             log_ratio[first : first + draws_at_once] = log_p_x + log_p_z - log_q_z

@@ -51,7 +51,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> Saved:
     )
 
 
-def save_training(path: Path | str, training: Training, notes: Mapping[str, Any]) -> None:
+def save_training(path: Path | str, training: Training[Any], notes: Mapping[str, Any]) -> None:
     """An unfinished run between two epochs, with its caller's notes (plain values)."""
     tensors = {MODEL + name: tensor for name, tensor in training.model.state_dict().items()}
     for index, state in training.optimizer.state_dict()["state"].items():
@@ -59,7 +59,7 @@ def save_training(path: Path | str, training: Training, notes: Mapping[str, Any]
     _write(path, tensors, {"kind": "training", "epoch": str(training.epoch), "notes": json.dumps(notes)})
 
 
-def resume_training(path: Path | str, training: Training) -> dict[str, Any] | None:
+def resume_training(path: Path | str, training: Training[Any]) -> dict[str, Any] | None:
     """Puts the run saved at `path` into `training` and returns its notes; None, and nothing changed, without one."""
     if not Path(path).exists():
         return None

@@ -6,13 +6,10 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from pipeline import console
+from pipeline import console, gallery
 from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 STAGES = {
     "download": "bring the four MNIST files to data/raw, checked by SHA-256",
@@ -21,14 +18,13 @@ STAGES = {
     "train": "train the CVAE of params.yaml into models/cvae.safetensors",
     "evaluate": "measure it on test: reports/metrics.json, tables and figures",
 }
-MOST_SAMPLES = 100_000
-ROW = 10
 EXAMPLES = """\
 examples:
   dvc repro                                        the whole pipeline; what is up to date is left alone
   dvc exp run -S objective.kl_weight=1             the same with another KL weight
   cvae report                                      the headline figures of the last evaluation
-  cvae sample 8 --count 10 --seed 0 --out eights.png
+  cvae sample 0-9 --count 12 --seed 1              digits, on the terminal or into a PNG
+  cvae interpolate 3 8 --out way.gif               also: traverse, morph
   cvae weight --article 1e-5 --batch-size 128      what the source article's weight means here
   cvae ui                                          compare runs in the browser
 """
@@ -55,27 +51,7 @@ def parser() -> Parser:
         stage_parser = commands.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.")
         stage_parser.set_defaults(act=lambda _, name=name: stage(name))
 
-    add = commands.add_parser(
-        "sample",
-        help="draw digits from a trained model into a PNG or NPZ file",
-        description="Draw digits from a trained model.",
-        epilog="examples:\n  cvae sample 8 --count 10 --seed 0 --out eights.png\n"
-        "  cvae sample 0-9 --count 12 --sampler prior\n  cvae sample 1,7 --out sevens.npz",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add.add_argument("digits", metavar="DIGITS", help="8, 1,7 or 0-9")
-    add.add_argument("--count", type=int, default=10, metavar="N", help="samples of each digit (10)")
-    add.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed draws the same samples (0)")
-    add.add_argument("--sampler", choices=("fitted", "prior"), help="where z comes from (params.yaml says)")
-    add.add_argument("--model", type=Path, default=Path("models/cvae.safetensors"), metavar="FILE", help="the weights")
-    add.add_argument(
-        "--out",
-        type=Path,
-        default=Path("samples.png"),
-        metavar="FILE",
-        help=".png: one sheet; .npz: images (N, 28, 28) float32 in [0, 1] and labels (N,) (samples.png)",
-    )
-    add.set_defaults(act=sample)
+    gallery.add_commands(commands)
 
     add = commands.add_parser(
         "weight",
@@ -130,65 +106,6 @@ def weight(arguments: argparse.Namespace) -> None:
 
 def _weight(beta: float) -> str:
     return f"{beta:,.2f}" if beta >= 0.1 else f"{beta:.4g}"
-
-
-def sample(arguments: argparse.Namespace) -> None:
-    """Draws digits and writes them to a file."""
-    digits = digits_of(arguments.digits)
-    if not 1 <= arguments.count <= MOST_SAMPLES // len(digits):
-        most = MOST_SAMPLES // len(digits)
-        raise UserError(f"--count must be from 1 to {most:,} for {len(digits)} digit(s), not {arguments.count:,}")
-    if not 0 <= arguments.seed < 2**63:
-        raise UserError(f"--seed must be a whole number from 0 to 2^63 − 1, not {arguments.seed}")
-    if arguments.out.suffix not in (".png", ".npz"):
-        raise UserError(f"--out {arguments.out} must end in .png or .npz")
-    if not arguments.out.parent.is_dir():
-        raise UserError(f"--out {arguments.out}: there is no folder {arguments.out.parent}")
-
-    import torch
-
-    from pipeline import checkpoint
-    from pipeline.params import load
-    from pipeline.sample import Density, SampleParams, draw
-
-    sampler = arguments.sampler or load(SampleParams, "sample").sampler
-    saved = checkpoint.load_model(arguments.model)
-    labels = torch.tensor(digits).repeat_interleave(arguments.count)
-    images = draw(saved.model, Density(**saved.density), labels, sampler, arguments.seed)
-    write_samples(arguments.out, images, labels, arguments.count)
-    print(f"{arguments.out}: {len(images):,} samples of {arguments.digits}, {sampler} sampler, seed {arguments.seed}")
-
-
-def write_samples(path: Path, images: "Tensor", labels: "Tensor", count: int) -> None:
-    """Images (N, 1, 28, 28), `count` of each digit, as a sheet or as arrays."""
-    import numpy as np
-    import torch
-
-    from pipeline.files import replacing
-    from pipeline.sample import sheet
-
-    with replacing(path) as part, open(part, "wb") as file:
-        if path.suffix == ".npz":
-            np.savez_compressed(file, images=images.squeeze(1).numpy(), labels=labels.numpy())
-            return
-        from PIL import Image
-
-        # A row a digit where there are several; one digit alone fills rows of ten.
-        columns = count if len(images) > count else min(count, ROW)
-        blank = torch.zeros(-len(images) % columns, *images.shape[1:])
-        Image.fromarray(sheet(torch.cat([images, blank]), columns)).save(file, format="PNG")
-
-
-def digits_of(text: str) -> list[int]:
-    """`8`, `1,7` and `0-9` as digits, in the order asked."""
-    digits: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        ends = (first, last) if dash else (first, first)
-        if not all(len(end) == 1 and end in "0123456789" for end in ends) or ends[0] > ends[1]:
-            raise UserError(f"{text!r} names no digits: give one as 8, some as 1,7, a range as 0-9")
-        digits.extend(range(int(ends[0]), int(ends[1]) + 1))
-    return list(dict.fromkeys(digits))
 
 
 def report(_: argparse.Namespace) -> None:

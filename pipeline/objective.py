@@ -1,7 +1,7 @@
 """The loss in nats per image: reconstruction + kl_weight · kl."""
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -18,13 +18,17 @@ class ObjectiveParams:
 
 
 class Autoencoder(Protocol):
-    """What the objective asks of a model."""
+    """What the objective asks of a model.
+
+    `context` is what it makes of its condition, once for the other three: for the CVAE the label as it is.
+    """
 
     likelihood: likelihood.Bernoulli
 
-    def encode(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]: ...
-    def decode(self, z: Tensor, labels: Tensor) -> Tensor: ...
-    def prior(self, labels: Tensor) -> tuple[Tensor, Tensor]: ...
+    def context(self, condition: Tensor) -> Any: ...
+    def encode(self, images: Tensor, context: Any) -> tuple[Tensor, Tensor]: ...
+    def decode(self, z: Tensor, context: Any) -> Tensor: ...
+    def prior(self, context: Any) -> tuple[Tensor, Tensor]: ...
 
 
 class Terms(NamedTuple):
@@ -44,15 +48,17 @@ def kl_divergence(mu: Tensor, log_var: Tensor, prior_mu: Tensor, prior_log_var: 
     return 0.5 * (ratio.exp() + distance - 1 - ratio).sum(-1)
 
 
-def terms(model: Autoencoder, images: Tensor, labels: Tensor, noise: Tensor) -> Terms:
+def terms(model: Autoencoder, images: Tensor, condition: Tensor, noise: Tensor) -> Terms:
     """Reconstruction and KL with one draw z = mu + exp(log_var / 2) · noise (the reparameterisation trick).
 
-    images: (N, 1, 28, 28) in [0, 1]; labels: (N,); noise: (N, latent) from N(0, I).
+    images: (N, 1, 28, 28) in [0, 1]; condition: the CVAE's labels (N,), or a row of numbers for each image (N, C);
+    noise: (N, latent) from N(0, I).
     """
-    mu, log_var = (parameter.to(noise.dtype) for parameter in model.encode(images, labels))
+    context = model.context(condition)
+    mu, log_var = (parameter.to(noise.dtype) for parameter in model.encode(images, context))
     z = mu + (log_var / 2).exp() * noise
-    log_prob = model.likelihood.log_prob(model.decode(z, labels), images.flatten(1))
-    return Terms(-log_prob, kl_divergence(mu, log_var, *model.prior(labels)))
+    log_prob = model.likelihood.log_prob(model.decode(z, context), images.flatten(1))
+    return Terms(-log_prob, kl_divergence(mu, log_var, *model.prior(context)))
 
 
 def loss(terms: Terms, kl_weight: float | Tensor) -> Tensor:

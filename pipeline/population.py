@@ -23,7 +23,7 @@ from pipeline.data import PIXELS, Split
 from pipeline.device import pick_precision
 from pipeline.model import CVAE, Architecture
 from pipeline.objective import ObjectiveParams
-from pipeline.train import Record, TrainParams, learning_rate, minibatches, validate
+from pipeline.train import Record, TrainParams, labelled, learning_rate, minibatches, validate
 
 
 @dataclass
@@ -146,8 +146,8 @@ def fit(
         # Each step leaves its terms here, on the device: reading them there and then would stall a GPU.
         trace = torch.empty(steps_per_epoch, 2, len(members), device=device, dtype=dtype)
 
-        noise_size = population.template.latent_size
-        for index, batch in enumerate(minibatches(train, params, aim, population.epoch, noise_size, dtype)):
+        size, view = population.template.latent_size, labelled(aim.pixels)
+        for index, batch in enumerate(minibatches(train, params, view, population.epoch, size, dtype)):
             rate = learning_rate(population.epoch * steps_per_epoch + index, steps, params.learning_rate, params.warmup)
             for group in population.optimizer.param_groups:
                 group["lr"] = rate

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.bound import posteriors
 from pipeline.data import CLASSES, SIDE, Pixels, Split, epoch_seed
-from pipeline.model import CVAE
+from pipeline.model import CVAE, one_hot
 from pipeline.params import Range
 
 if TYPE_CHECKING:
@@ -105,11 +105,16 @@ def decode(model: CVAE, z: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(images).view(-1, 1, SIDE, SIDE)
 
 
+def codes(model: CVAE, density: Density, labels: Tensor, sampler: Sampler, seed: int) -> Tensor:
+    """Codes z (N, latent) for the asked labels (N,)."""
+    if sampler == "fitted":
+        return density.draw(labels, torch.Generator(labels.device).manual_seed(seed))
+    return prior_codes(model, labels, seed)
+
+
 def draw(model: CVAE, density: Density, labels: Tensor, sampler: Sampler, seed: int) -> Tensor:
     """Samples (N, 1, 28, 28) float32 in [0, 1] of the asked labels (N,)."""
-    if sampler == "fitted":
-        return decode(model, density.draw(labels, torch.Generator(labels.device).manual_seed(seed)), labels)
-    return decode(model, prior_codes(model, labels, seed), labels)
+    return decode(model, codes(model, density, labels, sampler, seed), labels)
 
 
 def rows_of_digits(columns: int) -> Tensor:
@@ -133,3 +138,37 @@ def traverse(model: CVAE, digit: int, dimension: int, values: Tensor) -> Tensor:
     z = model.prior(labels)[0].clone()
     z[:, dimension] = values
     return decode(model, z, labels)
+
+
+def interpolate(model: CVAE, first: Tensor, last: Tensor, digits: tuple[int, int], steps: int) -> Tensor:
+    """Images (N, steps, 28, 28) on the way from codes `first` of one digit to `last` of another, each (N, latent).
+
+    Codes turn on a great circle (White 2016), since those halfway along a chord lie nearer to 0 than any that the
+    decoder has seen; the label is mixed.
+    """
+    share = torch.linspace(0, 1, steps, device=first.device)[:, None]
+    start, end = one_hot(torch.tensor(digits, device=first.device), first.dtype)
+    labels = (start + share * (end - start)).repeat(len(first), 1)
+    z = torch.cat([_turn(a, b, share) for a, b in zip(first, last, strict=True)])
+    return decode(model, z, labels).view(len(first), steps, SIDE, SIDE)
+
+
+def _turn(first: Tensor, last: Tensor, share: Tensor) -> Tensor:
+    """From `first` to `last`, each (latent,), at shares (S, 1) of the angle between them, to (S, latent)."""
+    cosine = (first @ last / (first.norm() * last.norm()).clamp_min(1e-12)).clamp(-1, 1)
+    angle = cosine.arccos()
+    if angle.sin() < 1e-3:  # nearly parallel: the straight line
+        return first + share * (last - first)
+    return (((1 - share) * angle).sin() * first + (share * angle).sin() * last) / angle.sin()
+
+
+def morph(model: CVAE, z: Tensor, steps: int = 1) -> Tensor:
+    """Images (N, 10 · steps, 28, 28): each code (N, latent) under all ten labels, in `steps` from one to the next.
+
+    The code is the style, which stays; the label is the digit, which changes. After 9 it turns back to 0.
+    """
+    share = torch.linspace(0, 1, steps + 1, device=z.device)[:-1, None]
+    hot = torch.eye(CLASSES, device=z.device)
+    path = torch.cat([a + share * (b - a) for a, b in zip(hot, hot.roll(-1, 0), strict=True)])
+    images = decode(model, z.repeat_interleave(len(path), 0), path.repeat(len(z), 1))
+    return images.view(len(z), len(path), SIDE, SIDE)

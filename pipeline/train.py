@@ -10,16 +10,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from pipeline import objective
-from pipeline.data import Split, as_pixels, batches, epoch_seed
+from pipeline.data import Pixels, Split, as_pixels, batches, epoch_seed
 from pipeline.device import pick_precision
 from pipeline.errors import UserError
-from pipeline.model import CVAE
+from pipeline.model import Model
 from pipeline.objective import ObjectiveParams, Terms
 from pipeline.params import Range
 
@@ -57,14 +57,27 @@ class Record:
     images_per_second: float
 
 
+# How a part of a split is shown to a model: images (N, 1, 28, 28) in [0, 1] and the condition of each, (N, ...). What
+# is random in it comes from the generator alone.
+View = Callable[[Split, torch.Generator], tuple[Tensor, Tensor]]
+
+
+def labelled(pixels: Pixels) -> View:
+    """The CVAE's view: the condition is the label."""
+    return lambda part, source: (as_pixels(part.images, pixels, source), part.labels)
+
+
+M = TypeVar("M", bound=Model)
+
+
 @dataclass
-class Training:
+class Training(Generic[M]):
     """What a run carries from epoch to epoch, and a checkpoint from process to process.
 
     There is no state of a random generator among it: each epoch seeds its own (data.epoch_seed).
     """
 
-    model: CVAE
+    model: M
     optimizer: torch.optim.Adam
     epoch: int = 0
 
@@ -73,7 +86,7 @@ class Diverged(UserError):
     """The loss is no longer finite."""
 
 
-def start(model: CVAE, params: TrainParams, device: torch.device) -> Training:
+def start(model: M, params: TrainParams, device: torch.device) -> Training[M]:
     """A run that has not taken a step: the model on the device and a fresh Adam over it."""
     model = model.to(device)
     return Training(model, torch.optim.Adam(model.parameters(), lr=params.learning_rate, fused=True))
@@ -92,15 +105,15 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
 
 
 def minibatches(
-    train: Split, params: TrainParams, aim: ObjectiveParams, epoch: int, latent_size: int, dtype: torch.dtype
+    train: Split, params: TrainParams, view: View, epoch: int, latent_size: int, dtype: torch.dtype
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """One epoch's images (B, 1, 28, 28), labels (B,) and noise (B, latent), which seed and epoch decide alone."""
+    """One epoch's images (B, 1, 28, 28), conditions (B, ...) and noise (B, latent), by seed and epoch alone."""
     device = train.images.device
     source = torch.Generator(device).manual_seed(epoch_seed(params.seed, epoch))
     for rows in batches(len(train), params.batch_size, params.seed, epoch, device):
-        images = as_pixels(train.images[rows], aim.pixels, source).to(dtype)
+        images, condition = view(train[rows], source)
         noise = torch.randn(len(rows), latent_size, generator=source, device=device, dtype=dtype)
-        yield images, train.labels[rows], noise
+        yield images.to(dtype), condition, noise
 
 
 def forward(choice: str, device: torch.device, images: int) -> Callable[..., Terms]:
@@ -117,15 +130,22 @@ def forward(choice: str, device: torch.device, images: int) -> Callable[..., Ter
 
 
 def fit(
-    training: Training, train: Split, validation: Split, params: TrainParams, aim: ObjectiveParams
+    training: Training[M],
+    train: Split,
+    validation: Split,
+    params: TrainParams,
+    aim: ObjectiveParams,
+    view: View | None = None,
 ) -> Iterator[Record]:
     """Trains from `training.epoch` to `params.epochs`, a Record an epoch; both splits lie on the model's device.
+
+    `view` is what the model is shown, images with their labels where it is not given.
 
     Same seed, same machine: the same weights, whether or not the run was interrupted between two records. Raises
     Diverged at the end of the epoch in which a term of the loss stopped being finite.
     """
     model, optimizer = training.model, training.optimizer
-    device, dtype = train.images.device, model.mu.weight.dtype
+    device, dtype, view = train.images.device, model.dtype, view or labelled(aim.pixels)
     precision = pick_precision(params.precision, device)
     steps_per_epoch = max(len(train) // params.batch_size, 1)
     steps = steps_per_epoch * params.epochs
@@ -136,7 +156,7 @@ def fit(
         # Each step leaves its two terms here, on the device: reading them there and then would stall a GPU.
         trace = torch.empty(steps_per_epoch, 2, device=device, dtype=dtype)
 
-        for index, batch in enumerate(minibatches(train, params, aim, training.epoch, model.latent_size, dtype)):
+        for index, batch in enumerate(minibatches(train, params, view, training.epoch, model.latent_size, dtype)):
             step = training.epoch * steps_per_epoch + index
             rate = learning_rate(step, steps, params.learning_rate, params.warmup)
             for group in optimizer.param_groups:
@@ -156,7 +176,7 @@ def fit(
         if not math.isfinite(reconstruction + kl):
             raise Diverged(_divergence(trace.cpu(), training.epoch * steps_per_epoch, params, aim))
         training.epoch += 1
-        unseen = validate(model, validation, aim)
+        unseen = validate(model, validation, aim, view)
         yield Record(
             epoch=training.epoch,
             step=training.epoch * steps_per_epoch,
@@ -182,16 +202,16 @@ class Means:
 
 
 @torch.no_grad()
-def validate(model: CVAE, split: Split, aim: ObjectiveParams) -> Means:
+def validate(model: Model, split: Split, aim: ObjectiveParams, view: View | None = None) -> Means:
     """Both terms on a split, one draw of z an image, in the weights' own precision; the same noise at every call."""
     source = torch.Generator(split.images.device).manual_seed(0)
-    dtype = model.mu.weight.dtype
+    dtype, view = model.dtype, view or labelled(aim.pixels)
     total = torch.zeros(2, dtype=torch.float64, device=split.images.device)
     for start_row in range(0, len(split), VALIDATION_BATCH):
         part = split[slice(start_row, start_row + VALIDATION_BATCH)]
-        images = as_pixels(part.images, aim.pixels, source).to(dtype)
+        images, condition = view(part, source)
         noise = torch.randn(len(part), model.latent_size, generator=source, device=images.device, dtype=dtype)
-        terms = objective.terms(model, images, part.labels, noise)
+        terms = objective.terms(model, images.to(dtype), condition, noise)
         total += torch.stack([terms.reconstruction.sum(), terms.kl.sum()])
     reconstruction, kl = (total / len(split)).tolist()
     return Means(reconstruction, kl)

@@ -97,6 +97,22 @@ def test_a_seed_repeats_its_samples(project: Path, monkeypatch: pytest.MonkeyPat
         (("sample", "8", "--model", "absent.safetensors"), "absent.safetensors not found: train a model first"),
         (("sample", "8", "--model", "params.yaml"), "params.yaml is no safetensors file"),
         (("sample", "8", "--sampler", "priro"), "invalid choice: 'priro'"),
+        (("sample", "8", "--model", "runs:/nonsense"), "'runs:/nonsense' names no run"),
+        (("sample", "8", "--model", "runs:/0123abcd"), "there is no run 0123abcd in MLflow"),
+        (("sample", "8", "--model", "models"), "models is no safetensors file"),
+        (("interpolate", "3", "10"), "'10' is no digit"),
+        (("interpolate", "three", "8"), "'three' is no digit"),
+        (("interpolate", "3", "8", "--count", "0"), "--count must be from 1"),
+        (("interpolate", "3", "8", "--steps", "1"), "--steps must be from 2 to 1,000, not 1"),
+        (("interpolate", "3", "8", "--out", "way.npz"), "must end in .png or .gif"),
+        (("interpolate", "3"), "required: TO"),
+        (("traverse", "-5"), "error:"),
+        (("traverse", "5", "--dimension", "2"), "--dimension must be from 0 to 1 for this model, not 2"),
+        (("traverse", "5", "--dimension", "-1"), "--dimension must be from 0 to 1 for this model, not -1"),
+        (("traverse", "5", "--steps", "1000000000"), "--steps must be from 2 to 1,000"),
+        (("morph", "--count", "1000000000"), "--count must be from 1 to 10,000"),
+        (("morph", "--steps", "5"), "--steps is for a .gif"),
+        (("morph", "--out", "models"), "must end in .png or .gif"),
         (("sampel", "8"), "did you mean 'sample'?"),
         (("weight", "--article", "-1"), "must be a finite number"),
         (("weight", "--article", "nan"), "must be a finite number"),
@@ -165,7 +181,7 @@ def test_help_answers_at_once() -> None:
 
 
 def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (*cli.STAGES, "sample", "weight", "report", "ui"):
+    for command in (*cli.STAGES, "sample", "interpolate", "traverse", "morph", "weight", "report", "ui"):
         assert run(monkeypatch, command, "--help") == 0
         assert f"usage: cvae {command}" in capsys.readouterr().out
 

@@ -18,10 +18,12 @@ MAY_IMPORT = {
     "likelihood": "",
     "metrics": "",
     "figures": "",
+    "pictures": "files",
     "model": "data likelihood params",
     "objective": "data likelihood params",
     "judge": "data device errors files params",
     "train": "data device errors model objective params",
+    "completion": "data likelihood model params train",
     "population": "data device errors model objective params train",
     "bound": "data model objective likelihood",
     "sample": "bound data model params",
@@ -30,8 +32,10 @@ MAY_IMPORT = {
     "tracking": "errors files params",
     "serve": "checkpoint data errors sample",
     "console": "errors",
+    "gallery": "checkpoint errors params pictures sample tracking",
 }
-NUMBERS = [name for name in MAY_IMPORT if name not in ("tracking", "serve", "console", "figures", "download")]
+OTHER_ROOMS = ("tracking", "serve", "console", "figures", "pictures", "gallery", "download")
+NUMBERS = [name for name in MAY_IMPORT if name not in OTHER_ROOMS]
 RECORDS = {"mlflow": {"pipeline.tracking"}, "optuna": {"pipeline.study"}, "dvc": set[str]()}
 BARE = {"torch", "numpy", "pandas", "sklearn", "safetensors", "threadpoolctl"}  # the last comes with sklearn
 

@@ -232,3 +232,49 @@ def test_a_traversal_moves_one_dimension_from_the_prior_s_mean() -> None:
     z = torch.tensor([[0.0, -3.0], [0.0, 0.0], [0.0, 3.0]])
     expected = sample.decode(model(), z, torch.full((3,), 4))
     assert torch.equal(sample.traverse(model(), 4, 1, values), expected)
+
+
+def test_a_mixed_label_may_stand_where_a_label_does() -> None:
+    z = torch.randn(10, 2, generator=source())
+    assert torch.equal(sample.decode(model(), z, torch.eye(10)), sample.decode(model(), z, LABELS))
+
+
+def test_an_interpolation_begins_and_ends_at_its_codes_and_digits() -> None:
+    first, last = torch.randn(2, 4, 2, generator=source())
+    images = sample.interpolate(model(), first, last, (3, 8), 7)
+    assert images.shape == (4, 7, 28, 28)
+    for end, z, digit in ((0, first, 3), (-1, last, 8)):
+        expected = sample.decode(model(), z, torch.full((4,), digit)).squeeze(1)
+        assert torch.allclose(images[:, end], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("angle", [0.3, 1.5, 3.0])
+def test_codes_turn_evenly_and_keep_their_length(angle: float) -> None:
+    first = torch.tensor([2.0, 0.0])
+    last = 2 * torch.tensor([angle, angle + torch.pi / 2]).cos() * torch.tensor([1.0, -1.0])
+    way = sample._turn(first, last, torch.linspace(0, 1, 9)[:, None])
+    assert torch.allclose(way.norm(dim=1), torch.full((9,), 2.0), atol=1e-5)
+    steps = (way[1:] - way[:-1]).norm(dim=1)
+    assert torch.allclose(steps, steps[:1].expand(8), atol=1e-5)
+    assert torch.allclose(way[[0, -1]], torch.stack([first, last]), atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [[1.0, 2.0], [3.0, 6.0], [-1.0, -2.0]])
+def test_codes_in_one_line_go_straight(first: list[float]) -> None:
+    a, b = torch.tensor(first), torch.tensor([1.0, 2.0])
+    way = sample._turn(a, b, torch.linspace(0, 1, 3)[:, None])
+    assert torch.allclose(way, torch.stack([a, (a + b) / 2, b]), atol=1e-6)
+
+
+def test_a_morph_shows_one_code_under_every_label() -> None:
+    z = torch.randn(3, 2, generator=source())
+    images = sample.morph(model(), z)
+    assert images.shape == (3, 10, 28, 28)
+    for row in range(3):
+        expected = sample.decode(model(), z[row].expand(10, 2), LABELS).squeeze(1)
+        assert torch.allclose(images[row], expected, atol=1e-6)
+
+
+def test_a_slow_morph_passes_the_digits_on_its_way() -> None:
+    z = torch.randn(1, 2, generator=source())
+    assert torch.allclose(sample.morph(model(), z, 4)[:, ::4], sample.morph(model(), z), atol=1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline import checkpoint, objective
 from pipeline.data import Split, batches, to_unit
 from pipeline.errors import UserError
-from pipeline.model import PRESETS, Architecture, ModelParams, build
+from pipeline.model import CVAE, PRESETS, Architecture, ModelParams, build
 from pipeline.objective import ObjectiveParams
 from pipeline.params import plain
 from pipeline.train import Diverged, Training, TrainParams, fit, forward, learning_rate, start, validate
@@ -39,14 +39,14 @@ def blobs(count: int, seed: int) -> Split:
 TRAIN, VALIDATION = blobs(210, 0), blobs(50, 1)
 
 
-def train(params: TrainParams = PARAMS, aim: ObjectiveParams = AIM) -> Training:
+def train(params: TrainParams = PARAMS, aim: ObjectiveParams = AIM) -> Training[CVAE]:
     training = start(build(SMALL, params.seed), params, CPU)
     for _ in fit(training, TRAIN, VALIDATION, params, aim):
         pass
     return training
 
 
-def weights(training: Training) -> Tensor:
+def weights(training: Training[CVAE]) -> Tensor:
     return torch.cat([weight.detach().flatten() for weight in training.model.parameters()])
 
 

@@ -15,8 +15,8 @@ help:  ## say what there is
 
 setup: $(READY)  ## make .venv and install what requirements.lock names
 
-repro: $(READY)  ## run the pipeline: what changed since the last time, and what depends on it
-	@dvc repro
+repro: $(READY)  ## run the pipeline up to its figures: what changed since the last time, and what depends on it
+	@dvc repro evaluate
 	@cvae report
 
 test: $(READY)  ## run all tests

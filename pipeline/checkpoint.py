@@ -1,7 +1,7 @@
 """Weights and unfinished runs on disk: safetensors with all params beside them, written whole or not at all."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.files import replacing
-from pipeline.model import CVAE, ModelParams, build, resolve
+from pipeline.model import CVAE, Model, ModelParams, build, resolve
 from pipeline.params import parse
-from pipeline.train import Training
+from pipeline.train import M, Training
 
 KIND = "cvae"
+REMEDY = {KIND: "train a model first, with `dvc repro train`", "completion": "run `dvc repro train_completion` first"}
 DENSITY = "density."
 MODEL = "model."
 OPTIMIZER = "optimizer."
@@ -49,6 +50,25 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> Saved:
         density={name: tensor.to(device) for name, tensor in _under(tensors, DENSITY).items()},
         params=params,
     )
+
+
+def save_weights(path: Path | str, kind: str, model: Model, params: Mapping[str, Any]) -> None:
+    """The weights of a model of another kind, with what rebuilds it (plain values), in one safetensors file."""
+    tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    _write(path, tensors, {"kind": kind, "params": json.dumps(params, sort_keys=True)})
+
+
+def load_weights(
+    path: Path | str, kind: str, build: Callable[[dict[str, Any]], M], device: torch.device | str = "cpu"
+) -> M:
+    """The model of a file that `save_weights` wrote, built from its params. Raises UserError for any other file."""
+    tensors, notes = _read(path, kind)
+    try:
+        model = build(json.loads(notes["params"]))
+        model.load_state_dict(_under(tensors, MODEL))
+    except (KeyError, TypeError, ValueError, RuntimeError):  # the last lists every tensor
+        raise UserError(f"{path} is of another version of this project: {REMEDY[kind]}") from None
+    return model.to(device).eval().requires_grad_(requires_grad=False)
 
 
 def save_training(path: Path | str, training: Training[Any], notes: Mapping[str, Any]) -> None:
@@ -91,7 +111,7 @@ def _read(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, str
             notes = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except FileNotFoundError:
-        raise UserError(f"{path} not found: train a model first, with `dvc repro train`") from None
+        raise UserError(f"{path} not found: {REMEDY.get(kind, REMEDY[KIND])}") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no safetensors file ({error})") from None
     if notes.get("kind") != kind:

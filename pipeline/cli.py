@@ -17,6 +17,8 @@ STAGES = {
     "judge": "train the classifier that measures samples",
     "train": "train the CVAE of params.yaml into models/cvae.safetensors",
     "evaluate": "measure it on test: reports/metrics.json, tables and figures",
+    "train_completion": "train what completes pictures, into models/completer.safetensors",
+    "evaluate_completion": "measure completions on test: reports/completion.json and a figure",
 }
 EXAMPLES = """\
 examples:

@@ -9,19 +9,49 @@ pixels are certain, so that log p(x∣z, seen) is that of the hidden pixels alon
 bound.importance_weighted serve this model as they serve the CVAE.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pipeline import likelihood
+from pipeline import checkpoint, likelihood
+from pipeline.bound import importance_weighted
 from pipeline.data import CLASSES, PIXELS, SIDE, Split, to_unit
-from pipeline.model import Model, mlp, one_hot
+from pipeline.metrics import mean_distance
+from pipeline.model import Model, Size, mlp, one_hot
+from pipeline.objective import ObjectiveParams
+from pipeline.params import Range
 from pipeline.train import View
 
+Binarised = Literal["thresholded", "drawn"]
+Share = Annotated[float, Range(least=0, most=1)]
+
+KIND = "completion"
+AIM = ObjectiveParams(kl_weight=1.0, likelihood="bernoulli", pixels="binary")  # the evidence lower bound
+DRAWS = 100  # k of the importance-weighted bound
+GUESSES = 10  # completions of which the best counts
+VEIL = 0.2  # the grey of what is hidden
+LOOKED_AT = 1000  # images whose completions are compared with one another
 HALF = SIDE // 2
 WIDTH = PIXELS + CLASSES + 1  # of a condition
 CERTAIN = 1000.0  # the logit of a visible pixel: log-probability 0 in float32
+
+
+@dataclass(frozen=True)
+class CompletionParams:
+    latent_size: Annotated[int, Range(least=1, most=PIXELS)]
+    hidden: Size
+    label_shown: Share
+    drawn: Share
+    epochs: Annotated[int, Range(least=1)]
+    network_epochs: Annotated[int, Range(least=1)]
+    batch_size: Annotated[int, Range(least=1)]
+    learning_rate: Annotated[float, Range(above=0)]
+    warmup: Annotated[float, Range(least=0, below=1)]
+    seed: Annotated[int, Range(least=0, most=2**31)]
 
 
 class Context(NamedTuple):
@@ -39,7 +69,7 @@ class Completer(Model):
 
     def __init__(self, latent_size: int, hidden: int) -> None:
         super().__init__()
-        self.latent_size = latent_size
+        self.latent_size, self.hidden = latent_size, hidden
         self.reader = mlp(WIDTH, (hidden, hidden))
         self.decoder_in = nn.Linear(hidden, hidden)
         self.decoder = mlp(hidden, (hidden,))
@@ -172,8 +202,180 @@ def quadrants_shown(number: int) -> Tensor:
     return visible.flatten()
 
 
+def named_masks() -> dict[str, Tensor]:
+    """What is visible, (28, 28) bool, under masks named by what they hide: halves, a quadrant, all but a quadrant."""
+    first = torch.arange(SIDE) < HALF
+    top, left = first[:, None].expand(SIDE, SIDE), first.expand(SIDE, SIDE)
+    halves = {"top": top, "bottom": ~top, "left": left, "right": ~left}
+    quadrants = {f"{a}-{b}": halves[a] & halves[b] for a in ("top", "bottom") for b in ("left", "right")}
+    hidden = halves | quadrants
+    return {name: ~mask for name, mask in hidden.items()} | {f"all-but-{name}": quadrants[name] for name in quadrants}
+
+
 def build(latent_size: int, hidden: int, seed: int) -> Completer:
     """An untrained Completer on the CPU, whose weights depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Completer(latent_size, hidden)
+
+
+def save(path: Path | str, model: Completer) -> None:
+    """Weights and sizes in one safetensors file."""
+    checkpoint.save_weights(path, KIND, model, {"latent_size": model.latent_size, "hidden": model.hidden})
+
+
+def load(path: Path | str, device: torch.device | str = "cpu") -> Completer:
+    """The model of a file that `save` wrote. Raises UserError for any other file."""
+    return checkpoint.load_weights(path, KIND, lambda sizes: Completer(**sizes), device)
+
+
+# What the rest could be
+
+
+class Completions(NamedTuple):
+    """Ways to complete one picture, the likeliest first.
+
+    images: (count, 28, 28) in [0, 1], the visible pixels as they are and the expected hidden ones; log_likelihood:
+    (count,) nats, the bound on log p(hidden∣seen) of each, its hidden pixels thresholded.
+    """
+
+    images: Tensor
+    log_likelihood: Tensor
+
+
+@torch.no_grad()
+def guesses(model: Completer, condition: Tensor, count: int, source: torch.Generator) -> Tensor:
+    """Expected images (count, N, 784) for conditions (N, 795): each of `count` from a z of its own from the prior."""
+    context = model.context(condition)
+    mu, log_var = model.prior(context)
+    noise = torch.randn(count, *mu.shape, generator=source, device=mu.device)
+    return model.likelihood.mean(model.decode(mu + (log_var / 2).exp() * noise, context))
+
+
+def complete(
+    model: Completer, image: Tensor, visible: Tensor, digit: int | None, count: int, seed: int = 0
+) -> Completions:
+    """Completes a thresholded image (28, 28) that is seen where `visible` (28, 28) is true, as a `digit` if told."""
+    source = torch.Generator(image.device).manual_seed(seed)
+    no = torch.zeros(1, dtype=torch.bool, device=image.device)
+    label, known = torch.full((1,), digit or 0, device=image.device), no if digit is None else ~no
+    given = condition(image.view(1, 1, SIDE, SIDE), visible.view(1, -1), label, known, no)
+    images = guesses(model, given, count, source).view(count, 1, SIDE, SIDE)
+    scores = importance_weighted(model, (images >= 0.5).float(), given.expand(count, -1), DRAWS, source)
+    order = scores.argsort(descending=True)
+    return Completions(images[order].squeeze(1), scores[order])
+
+
+def seen_part(images: Tensor, visible: Tensor) -> Tensor:
+    """Images with what is hidden in one light grey, to look at; any shapes that agree."""
+    return torch.where(visible, images, VEIL)
+
+
+# How good completions are
+
+
+class Reader(Protocol):
+    """A judge: what `labels` (N,) it reads in images (N, 1, 28, 28)."""
+
+    def __call__(self, images: Tensor) -> Any: ...
+
+
+def published_view(split: Split, pixels: Binarised, number: int, label: bool, seed: int) -> tuple[Tensor, Tensor]:
+    """Images (N, 1, 28, 28) and conditions (N, 795) of the published test: `number` quadrants seen, one fixed draw."""
+    source = torch.Generator(split.images.device).manual_seed(seed)
+    grey = to_unit(split.images)
+    images = (grey >= 0.5).float() if pixels == "thresholded" else torch.bernoulli(grey, generator=source)
+    count, device = len(split), grey.device
+    flags = [torch.full((count,), flag, device=device) for flag in (label, pixels == "drawn")]
+    visible = quadrants_shown(number).to(device).expand(count, -1)
+    return images, condition(images, visible, split.labels, *flags)
+
+
+def negative_log_likelihood(
+    model: Completer, split: Split, pixels: Binarised, number: int, label: bool, seed: int
+) -> float:
+    """Mean −log p(hidden∣seen) in nats an image, by the importance-weighted bound (exact for the network)."""
+    source = torch.Generator(split.images.device).manual_seed(seed)
+    images, given = published_view(split, pixels, number, label, seed)
+    draws = DRAWS if model.latent_size else 1
+    return -float(importance_weighted(model, images, given, draws, source).double().mean())
+
+
+def evaluate(
+    completer: Completer, network: Completer, judge: Reader, split: Split, seed: int, show: Callable[[str], None]
+) -> dict[str, Any]:
+    """All figures on `split`, as reports/completion.json holds them; `show` hears of each as it is there."""
+    likelihoods: dict[str, dict[str, dict[str, float]]] = {}
+    for pixels in ("thresholded", "drawn"):
+        for number in (1, 2, 3):
+            figures = dict(_likelihoods(completer, network, split, pixels, number, seed))
+            likelihoods.setdefault(pixels, {})[str(number)] = figures
+            show(f"{pixels}, {number} quadrants: {', '.join(f'{name} {value:.2f}' for name, value in figures.items())}")
+    return {
+        **likelihoods,
+        "squared_error": {str(number): squared_errors(completer, network, split, number, seed) for number in (1, 2, 3)},
+        "diversity": {str(number): diversity(completer, judge, split, number, seed) for number in (1, 2, 3)},
+    }
+
+
+def _likelihoods(
+    completer: Completer, network: Completer, split: Split, pixels: Binarised, number: int, seed: int
+) -> Iterator[tuple[str, float]]:
+    for name, model, label in (
+        ("cvae", completer, False),
+        ("cvae_label", completer, True),
+        ("network", network, False),
+    ):
+        yield name, negative_log_likelihood(model, split, pixels, number, label, seed)
+
+
+def protocol(images: int, seed: int) -> dict[str, Any]:
+    """How the figures are measured, in words."""
+    return {
+        "split": "test",
+        "images": images,
+        "unit": "nats per image, -log p(hidden | visible), summed over the hidden pixels",
+        "thresholded": "pixel = grey value >= 0.5",
+        "drawn": "one fixed Bernoulli draw of each pixel with its grey value as chance",
+        "model": "one model for all masks, both kinds of pixels (it is told which), with and without the label",
+        "visible": {"1": "bottom left", "2": "left half", "3": "all but bottom right"},
+        "cvae": f"importance-weighted bound with k = {DRAWS} draws from q",
+        "cvae_label": "the same, the label told",
+        "network": "exact: the same layers without z, the label not told",
+        "squared_error": f"thresholded, expected hidden pixels; the best of {GUESSES} is the one nearest the truth",
+        "diversity": f"{GUESSES} completions of each of the first {min(images, LOOKED_AT):,} images, thresholded",
+        "seed": seed,
+    }
+
+
+def squared_errors(completer: Completer, network: Completer, split: Split, number: int, seed: int) -> dict[str, float]:
+    """Squared error over an image's hidden pixels, thresholded: of the network's prediction, of one completion, and of
+    the best of ten, which the truth chooses."""
+    source = torch.Generator(split.images.device).manual_seed(seed)
+    images, given = published_view(split, "thresholded", number, label=False, seed=seed)
+    total = torch.zeros(3, dtype=torch.float64, device=images.device)
+    for x, row in zip(images.flatten(1).split(500), given.split(500), strict=True):
+        several = (guesses(completer, row, GUESSES, source) - x).square().sum(-1)
+        alone = (guesses(network, row, 1, source) - x).square().sum(-1)
+        total += torch.stack([alone.sum(), several[0].sum(), several.amin(0).sum()])
+    names = ("network", "cvae", f"best_of_{GUESSES}")
+    return dict(zip(names, (total / len(split)).tolist(), strict=True))
+
+
+def diversity(completer: Completer, judge: Reader, split: Split, number: int, seed: int) -> dict[str, float]:
+    """How far ten completions of one picture differ, means over the split's first images.
+
+    distance: mean pairwise distance over the hidden pixels ÷ that of the real images over the same pixels, so that 1
+    is as if nothing were seen; digits: how many different digits the judge reads among the ten.
+    """
+    source = torch.Generator(split.images.device).manual_seed(seed)
+    images, given = published_view(split[slice(0, LOOKED_AT)], "thresholded", number, label=False, seed=seed)
+    hidden = given[0, :PIXELS] == 0
+    several = torch.cat([guesses(completer, row, GUESSES, source) for row in given.split(500)], dim=1)
+    distances = [mean_distance(rows[:, hidden]) for rows in several.unbind(1)]
+    read = judge(several.reshape(-1, 1, SIDE, SIDE)).labels.view(GUESSES, -1)
+    digits = (read[None] == torch.arange(CLASSES, device=read.device)[:, None, None]).any(1).sum(0)
+    return {
+        "distance": sum(distances) / len(distances) / mean_distance(images.flatten(1)[:, hidden]),
+        "digits": float(digits.float().mean()),
+    }

@@ -52,6 +52,19 @@ def reconstructions(sheet: np.ndarray) -> "Figure":
     return figure
 
 
+def completions(sheets: Mapping[str, np.ndarray], shown: int) -> "Figure":
+    """Sheets side by side, a row a digit: what is seen, the network's answer, `shown` completions, the truth."""
+    figure = _figure(4.6 * len(sheets), 5.6)
+    columns = shown + 3
+    for axes, (title, sheet) in zip(figure.subplots(1, len(sheets)), sheets.items(), strict=True):
+        _sheet(axes, sheet, "0123456789")
+        axes.set_title(title, fontsize=11, color=INK)
+        places = [(column + 0.5) * sheet.shape[1] / columns for column in (0, 1, 1.5 + shown / 2, columns - 1)]
+        axes.set_xticks(places, ("seen", "network", "completions", "truth"))
+        axes.tick_params(length=0, labelcolor=FAINT, labelsize=9)
+    return figure
+
+
 def traversal(sheet: np.ndarray | None, names: Sequence[str], title: str) -> "Figure":
     """A sheet with a row for each latent dimension named; without any, a word on that."""
     figure = _figure(6.0, 0.6 + 0.46 * max(len(names), 1))

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from pipeline.sample import Density, Sampler
 
 MODEL = "models/cvae.safetensors"
+COMPLETER = "models/completer.safetensors"
+JUDGE = "models/judge.safetensors"
 MOST_SAMPLES = 100_000
+MOST_COMPLETIONS = 1000
 MOST_STEPS = 1000
 ROW = 10
 STRIP = 10  # pictures of a strip where nobody says how many
@@ -31,6 +34,8 @@ EXAMPLES = {
     "interpolate": "cvae interpolate 3 8\ncvae interpolate 3 8 --count 4 --out way.png\n"
     "cvae interpolate 4 9 --seed 2 --out way.gif",
     "traverse": "cvae traverse 5\ncvae traverse 5 --dimension 2 --out fives.gif",
+    "complete": "cvae complete INPUT.png --mask top --count 8 --out completions.png\n"
+    "cvae complete INPUT.png --mask all-but-bottom-left --digit 3\ncvae complete INPUT.png --mask MASK.png",
     "morph": "cvae morph\ncvae morph --count 6 --out styles.png\ncvae morph --seed 3 --out digits.gif",
 }
 
@@ -58,6 +63,19 @@ def add_commands(commands: Any) -> None:
     add = _command(commands, "morph", "one style in all ten digits: the code stays, the label changes", morph)
     _common(add, "styles, a row each (1)", 1)
     _moving(add, "morph.png")
+
+    add = _command(commands, "complete", "what the hidden part of a picture could be, the likeliest first", complete)
+    add.add_argument("input", type=Path, metavar="INPUT", help="a picture of 28 × 28 pixels, light ink on black or "
+                     "dark ink on white; thresholded at half grey")  # fmt: skip
+    add.add_argument("--mask", required=True, metavar="MASK", help="what is hidden: top, bottom, left, right, "
+                     "top-left …, all-but-top-left …, or a picture that is white where pixels are hidden")  # fmt: skip
+    add.add_argument("--digit", metavar="D", help="insist that it is this digit")
+    add.add_argument("--count", type=int, default=8, metavar="N", help="completions (8)")
+    add.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed draws the same completions (0)")
+    add.add_argument("--model", type=Path, default=Path(COMPLETER), metavar="FILE", help=f"the weights ({COMPLETER})")
+    add.add_argument("--judge", type=Path, default=Path(JUDGE), metavar="FILE", help=f"who reads them ({JUDGE})")
+    add.add_argument("--out", type=Path, metavar="FILE", help=".png: what is seen, then the completions "
+                     "(drawn on a terminal; completions.png elsewhere)")  # fmt: skip
 
 
 def _command(
@@ -184,6 +202,72 @@ def morph(arguments: argparse.Namespace) -> None:
     z = numbers.codes(saved.model, density, digits, sampler, arguments.seed)
     images = numbers.morph(saved.model, z, steps)
     deliver(images, out, f"one style a row in all ten digits, {sampler} sampler, seed {arguments.seed}")
+
+
+def complete(arguments: argparse.Namespace) -> None:
+    """The rest of a picture."""
+    check_draw(arguments, MOST_SAMPLES // MOST_COMPLETIONS)
+    digit = None if arguments.digit is None else digit_of(arguments.digit)
+    out = where_to(arguments.out, "completions.png", (".png",))
+
+    import torch
+
+    from pipeline import completion, judge, pictures
+
+    image = read_input(arguments.input)
+    visible = read_mask(arguments.mask)
+    model, reader = completion.load(arguments.model), judge.load(arguments.judge)
+    if not model.latent_size:
+        raise UserError(f"{arguments.model} is the deterministic network, which has one answer: name {COMPLETER}")
+    found = completion.complete(model, image, visible, digit, arguments.count, arguments.seed)
+    read_as = judge.read(reader, found.images.unsqueeze(1)).labels.tolist()
+    cells = torch.cat([completion.seen_part(image, visible)[None], found.images])[None]
+    captions = [f"{label}  {score:.1f}" for label, score in zip(read_as, found.log_likelihood.tolist(), strict=True)]
+    if out is None:
+        pictures.show(cells.numpy())
+    else:
+        pictures.save_png(out, pictures.captioned(cells[0].numpy(), ["seen", *captions]))
+    insisted = "" if digit is None else f", a {digit} insisted on"
+    print(f"{'' if out is None else f'{out}: '}{arguments.count:,} completions, the likeliest first{insisted}")
+    for rank, (label, score) in enumerate(zip(read_as, found.log_likelihood.tolist(), strict=True), 1):
+        print(f"{rank:>4}  read as {label}  log p(hidden∣seen) {score:.1f} nats")
+
+
+def read_input(path: Path) -> "Tensor":
+    """The picture (28, 28) to complete, 1 where there is ink; says what was done to it."""
+    import torch
+
+    from pipeline.data import SIDE
+    from pipeline.pictures import read_grey
+
+    grey, notes = read_grey(path, SIDE)
+    edge = [*grey[0], *grey[-1], *grey[:, 0], *grey[:, -1]]
+    if sum(edge) / len(edge) > 0.5:
+        grey, notes = 1 - grey, [*notes, "dark ink on a light ground, inverted"]
+    if notes:
+        print(f"{path}: {'; '.join(notes)}")
+    return torch.from_numpy(grey >= 0.5).float()
+
+
+def read_mask(name: str) -> "Tensor":
+    """What is visible (28, 28) bool under a mask's name or file. Raises UserError where that is all or nothing."""
+    import torch
+
+    from pipeline import completion
+    from pipeline.data import SIDE
+    from pipeline.pictures import read_grey
+
+    masks = completion.named_masks()
+    if name in masks:
+        return masks[name]
+    if not Path(name).exists():
+        raise UserError(f"--mask {name} is no file and none of {', '.join(masks)}")
+    grey, _ = read_grey(Path(name), SIDE)
+    visible = torch.from_numpy(grey < 0.5)
+    if visible.all() or not visible.any():
+        what = "hides nothing: paint what is to be hidden white" if visible.all() else "hides everything"
+        raise UserError(f"--mask {name} {what}")
+    return visible
 
 
 # What they share

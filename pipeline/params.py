@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, Union
 from pipeline.errors import UserError
 
 FILE = "params.yaml"
-SECTIONS = ("data", "judge", "model", "objective", "train", "sample", "evaluate", "tracking")
+SECTIONS = ("data", "judge", "model", "objective", "train", "sample", "evaluate", "completion", "tracking")
 
 T = TypeVar("T")
 

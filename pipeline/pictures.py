@@ -5,11 +5,15 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from pipeline.errors import UserError
 from pipeline.files import replacing
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ENLARGED = 4  # an animation's digits are looked at one by one
 RAMP = " .:-=+*#%@"
@@ -22,6 +26,23 @@ def save_png(path: Path, picture: np.ndarray) -> None:
 
     with replacing(path) as part, open(part, "wb") as file:
         Image.fromarray(picture).save(file, format="PNG")
+
+
+def captioned(images: np.ndarray, captions: Sequence[str], columns: int = 9, times: int = 3) -> np.ndarray:
+    """Images (N, 28, 28) of ink in [0, 1] in rows, enlarged, dark on white, each over its caption: (H, W) uint8."""
+    from PIL import Image, ImageDraw
+
+    side, room, gap = images.shape[1] * times, 14, 6
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    whole = Image.new("L", (columns * (side + gap) - gap, rows * (side + room + gap) - gap), 255)
+    pen = ImageDraw.Draw(whole)
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, top = index % columns * (side + gap), index // columns * (side + room + gap)
+        grey = (255 - 255 * image).round().astype(np.uint8).repeat(times, 0).repeat(times, 1)
+        whole.paste(Image.fromarray(grey), (left, top))
+        pen.text((left + side // 2, top + side + room // 2), caption, fill=60, anchor="mm")
+    return np.asarray(whole)
 
 
 def save_gif(path: Path, frames: Sequence[np.ndarray], milliseconds: int) -> None:
@@ -42,6 +63,50 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Named arrays, compressed."""
     with replacing(path) as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_grey(path: Path, side: int) -> tuple[np.ndarray, list[str]]:
+    """A picture file as (side, side) float32 in [0, 1], light values high, and a word on each thing done to it.
+
+    Raises UserError for what is no picture, has another size, or would lose something: colours, transparency, frames.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            if image.size != (side, side):
+                width, height = image.size
+                raise UserError(f"{path} is {width} × {height} pixels, not {side} × {side}: crop and scale it first")
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise UserError(f"{path} holds {frames} frames: give one picture")
+            return _grey(path, image)
+    except FileNotFoundError:
+        raise UserError(f"{path} not found") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is no picture that can be read ({reason})") from None
+
+
+def _grey(path: Path, image: "Image.Image") -> tuple[np.ndarray, list[str]]:
+    notes = []
+    if image.mode.startswith("I"):  # 16 bits, which Pillow may widen to 32
+        values = np.asarray(image).astype(np.float64) / 65535
+        if not 0 <= values.min() <= values.max() <= 1:
+            raise UserError(f"{path} holds values beyond 16 bits: save it with 8 bits a pixel")
+        return values.astype(np.float32), ["16 bits a pixel, scaled to 8"]
+    if image.mode == "F":
+        raise UserError(f"{path} holds floating-point values: save it with 8 bits a pixel")
+    if image.has_transparency_data:
+        if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            raise UserError(f"{path} is transparent in places: flatten it onto a plain ground first")
+        notes.append("opaque, alpha ignored")
+    if image.mode not in ("1", "L", "LA"):
+        colours = np.asarray(image.convert("RGB")).astype(int)
+        if (colours.max(-1) - colours.min(-1)).max() > 8:  # JPEG's rounding tints greys a little
+            raise UserError(f"{path} is coloured: make it grey first")
+        notes.append("stored in colour, read as grey")
+    return np.asarray(image.convert("L"), np.float32) / 255, notes
 
 
 def on_terminal() -> bool:

@@ -26,6 +26,9 @@ from pipeline.params import Range
 VALIDATION_BATCH = 1000
 COMPILING_PAYS = 5_000_000  # images: compiling costs up to 40 s, which a default run would not win back
 
+Precision = Literal["auto", "float32", "bfloat16"]
+Compile = Literal["auto", "always", "never"]
+
 
 @dataclass(frozen=True)
 class TrainParams:
@@ -35,8 +38,8 @@ class TrainParams:
     warmup: Annotated[float, Range(least=0, below=1)]  # share of all steps in which the rate rises to its peak
     seed: Annotated[int, Range(least=0, most=2**31)]
     device: str  # auto, cpu, cuda, cuda:1, …
-    precision: Literal["auto", "float32", "bfloat16"]
-    compile: Literal["auto", "always", "never"]
+    precision: Precision
+    compile: Compile
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "train": {"epochs": EPOCHS, "batch_size": 64, "learning_rate": 0.005, "precision": "float32"},
     "sample": {"components": 2},
     "evaluate": {"nll_draws": 20},
+    "completion": {"latent_size": 4, "hidden": 64, "epochs": 8, "network_epochs": 4, "batch_size": 32},
 }
 
 
@@ -121,7 +122,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.run("git", "config", "user.email", "test@example.org")
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "Start")
-    project.run("dvc", "repro")
+    project.run("dvc", "repro", "evaluate")
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "Record the results")
     return project
@@ -184,7 +185,7 @@ def test_a_second_run_does_nothing_and_soon(project: Project) -> None:
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert "Data and pipelines are up to date" in project.run("dvc", "repro")
+        assert "Data and pipelines are up to date" in project.run("dvc", "repro", "evaluate")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) <= 2
@@ -210,6 +211,11 @@ def test_samples_come_from_the_trained_model(project: Project) -> None:
     (project.folder / "eights.npz").unlink()
 
 
+def test_the_way_to_the_figures_leaves_the_completions_alone(project: Project) -> None:
+    assert not (project.folder / "models/completer.safetensors").exists()
+    assert not (project.folder / "reports/completion.json").exists()
+
+
 def test_an_experiment_is_compared_and_lands_in_the_users_database(project: Project) -> None:
     """`--temp` works in a copy that DVC deletes; the run must be in mlflow.db of the project all the same."""
     before = len(project.runs())
@@ -223,6 +229,35 @@ def test_an_experiment_is_compared_and_lands_in_the_users_database(project: Proj
     assert "heavier" in shown
     assert "objective.kl_weight" in project.run("dvc", "params", "diff", "HEAD", "heavier")
     assert "fitted.frechet" in project.run("dvc", "metrics", "diff", "HEAD", "heavier")
+
+
+def test_the_branch_of_completions(project: Project) -> None:
+    """Trained by the same fit into the same tracker, measured in the agreed form, and drawn from at the command line."""
+    before = len(project.runs())
+    project.run("dvc", "repro", "evaluate_completion")
+    figures = project.json("reports/completion.json")
+    for pixels in ("thresholded", "drawn"):
+        one, two, three = (figures[pixels][number] for number in "123")
+        assert one.keys() == two.keys() == three.keys() == {"cvae", "cvae_label", "network"}
+        assert one["network"] > two["network"] > three["network"] > 0
+    assert figures["diversity"]["1"]["distance"] > figures["diversity"]["3"]["distance"]
+    assert figures["protocol"]["images"] == 497
+    runs = project.runs()
+    assert len(runs) == before + 2
+    run = runs[runs["run_id"] == project.json("models/completion_run.json")["run_id"]].iloc[0]
+    assert run["status"] == "FINISHED"
+    assert run["metrics.test_completion_thresholded_1_cvae"] == pytest.approx(figures["thresholded"]["1"]["cvae"])
+    history = pd.read_csv(project.folder / "reports/completion_history.csv")
+    assert history.groupby("model")["epoch"].max().to_dict() == {"cvae": 8, "network": 4}
+
+    cvae = (sys.executable, "-m", "pipeline.cli")
+    project.run(*cvae, "sample", "8", "--count", "1", "--out", "eight.png")
+    out = project.run(*cvae, "complete", "eight.png", "--mask", "top", "--count", "4", "--out", "completions.png")
+    assert "dark ink on a light ground, inverted" in out
+    assert out.count("read as") == 4
+    for name in ("eight.png", "completions.png"):
+        (project.folder / name).unlink()
+    assert "up to date" in project.run("dvc", "repro", "evaluate_completion")
 
 
 def test_plots_show_pictures(project: Project) -> None:

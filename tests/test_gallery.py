@@ -1,6 +1,7 @@
 """The drawing commands on a small model: strips, animations, models from elsewhere, a person at a terminal."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from imports import ROOT
 from PIL import Image
 
-from pipeline import checkpoint, cli, judge, pictures
+from pipeline import checkpoint, cli, completion, judge, pictures
 from pipeline.model import ModelParams, build, resolve
 from pipeline.params import read
 
@@ -160,3 +161,144 @@ def test_a_person_at_a_terminal_sees_digits_and_gets_no_file(
 def test_without_a_terminal_the_usual_file_is_written(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "traverse 5") == 0
     assert (project / "traversal.png").exists()
+
+
+# Completions
+
+
+INK = np.pad(np.full((20, 6), 255, np.uint8), ((4, 4), (11, 11)))  # a bar
+
+
+@pytest.fixture
+def drawer(project: Path) -> Path:
+    """The project with a completer, a judge, and a picture to complete."""
+    model = completion.build(3, 16, 0)
+    with torch.no_grad():
+        model.pixels.weight *= 3
+        model.decoder_code.weight *= 3
+    completion.save(project / "models/completer.safetensors", model)
+    completion.save(project / "models/network.safetensors", completion.build(0, 16, 0))
+    judge.save(judge.build(0), project / "models/judge.safetensors", {})
+    Image.fromarray(INK).save(project / "bar.png")
+    return project
+
+
+def mask_file(path: Path, hidden: np.ndarray) -> None:
+    Image.fromarray(np.where(hidden, 255, 0).astype(np.uint8)).save(path)
+
+
+def test_completions_are_ranked_read_and_drawn(
+    drawer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "complete bar.png --mask top --count 8 --out completions.png") == 0
+    assert picture(drawer / "completions.png").shape == (84 + 14, 9 * (84 + 6) - 6)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "completions.png: 8 completions, the likeliest first"
+    scores = [float(line.split("log p(hidden∣seen) ")[1].removesuffix(" nats")) for line in lines[1:]]
+    assert len(scores) == 8
+    assert scores == sorted(scores, reverse=True)
+    assert all(line.split("read as ")[1][0] in "0123456789" for line in lines[1:])
+
+
+def test_more_completions_than_fit_in_a_row_take_another(drawer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "complete bar.png --mask left --count 9") == 0
+    assert picture(drawer / "completions.png").shape == (2 * (84 + 14) + 6, 9 * (84 + 6) - 6)
+
+
+def test_a_mask_s_name_and_its_picture_say_the_same(drawer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = ~completion.named_masks()["all-but-top-left"].numpy()
+    mask_file(drawer / "mask.png", hidden)
+    for name, mask in (("a", "all-but-top-left"), ("b", "mask.png"), ("c", "top-left")):
+        assert run(monkeypatch, f"complete bar.png --mask {mask} --out {name}.png") == 0
+    a, b, c = (picture(drawer / f"{name}.png") for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_a_digit_is_insisted_on(
+    drawer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "complete bar.png --mask top --out a.png") == 0
+    assert run(monkeypatch, "complete bar.png --mask top --digit 3 --out b.png") == 0
+    assert "a 3 insisted on" in capsys.readouterr().out
+    assert not np.array_equal(picture(drawer / "a.png"), picture(drawer / "b.png"))
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        (lambda ink: Image.fromarray(ink), ""),
+        (lambda ink: Image.fromarray(ink).convert("1"), ""),
+        (lambda ink: Image.fromarray(255 - ink), "dark ink on a light ground, inverted"),
+        (lambda ink: Image.fromarray(ink).convert("RGB"), "stored in colour, read as grey"),
+        (lambda ink: Image.fromarray(ink).convert("P"), "stored in colour, read as grey"),
+        (lambda ink: Image.fromarray(ink).convert("LA"), "opaque, alpha ignored"),
+        (lambda ink: Image.fromarray(ink).convert("RGBA"), "opaque, alpha ignored; stored in colour, read as grey"),
+        (lambda ink: Image.fromarray(ink.astype(np.uint16) * 257), "16 bits a pixel, scaled to 8"),
+    ],
+)
+def test_a_picture_may_be_stored_in_other_ways_and_what_is_done_is_said(
+    drawer: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stored: Callable[[np.ndarray], Image.Image],
+    said: str,
+) -> None:
+    assert run(monkeypatch, "complete bar.png --mask top --out usual.png") == 0
+    capsys.readouterr()
+    stored(INK).save(drawer / "other.png")
+    assert run(monkeypatch, "complete other.png --mask top --out other-out.png") == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == (f"other.png: {said}" if said else "other-out.png: 8 completions, the likeliest first")
+    assert np.array_equal(picture(drawer / "usual.png"), picture(drawer / "other-out.png"))
+
+
+COLOURED = np.stack([INK, INK // 2, 0 * INK], -1)
+BAD: list[tuple[str, str]] = [
+    ("wide.png --mask top", "wide.png is 56 × 28 pixels, not 28 × 28: crop and scale it first"),
+    ("coloured.png --mask top", "coloured.png is coloured: make it grey first"),
+    ("clear.png --mask top", "clear.png is transparent in places"),
+    ("float.tiff --mask top", "float.tiff holds floating-point values"),
+    ("moving.gif --mask top", "moving.gif holds 2 frames: give one picture"),
+    ("params.yaml --mask top", "params.yaml is no picture that can be read"),
+    ("cut.png --mask top", "cut.png is no picture that can be read"),
+    ("models --mask top", "models is no picture that can be read"),
+    ("none.png --mask top", "none.png not found"),
+    ("bar.png", "required: --mask"),
+    ("bar.png --mask tpo", "--mask tpo is no file and none of top, bottom, left, right, top-left"),
+    ("bar.png --mask all.png", "--mask all.png hides everything"),
+    ("bar.png --mask nothing.png", "--mask nothing.png hides nothing"),
+    ("bar.png --mask wide.png", "wide.png is 56 × 28 pixels"),
+    ("bar.png --mask none.png", "--mask none.png is no file"),
+    ("bar.png --mask top --digit 10", "'10' is no digit"),
+    ("bar.png --mask top --count 0", "--count must be from 1 to 1,000, not 0"),
+    ("bar.png --mask top --count 1000000000", "--count must be from 1 to 1,000, not 1,000,000,000"),
+    ("bar.png --mask top --seed -1", "--seed must be"),
+    ("bar.png --mask top --out x.gif", "must end in .png"),
+    ("bar.png --mask top --out nowhere/x.png", "there is no folder nowhere"),
+    ("bar.png --mask top --model models/cvae.safetensors", "holds no completion of this project"),
+    ("bar.png --mask top --model models/network.safetensors", "is the deterministic network, which has one answer"),
+    ("bar.png --mask top --model none.safetensors", "run `dvc repro train_completion` first"),
+    ("bar.png --mask top --judge none.safetensors", "run `dvc repro judge`"),
+]
+
+
+@pytest.mark.parametrize(("words", "reason"), BAD)
+def test_what_can_t_be_completed_is_said_in_one_line(
+    drawer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, reason: str
+) -> None:
+    Image.fromarray(np.hstack([INK, INK])).save(drawer / "wide.png")
+    Image.fromarray(COLOURED).save(drawer / "coloured.png")
+    Image.fromarray(np.stack([INK, INK], -1), "LA").save(drawer / "clear.png")
+    Image.fromarray(INK.astype(np.float32)).save(drawer / "float.tiff")
+    Image.fromarray(INK).save(drawer / "moving.gif", save_all=True, append_images=[Image.fromarray(INK.T)])
+    (drawer / "cut.png").write_bytes((drawer / "bar.png").read_bytes()[:60])
+    mask_file(drawer / "all.png", np.ones((28, 28), dtype=bool))
+    mask_file(drawer / "nothing.png", np.zeros((28, 28), dtype=bool))
+    before = sorted(drawer.rglob("*"))
+    assert run(monkeypatch, f"complete {words}") == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert sorted(drawer.rglob("*")) == before

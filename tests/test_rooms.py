@@ -18,23 +18,24 @@ MAY_IMPORT = {
     "likelihood": "",
     "metrics": "",
     "figures": "",
-    "pictures": "files",
+    "pictures": "errors files",
     "model": "data likelihood params",
     "objective": "data likelihood params",
     "judge": "data device errors files params",
     "train": "data device errors model objective params",
-    "completion": "data likelihood model params train",
+    "completion": "bound checkpoint data likelihood metrics model objective params train",
     "population": "data device errors model objective params train",
     "bound": "data model objective likelihood",
     "sample": "bound data model params",
     "checkpoint": "errors files model params train",
     "evaluation": "bound data errors metrics model objective params sample train",
     "tracking": "errors files params",
+    "recording": "checkpoint console tracking train",
     "serve": "checkpoint data errors sample",
     "console": "errors",
-    "gallery": "checkpoint errors params pictures sample tracking",
+    "gallery": "checkpoint completion data errors judge params pictures sample tracking",
 }
-OTHER_ROOMS = ("tracking", "serve", "console", "figures", "pictures", "gallery", "download")
+OTHER_ROOMS = ("tracking", "recording", "serve", "console", "figures", "pictures", "gallery", "download")
 NUMBERS = [name for name in MAY_IMPORT if name not in OTHER_ROOMS]
 RECORDS = {"mlflow": {"pipeline.tracking"}, "optuna": {"pipeline.study"}, "dvc": set[str]()}
 BARE = {"torch", "numpy", "pandas", "sklearn", "safetensors", "threadpoolctl"}  # the last comes with sklearn

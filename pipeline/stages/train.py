@@ -4,8 +4,6 @@ A run that was killed goes on from its last epoch to the very weights it would h
 .checkpoints/, outside DVC's outputs (which DVC deletes before a stage starts), under a hash of data and params.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from pipeline.files import replacing, sha256, write_json
 from pipeline.model import CVAE, ModelParams, build, resolve
 from pipeline.objective import ObjectiveParams
 from pipeline.params import digest, flat, load, load_key, plain
+from pipeline.recording import recording
 from pipeline.train import TrainParams, fit, start
 
 PREPARED = Path("data/prepared/mnist.safetensors")
@@ -41,44 +40,28 @@ def main() -> None:
     training = start(build(architecture, params.seed, aim.likelihood), params, device)
     size = sum(weight.numel() for weight in training.model.parameters())
     print(f"{model_params.preset} CVAE of {size:,} weights, β = {aim.kl_weight:g}, on {device} in {notes['precision']}")
-    unfinished = tracking.home(Path.cwd()) / ".checkpoints" / f"{digest(hashes)}.safetensors"
-    before = checkpoint.resume_training(unfinished, training)
-    if before:
-        print(f"going on after epoch {training.epoch}, where this very run was interrupted")
-    rows = before["history"] if before else []
 
-    name = f"{model_params.preset} β={aim.kl_weight:g}"
-    tags = {"data_hash": hashes["data"], "params_hash": hashes["params"], **notes}
-    with (
-        console.bar("train", params.epochs, training.epoch) as bar,
-        tracking.resume(before["run"], before["uri"], name, experiment, tags=tags, warn=console.warn)
-        if before
-        else tracking.start(name, experiment, params=flat(sections), tags=tags, warn=console.warn) as run,
-    ):
+    with recording(
+        "train",
+        training,
+        params.epochs,
+        digest(hashes),
+        name=f"{model_params.preset} β={aim.kl_weight:g}",
+        experiment=experiment,
+        params=flat(sections),
+        tags={"data_hash": hashes["data"], "params_hash": hashes["params"], **notes},
+    ) as record:
+        run = record.run
         run.dataset("mnist", hashes["data"], str(PREPARED), "train")
-        for record in fit(training, split, validation, params, aim):
-            figures = asdict(record)
-            rows.append(figures)
-            bar.show(record.epoch, console.figures(headline(figures)))
-            run.metrics({name: value for name, value in figures.items() if name != "step"}, record.step)
-            run.image("samples_prior", preview(training.model), record.step)
-            unfinished_run = {"history": rows, "run": run.run_id, "uri": run.uri}
-            checkpoint.save_training(unfinished, training, unfinished_run)
+        record.follow(fit(training, split, validation, params, aim), lambda: preview(training.model))
 
         density = sample.fit_density(training.model, split, aim.pixels, components, params.seed)
         checkpoint.save_model(MODEL, training.model, density.tensors(), saved)
         with replacing(HISTORY) as part:
-            pd.DataFrame(rows).to_csv(part, index=False)
+            pd.DataFrame(record.rows).to_csv(part, index=False)
         run.artifact(HISTORY)
         run.model(MODEL)
         write_json(RUN, {"run_id": run.run_id, "tracking_uri": run.uri, "hashes": hashes})
-    unfinished.unlink(missing_ok=True)
-
-
-def headline(record: Mapping[str, float]) -> dict[str, float]:
-    """What a person watches while it trains."""
-    watched = {name: record[name] for name in ("loss", "reconstruction", "kl")}
-    return watched | {"images/s": record["images_per_second"]}
 
 
 def preview(model: CVAE) -> np.ndarray:

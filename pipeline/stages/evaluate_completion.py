@@ -1,0 +1,75 @@
+"""Measures the completions on test: likelihoods, errors, how far they differ, and a picture. A few minutes."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import completion, console, data, figures, judge, sample, tracking
+from pipeline.data import CLASSES, PIXELS, SIDE, Split
+from pipeline.device import pick_device
+from pipeline.errors import UserError
+from pipeline.files import replacing, write_json
+from pipeline.params import load, load_key
+
+PREPARED = Path("data/prepared/mnist.safetensors")
+JUDGE = Path("models/judge.safetensors")
+COMPLETER = Path("models/completer.safetensors")
+NETWORK = Path("models/completion_network.safetensors")
+RUN = Path("models/completion_run.json")
+REPORT = Path("reports/completion.json")
+PICTURE = Path("reports/completions.png")
+SHOWN = 5  # completions of each picture
+SEED = 0  # of test pixels and draws
+
+
+def main() -> None:
+    device = pick_device(load_key(str, "train", "device"))
+    experiment = load(tracking.TrackingParams, "tracking").experiment
+    if not RUN.exists():
+        raise UserError(f"{RUN} not found: run `dvc repro train_completion` first")
+    completer, network = completion.load(COMPLETER, device), completion.load(NETWORK, device)
+    reader = partial(judge.read, judge.load(JUDGE, device))
+    (test,) = (split.to(device) for split in data.load(PREPARED, "test"))
+
+    trained = json.loads(RUN.read_text(encoding="utf-8"))
+    name = "completion evaluation"  # only where the training's run is gone
+    with tracking.resume(trained["run_id"], trained["tracking_uri"], name, experiment, warn=console.warn) as run:
+        result = completion.evaluate(completer, network, reader, test, SEED, partial(print, flush=True))
+        result["protocol"] = completion.protocol(len(test), SEED)
+        write_json(REPORT, result)
+        sheets = {f"{number} of 4 quadrants seen": picture(completer, network, test, number) for number in (1, 2, 3)}
+        with replacing(PICTURE) as part:
+            figures.completions(sheets, SHOWN).savefig(part, format="png")
+        run.metrics({f"test_completion_{key}": value for key, value in flatten(result).items()}, step=0)
+        for path in (REPORT, PICTURE):
+            run.artifact(path)
+    print(f"{REPORT} and {PICTURE} written")
+
+
+def flatten(result: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
+    """`{"drawn": {"1": {"cvae": 80.0}}}` as `{"drawn_1_cvae": 80.0}`, without the protocol."""
+    return {
+        f"{group}_{number}_{name}": value
+        for group, by_number in result.items()
+        if group != "protocol"
+        for number, values in by_number.items()
+        for name, value in values.items()
+    }
+
+
+def picture(completer: completion.Completer, network: completion.Completer, test: Split, number: int) -> np.ndarray:
+    """A sheet with a row for each digit: what is seen, what the network says, completions, the truth."""
+    few = test[torch.stack([(test.labels == digit).nonzero()[0, 0] for digit in range(CLASSES)])]
+    images, given = completion.published_view(few, "thresholded", number, label=False, seed=SEED)
+    source = torch.Generator(images.device).manual_seed(SEED)
+    seen = completion.seen_part(images, given[:, :PIXELS].view(-1, 1, SIDE, SIDE) != 0)
+    columns = [seen.flatten(1), *completion.guesses(network, given, 1, source)]
+    columns += [*completion.guesses(completer, given, SHOWN, source), images.flatten(1)]
+    return sample.sheet(torch.stack(columns, 1).view(-1, 1, SIDE, SIDE), len(columns))
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,6 +1,6 @@
 # `make repro` and `make test` do all the set-up they need; what is up to date is left alone.
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test check ui lock
+.PHONY: help setup repro completions test check ui lock
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -15,9 +15,12 @@ help:  ## say what there is
 
 setup: $(READY)  ## make .venv and install what requirements.lock names
 
-repro: $(READY)  ## run the pipeline up to its figures: what changed since the last time, and what depends on it
-	@dvc repro evaluate
+repro: $(READY)  ## run the pipeline: what changed since the last time, and what depends on it
+	@dvc repro
 	@cvae report
+
+completions: $(READY)  ## train and measure what completes pictures
+	@dvc repro completion/dvc.yaml
 
 test: $(READY)  ## run all tests
 	@pytest

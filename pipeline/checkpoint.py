@@ -16,7 +16,10 @@ from pipeline.params import parse
 from pipeline.train import M, Training
 
 KIND = "cvae"
-REMEDY = {KIND: "train a model first, with `dvc repro train`", "completion": "run `dvc repro train_completion` first"}
+REMEDY = {
+    KIND: "train a model first, with `dvc repro train`",
+    "completion": "run `dvc repro completion/dvc.yaml` first",
+}
 DENSITY = "density."
 MODEL = "model."
 OPTIMIZER = "optimizer."

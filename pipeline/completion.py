@@ -141,13 +141,17 @@ def masked(drawn: float, label_shown: float) -> View:
 
 
 def draw_masks(count: int, source: torch.Generator) -> Tensor:
-    """(count, 784) bool, true where visible: of each image quadrants, a half, a block or its surroundings, or cells."""
-    device = source.device
-    kind = torch.rand(count, 1, 1, generator=source, device=device)
-    masks = _quadrants(count, source)
-    for share, draw in ((0.45, _halves), (0.35, _blocks), (0.15, _cells)):
-        masks = torch.where(kind < share, draw(count, source), masks)
-    return masks.flatten(1)
+    """(count, 784) bool, true where visible, in this order: quadrants, a half, a block or all around it, cells.
+
+    Rows come shuffled, so that the kinds need not be; drawing each for its own rows alone takes a third of the time.
+    """
+    kinds = ((_quadrants, 0.55), (_halves, 0.65), (_blocks, 0.85), (_cells, 1.0))  # up to which share of the rows
+    masks, done = [], 0
+    for draw, share in kinds:
+        end = round(share * count)
+        masks.append(draw(end - done, source))
+        done = end
+    return torch.cat(masks).flatten(1)
 
 
 def _quadrants(count: int, source: torch.Generator) -> Tensor:

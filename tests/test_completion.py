@@ -74,9 +74,9 @@ def test_masks_show_something_and_hide_something() -> None:
     assert masks.shape == (2000, 784)
     assert masks.dtype == torch.bool
     share = masks.float().mean(1)
-    assert ((share > 0) & (share < 1)).float().mean() > 0.995
+    assert ((share > 0) & (share < 1)).float().mean() > 0.99
     each = masks.float().mean(0)
-    assert 0.3 < each.min() <= each.max() < 0.7
+    assert 0.4 < each.min() <= each.max() < 0.6
 
 
 def test_the_same_generator_draws_the_same_masks() -> None:
@@ -290,8 +290,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     checkpoint.save_weights(tmp_path / "old.safetensors", "completion", model(), {"latent_size": 2, "hidden": 16})
     for name, reason in (
         ("judge", "holds no completion of this project"),
-        ("old", "is of another version of this project: run `dvc repro train_completion` first"),
-        ("none", "not found: run `dvc repro train_completion` first"),
+        ("old", "is of another version of this project: run `dvc repro completion/dvc.yaml` first"),
+        ("none", "not found: run `dvc repro completion/dvc.yaml` first"),
     ):
         with pytest.raises(UserError, match=reason):
             completion.load(tmp_path / f"{name}.safetensors")

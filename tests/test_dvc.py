@@ -12,7 +12,11 @@ from ruamel.yaml import YAML
 from pipeline import completion, download, evaluation, judge, model, objective, sample, tracking, train
 from pipeline.params import SECTIONS, load
 
-STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+STAGES: dict[str, dict[str, Any]] = {
+    name: stage
+    for file in ("dvc.yaml", "completion/dvc.yaml")
+    for name, stage in YAML(typ="safe").load((ROOT / file).read_text(encoding="utf-8"))["stages"].items()
+}
 PARAMS: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 OWNERS: dict[str, type[Any]] = {
     "data": download.DataParams,

@@ -107,6 +107,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     shutil.copytree(ROOT / "pipeline", project.folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     for name in (".gitignore", ".dvcignore", "dvc.yaml", "pyproject.toml"):
         shutil.copy(ROOT / name, project.folder / name)
+    (project.folder / "completion").mkdir()
+    shutil.copy(ROOT / "completion/dvc.yaml", project.folder / "completion/dvc.yaml")
     (project.folder / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc/config", project.folder / ".dvc/config")
     shutil.copy(ROOT / ".dvc/.gitignore", project.folder / ".dvc/.gitignore")
@@ -122,7 +124,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.run("git", "config", "user.email", "test@example.org")
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "Start")
-    project.run("dvc", "repro", "evaluate")
+    project.run("dvc", "repro")
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "Record the results")
     return project
@@ -185,7 +187,7 @@ def test_a_second_run_does_nothing_and_soon(project: Project) -> None:
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert "Data and pipelines are up to date" in project.run("dvc", "repro", "evaluate")
+        assert "Data and pipelines are up to date" in project.run("dvc", "repro")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) <= 2
@@ -232,9 +234,9 @@ def test_an_experiment_is_compared_and_lands_in_the_users_database(project: Proj
 
 
 def test_the_branch_of_completions(project: Project) -> None:
-    """Trained by the same fit into the same tracker, measured in the agreed form, and drawn from at the command line."""
+    """Trained by the same fit into the same tracker, measured in the agreed form, and used at the command line."""
     before = len(project.runs())
-    project.run("dvc", "repro", "evaluate_completion")
+    project.run("dvc", "repro", "completion/dvc.yaml")
     figures = project.json("reports/completion.json")
     for pixels in ("thresholded", "drawn"):
         one, two, three = (figures[pixels][number] for number in "123")
@@ -257,7 +259,7 @@ def test_the_branch_of_completions(project: Project) -> None:
     assert out.count("read as") == 4
     for name in ("eight.png", "completions.png"):
         (project.folder / name).unlink()
-    assert "up to date" in project.run("dvc", "repro", "evaluate_completion")
+    assert "up to date" in project.run("dvc", "repro", "completion/dvc.yaml")
 
 
 def test_plots_show_pictures(project: Project) -> None:

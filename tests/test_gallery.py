@@ -278,7 +278,7 @@ BAD: list[tuple[str, str]] = [
     ("bar.png --mask top --out nowhere/x.png", "there is no folder nowhere"),
     ("bar.png --mask top --model models/cvae.safetensors", "holds no completion of this project"),
     ("bar.png --mask top --model models/network.safetensors", "is the deterministic network, which has one answer"),
-    ("bar.png --mask top --model none.safetensors", "run `dvc repro train_completion` first"),
+    ("bar.png --mask top --model none.safetensors", "run `dvc repro completion/dvc.yaml` first"),
     ("bar.png --mask top --judge none.safetensors", "run `dvc repro judge`"),
 ]
 

@@ -29,7 +29,7 @@ def main() -> None:
     device = pick_device(load_key(str, "train", "device"))
     experiment = load(tracking.TrackingParams, "tracking").experiment
     if not RUN.exists():
-        raise UserError(f"{RUN} not found: run `dvc repro train_completion` first")
+        raise UserError(f"{RUN} not found: run `dvc repro completion/dvc.yaml` first")
     completer, network = completion.load(COMPLETER, device), completion.load(NETWORK, device)
     reader = partial(judge.read, judge.load(JUDGE, device))
     (test,) = (split.to(device) for split in data.load(PREPARED, "test"))

@@ -27,6 +27,7 @@ examples:
   cvae report                                      the headline figures of the last evaluation
   cvae sample 0-9 --count 12 --seed 1              digits, on the terminal or into a PNG
   cvae interpolate 3 8 --out way.gif               also: traverse, morph
+  cvae complete INPUT.png --mask top               what the hidden half could be
   cvae weight --article 1e-5 --batch-size 128      what the source article's weight means here
   cvae ui                                          compare runs in the browser
 """

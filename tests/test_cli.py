@@ -181,7 +181,7 @@ def test_help_answers_at_once() -> None:
 
 
 def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (*cli.STAGES, "sample", "interpolate", "traverse", "morph", "weight", "report", "ui"):
+    for command in (*cli.STAGES, "sample", "interpolate", "traverse", "morph", "complete", "weight", "report", "ui"):
         assert run(monkeypatch, command, "--help") == 0
         assert f"usage: cvae {command}" in capsys.readouterr().out
 

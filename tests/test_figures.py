@@ -168,3 +168,16 @@ def test_the_file_s_name_need_not_tell_the_format(tmp_path: Path) -> None:
     figures.sample_grid(sheet(), "").savefig(tmp_path / ".samples.png.part", format="png")
     with Image.open(tmp_path / ".samples.png.part") as picture:
         assert picture.format == "PNG"
+
+
+def test_completions_stand_between_what_is_seen_and_the_truth() -> None:
+    sheets = {f"{number} quadrants": sheet(columns=8) for number in (1, 2, 3)}
+    figure = figures.completions(sheets, shown=5)
+    assert [axes.get_title() for axes in figure.axes] == list(sheets)
+    for axes in figure.axes:
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["seen", "network", "completions", "truth"]
+        places = axes.get_xticks()
+        assert list(places) == sorted(places)
+        assert 0 < places[0] < 30 < places[1] < 60
+        assert places[-1] > 8 * 30 - 30
+    saved(figure)

@@ -200,6 +200,21 @@ def test_completions_are_ranked_read_and_drawn(
     assert all(line.split("read as ")[1][0] in "0123456789" for line in lines[1:])
 
 
+def test_completions_are_drawn_on_a_terminal_too(
+    drawer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pictures, "on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    before = sorted(drawer.rglob("*"))
+    assert run(monkeypatch, "complete bar.png --mask bottom --count 3") == 0
+    drawn, said = capsys.readouterr().out.split("3 completions, the likeliest first\n")
+    assert len(drawn.splitlines()) == 15  # four pictures of half size, three to a line, a gap between the lines
+    assert "@" in drawn
+    assert said.count("read as") == 3
+    assert sorted(drawer.rglob("*")) == before
+
+
 def test_more_completions_than_fit_in_a_row_take_another(drawer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "complete bar.png --mask left --count 9") == 0
     assert picture(drawer / "completions.png").shape == (2 * (84 + 14) + 6, 9 * (84 + 6) - 6)

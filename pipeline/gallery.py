@@ -60,7 +60,7 @@ def add_commands(commands: Any) -> None:
     _model(add)
     _moving(add, "traversal.png")
 
-    add = _command(commands, "morph", "one style in all ten digits: the code stays, the label changes", morph)
+    add = _command(commands, "morph", "one style in all ten digits", morph)
     _common(add, "styles, a row each (1)", 1)
     _moving(add, "morph.png")
 
@@ -192,14 +192,10 @@ def morph(arguments: argparse.Namespace) -> None:
     if arguments.steps is not None and not animated:
         raise UserError("--steps is for a .gif: the strip holds the ten digits")
 
-    import torch
-
     from pipeline import sample as numbers
 
     saved, density, sampler = open_model(arguments)
-    # Which digit's codes they are matters little: styles are what a code holds beside the label.
-    digits = torch.randint(10, (arguments.count,), generator=torch.Generator().manual_seed(arguments.seed))
-    z = numbers.codes(saved.model, density, digits, sampler, arguments.seed)
+    z = numbers.styles(saved.model, density, arguments.count, sampler, arguments.seed)
     images = numbers.morph(saved.model, z, steps)
     deliver(images, out, f"one style a row in all ten digits, {sampler} sampler, seed {arguments.seed}")
 

@@ -42,6 +42,13 @@ class Density:
     def tensors(self) -> dict[str, Tensor]:
         return {"weights": self.weights, "means": self.means, "roots": self.roots}
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean (10, latent) and covariance (10, latent, latent) of each class."""
+        mean = torch.einsum("ck,cki->ci", self.weights, self.means)
+        away = self.means - mean[:, None]
+        within = torch.einsum("ck,ckij,cklj->cil", self.weights, self.roots, self.roots)
+        return mean, within + torch.einsum("ck,cki,ckj->cij", self.weights, away, away)
+
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Codes (N, latent) for labels (N,)."""
         component = torch.multinomial(self.weights[labels], 1, generator=generator).squeeze(1)
@@ -162,13 +169,30 @@ def _turn(first: Tensor, last: Tensor, share: Tensor) -> Tensor:
     return (((1 - share) * angle).sin() * first + (share * angle).sin() * last) / angle.sin()
 
 
-def morph(model: CVAE, z: Tensor, steps: int = 1) -> Tensor:
-    """Images (N, 10 · steps, 28, 28): each code (N, latent) under all ten labels, in `steps` from one to the next.
+def styles(model: CVAE, density: Density, count: int, sampler: Sampler, seed: int) -> Tensor:
+    """Codes (count, 10, latent) of one style in each row, for every digit.
 
-    The code is the style, which stays; the label is the digit, which changes. After 9 it turns back to 0.
+    `prior`: the very same code for all ten. `fitted`: below β = 1 a code still tells its digit, and each class has a
+    region of its own; so one draw of N(0, I) is the style, and its place in each class's Gaussian the code.
+    """
+    if sampler == "prior":
+        labels = torch.zeros(count, dtype=torch.int64, device=density.means.device)
+        return prior_codes(model, labels, seed)[:, None].expand(-1, CLASSES, -1)
+    mean, covariance = density.moments()
+    values, axes = torch.linalg.eigh(covariance)
+    root = axes * values.clamp_min(0).sqrt().unsqueeze(-2) @ axes.mT  # symmetric: it turns no axis into another
+    source = torch.Generator(mean.device).manual_seed(seed)
+    noise = torch.randn(count, mean.shape[-1], generator=source, device=mean.device)
+    return mean + torch.einsum("cij,nj->nci", root, noise)
+
+
+def morph(model: CVAE, z: Tensor, steps: int = 1) -> Tensor:
+    """Images (N, 10 · steps, 28, 28) of codes (N, 10, latent) for every digit, in `steps` from one to the next.
+
+    Label and code are mixed alike on the way. After 9 it turns back to 0.
     """
     share = torch.linspace(0, 1, steps + 1, device=z.device)[:-1, None]
     hot = torch.eye(CLASSES, device=z.device)
     path = torch.cat([a + share * (b - a) for a, b in zip(hot, hot.roll(-1, 0), strict=True)])
-    images = decode(model, z.repeat_interleave(len(path), 0), path.repeat(len(z), 1))
+    images = decode(model, (path @ z).flatten(0, 1), path.repeat(len(z), 1))
     return images.view(len(z), len(path), SIDE, SIDE)

@@ -266,15 +266,39 @@ def test_codes_in_one_line_go_straight(first: list[float]) -> None:
     assert torch.allclose(way, torch.stack([a, (a + b) / 2, b]), atol=1e-6)
 
 
-def test_a_morph_shows_one_code_under_every_label() -> None:
-    z = torch.randn(3, 2, generator=source())
+def test_a_class_s_moments_are_those_of_its_draws() -> None:
+    mean, covariance = density().moments()
+    z = density().draw(torch.full((100_000,), 3), source())
+    assert torch.allclose(mean[3], z.mean(0), atol=0.05)
+    assert torch.allclose(covariance[3], torch.cov(z.T), atol=0.15)
+
+
+def test_a_style_of_the_prior_is_one_code_for_all_digits() -> None:
+    z = sample.styles(model(), density(), 3, "prior", seed=1)
+    assert z.shape == (3, 10, 2)
+    assert torch.equal(z, z[:, :1].expand(-1, 10, -1))
+    assert torch.pdist(z[:, 0]).min() > 0
+
+
+def test_a_fitted_style_has_the_same_place_in_every_class() -> None:
+    z = sample.styles(model(), density(), 20_000, "fitted", seed=1)
+    mean, covariance = density().moments()
+    for digit in (0, 3):
+        assert torch.allclose(z[:, digit].mean(0), mean[digit], atol=0.1)
+        assert torch.allclose(torch.cov(z[:, digit].T), covariance[digit], atol=0.2)
+    place = (z[:, 0] - mean[0]) / covariance[0].diagonal().sqrt()  # class 0 is round: its own coordinates
+    assert torch.corrcoef(torch.cat([place, z[:, 3]], 1).T)[:2, 2:].diagonal().min() > 0.6
+    assert torch.allclose((z[:, 7] - mean[7]), (z[:, 0] - mean[0]), atol=1e-4)
+
+
+def test_a_morph_shows_each_digit_s_code_under_its_label() -> None:
+    z = torch.randn(3, 10, 2, generator=source())
     images = sample.morph(model(), z)
     assert images.shape == (3, 10, 28, 28)
     for row in range(3):
-        expected = sample.decode(model(), z[row].expand(10, 2), LABELS).squeeze(1)
-        assert torch.allclose(images[row], expected, atol=1e-6)
+        assert torch.allclose(images[row], sample.decode(model(), z[row], LABELS).squeeze(1), atol=1e-6)
 
 
 def test_a_slow_morph_passes_the_digits_on_its_way() -> None:
-    z = torch.randn(1, 2, generator=source())
+    z = torch.randn(1, 10, 2, generator=source())
     assert torch.allclose(sample.morph(model(), z, 4)[:, ::4], sample.morph(model(), z), atol=1e-6)

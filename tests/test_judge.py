@@ -1,6 +1,5 @@
 """The judge: a seeded fit that keeps its best weights, augmentation that does what it says, files, and the bars."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,6 @@ from pipeline.judge import FEATURES, Judge, JudgeParams, JudgeRecord, augment, b
 from pipeline.params import load as params_of
 
 TINY = JudgeParams(epochs=3, batch_size=32, learning_rate=3e-3, seed=0)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """A batch this small gains nothing from threads, and loses much where the tests share the processor."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def toy(size: int, seed: int = 0) -> Split:

@@ -48,7 +48,8 @@ def trained() -> judge.Judge:
     """By params.yaml, as the judge stage trains it."""
     params = load(judge.JudgeParams, "judge")
     network = judge.build(params.seed)
-    for record in judge.fit(network, *data.load(PREPARED, "train", "validation"), params):
+    train, validation = data.load(PREPARED, "train", "validation")
+    for record in judge.fit(network, train, validation, params):
         print(f"epoch {record.epoch}: {record.accuracy:.4f} on validation, {record.seconds:.0f} s", file=sys.stderr)
     return network
 

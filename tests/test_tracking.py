@@ -413,8 +413,9 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory, database: Path) -> I
 
 
 @pytest.fixture
-def server(shared_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+def server(shared_server: Server, root: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     """One that answers; the tests of this module share it, since it takes long to start."""
+    assert root.exists()  # it comes first, as it unsets the variable
     shared_server.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", shared_server.uri)
     return shared_server

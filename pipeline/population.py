@@ -30,7 +30,8 @@ from pipeline.train import Record, TrainParams, learning_rate, minibatches, vali
 class Population:
     """What M runs carry from epoch to epoch. Row m of each stacked tensor is `members[m]`'s.
 
-    members: the positions, in the list that `start` was given, of those still in; kl_weights: (M,).
+    members: the positions, in the list that `start` was given, of those still in; kl_weights: (M,); pace: (M,), each
+    member's learning rate ÷ that of the params, or None where all have that one.
     """
 
     template: CVAE  # what all have in common; its weights are not read
@@ -39,7 +40,19 @@ class Population:
     optimizer: torch.optim.Adam
     kl_weights: Tensor
     members: list[int]
+    pace: Tensor | None = None
     epoch: int = 0
+
+    def step(self) -> None:
+        """One step of Adam, whose update is proportional to the learning rate: each member's own is a share of it."""
+        if self.pace is None:
+            self.optimizer.step()
+            return
+        before = [weight.detach().clone() for weight in self.weights.values()]
+        self.optimizer.step()
+        for old, weight in zip(before, self.weights.values(), strict=True):
+            share = self.pace.view(-1, *[1] * (weight.ndim - 1))
+            weight.detach().copy_(torch.lerp(old, weight.detach(), share))
 
     def model(self, member: int) -> CVAE:
         """A copy of one member as it is now: an ordinary CVAE, which trains, samples and saves alone."""
@@ -63,6 +76,7 @@ class Population:
         self.weights = weights
         self.buffers = {name: buffer[rows] for name, buffer in self.buffers.items()}
         self.kl_weights = self.kl_weights[rows]
+        self.pace = None if self.pace is None else self.pace[rows]
         self.members = [self.members[row] for row in rows]
 
     def _row(self, member: int) -> int:
@@ -79,7 +93,7 @@ class PopulationRecord:
     epoch: int
     step: int
     kl_weight: list[float]
-    learning_rate: float
+    learning_rate: list[float]
     loss: list[float]
     reconstruction: list[float]
     kl: list[float]
@@ -102,23 +116,35 @@ class PopulationRecord:
         return [member for member, *values in figures if not all(map(math.isfinite, values))]
 
 
-def start(models: Sequence[CVAE], kl_weights: Sequence[float], params: TrainParams, device: torch.device) -> Population:
+def start(
+    models: Sequence[CVAE],
+    kl_weights: Sequence[float],
+    params: TrainParams,
+    device: torch.device,
+    learning_rates: Sequence[float] | None = None,
+) -> Population:
     """A population that has not taken a step: copies of the models' weights on the device, and a fresh Adam.
 
-    Raises ValueError where the models differ in more than their weights, or there isn't one KL weight for each.
+    `learning_rates` gives each member a peak of its own in place of `params.learning_rate`. Raises ValueError where
+    the models differ in more than their weights, or there isn't one KL weight (and rate, if any) for each.
     """
     if len(models) != len(kl_weights):
         raise ValueError(f"{len(models)} models need as many KL weights, not {len(kl_weights)}")
+    if learning_rates is not None and len(models) != len(learning_rates):
+        raise ValueError(f"{len(models)} models need as many learning rates, not {len(learning_rates)}")
     if len({(model.architecture, type(model.likelihood)) for model in models}) != 1:
         raise ValueError("the members of a population must share one architecture and likelihood")
     weights, buffers = stack_module_state([model.to(device) for model in models])
+    dtype = models[0].mu.weight.dtype
+    own_rates = None if learning_rates is None else torch.tensor(learning_rates, dtype=dtype, device=device)
     return Population(
         template=copy.deepcopy(models[0]),
         weights=weights,
         buffers=buffers,
         optimizer=torch.optim.Adam(weights.values(), lr=params.learning_rate, fused=True),
-        kl_weights=torch.tensor(kl_weights, dtype=models[0].mu.weight.dtype, device=device),
+        kl_weights=torch.tensor(kl_weights, dtype=dtype, device=device),
         members=list(range(len(models))),
+        pace=None if own_rates is None else own_rates / params.learning_rate,
     )
 
 
@@ -157,7 +183,7 @@ def fit(
                     population.weights, population.buffers, population.kl_weights, *batch
                 )
             loss.sum().backward()  # the sum's gradient in a member's weights is that of the member's own loss
-            population.optimizer.step()
+            population.step()
             population.optimizer.zero_grad()
 
             trace[index, 0], trace[index, 1] = reconstruction.detach(), kl.detach()
@@ -168,12 +194,13 @@ def fit(
         # One at a time, through the solo code: at 1000 images a batch a CPU gains nothing from stacking.
         unseen = [validate(population.model(member), validation, aim) for member in members]
         kl_weights = population.kl_weights.tolist()
+        pace = [1.0] * len(members) if population.pace is None else population.pace.tolist()
         yield PopulationRecord(
             members=members,
             epoch=population.epoch,
             step=population.epoch * steps_per_epoch,
             kl_weight=kl_weights,
-            learning_rate=rate,
+            learning_rate=[rate * share for share in pace],
             loss=[r + beta * k for r, beta, k in zip(reconstructions, kl_weights, kls, strict=True)],
             reconstruction=reconstructions,
             kl=kls,

@@ -105,11 +105,22 @@ def decode(model: CVAE, z: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(images).view(-1, 1, SIDE, SIDE)
 
 
-def draw(model: CVAE, density: Density, labels: Tensor, sampler: Sampler, seed: int) -> Tensor:
-    """Samples (N, 1, 28, 28) float32 in [0, 1] of the asked labels (N,)."""
+def draw(model: CVAE, density: Density | None, labels: Tensor, sampler: Sampler, seed: int) -> Tensor:
+    """Samples (N, 1, 28, 28) float32 in [0, 1] of the asked labels (N,).
+
+    Raises ValueError where the fitted sampler is asked for without a density.
+    """
     if sampler == "fitted":
+        if density is None:
+            raise ValueError("the fitted sampler needs a density")
         return decode(model, density.draw(labels, torch.Generator(labels.device).manual_seed(seed)), labels)
     return decode(model, prior_codes(model, labels, seed), labels)
+
+
+def preview(model: CVAE) -> np.ndarray:
+    """A sheet of samples from the prior, a row a digit, the same noise at every call: (H, W) uint8."""
+    labels = rows_of_digits(CLASSES).to(model.mu.weight.device)
+    return sheet(decode(model, prior_codes(model, labels, seed=0), labels), columns=CLASSES)
 
 
 def rows_of_digits(columns: int) -> Tensor:

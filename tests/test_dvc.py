@@ -9,7 +9,7 @@ import pytest
 from imports import MODULES, ROOT, closure
 from ruamel.yaml import YAML
 
-from pipeline import download, evaluation, judge, model, objective, sample, tracking, train
+from pipeline import download, evaluation, judge, model, objective, sample, study, tracking, train
 from pipeline.params import SECTIONS, load
 
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -22,6 +22,7 @@ OWNERS: dict[str, type[Any]] = {
     "train": train.TrainParams,
     "sample": sample.SampleParams,
     "evaluate": evaluation.EvaluateParams,
+    "tune": study.TuneParams,
     "tracking": tracking.TrackingParams,
 }
 

@@ -104,6 +104,23 @@ def test_a_likelihood_with_weights_of_its_own_trains_in_each_member(monkeypatch:
     assert_solo(members, records, models(), AIM)
 
 
+def test_each_member_may_have_a_learning_rate_of_its_own() -> None:
+    rates = [5e-4, 1e-3, 4e-3]
+    members = start(models(), KL_WEIGHTS, PARAMS, CPU, rates)
+    records = []
+    for record in fit(members, TRAIN, VALIDATION, PARAMS, AIM):
+        records.append(record)
+        if record.epoch == 2:
+            members.drop([1])
+    for member in (0, 2):
+        params = dataclasses.replace(PARAMS, learning_rate=rates[member])
+        model, expected = alone(models()[member], KL_WEIGHTS[member], params, AIM)
+        torch.testing.assert_close(weights(members.model(member)), weights(model), rtol=0, atol=1e-10)
+        assert records[0].of(member).learning_rate == pytest.approx(expected[0].learning_rate)
+    assert members.pace is not None
+    assert len(members.pace) == 2
+
+
 @pytest.mark.parametrize("leavers", [[0], [1], [2, 0]])
 def test_the_rest_go_on_as_if_the_leavers_had_stayed(leavers: list[int]) -> None:
     members = start(models(), KL_WEIGHTS, PARAMS, CPU)
@@ -191,6 +208,8 @@ def test_what_cannot_be_stacked_is_refused() -> None:
         start([build(SMALL, 0), build(VARIANTS[1], 0)], [1.0, 1.0], PARAMS, CPU)
     with pytest.raises(ValueError, match="2 models need as many KL weights, not 3"):
         start(models()[:2], KL_WEIGHTS, PARAMS, CPU)
+    with pytest.raises(ValueError, match="3 models need as many learning rates, not 1"):
+        start(models(), KL_WEIGHTS, PARAMS, CPU, [1e-3])
 
 
 def test_one_who_is_not_in_cannot_leave() -> None:

@@ -11,7 +11,7 @@ from imports import MODULES, ROOT, closure, imported, ours
 MAY_IMPORT = {
     "errors": "",
     "files": "",
-    "params": "errors",
+    "params": "errors files",
     "device": "errors",
     "download": "errors files params",
     "data": "errors params",
@@ -28,10 +28,11 @@ MAY_IMPORT = {
     "checkpoint": "errors files model params train",
     "evaluation": "bound data errors metrics model objective params sample train",
     "tracking": "errors files params",
+    "study": "data errors evaluation files model objective params population sample train",
     "serve": "checkpoint data errors sample",
     "console": "errors",
 }
-NUMBERS = [name for name in MAY_IMPORT if name not in ("tracking", "serve", "console", "figures", "download")]
+NUMBERS = [name for name in MAY_IMPORT if name not in ("tracking", "study", "serve", "console", "figures", "download")]
 RECORDS = {"mlflow": {"pipeline.tracking"}, "optuna": {"pipeline.study"}, "dvc": set[str]()}
 BARE = {"torch", "numpy", "pandas", "sklearn", "safetensors", "threadpoolctl"}  # the last comes with sklearn
 
@@ -79,7 +80,7 @@ class Absent:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
 import torch
-from pipeline import bound, checkpoint, data, evaluation, judge, model, objective, sample, train
+from pipeline import bound, checkpoint, data, evaluation, judge, model, objective, population, sample, train
 split = data.Split(torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8), torch.arange(40) % 10)
 run = train.start(
     model.build(model.PRESETS['article'], 0),

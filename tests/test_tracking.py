@@ -89,19 +89,6 @@ def history(run: tracking.Run, name: str) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "expected"),
-    [
-        ("/p", "/p"),
-        ("/p/.dvc/tmp/exps/standalone/tmpab12", "/p"),
-        ("/p/.dvc/tmp/exps/tmpab12", "/p"),
-        ("/p/dvc/tmp/exps/tmpab12", "/p/dvc/tmp/exps/tmpab12"),
-    ],
-)
-def test_home_is_the_project_that_dvc_copied(folder: str, expected: str) -> None:
-    assert tracking.home(Path(folder)) == Path(expected)
-
-
-@pytest.mark.parametrize(
     ("variable", "expected"),
     [
         ("", "sqlite:////p/mlflow.db"),

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from pipeline import checkpoint, console, data, sample, tracking
 from pipeline.device import pick_device, pick_precision
-from pipeline.files import replacing, sha256, write_json
-from pipeline.model import CVAE, ModelParams, build, resolve
+from pipeline.files import home, replacing, sha256, write_json
+from pipeline.model import ModelParams, build, resolve
 from pipeline.objective import ObjectiveParams
 from pipeline.params import digest, flat, load, load_key, plain
 from pipeline.train import TrainParams, fit, start
@@ -41,7 +40,7 @@ def main() -> None:
     training = start(build(architecture, params.seed, aim.likelihood), params, device)
     size = sum(weight.numel() for weight in training.model.parameters())
     print(f"{model_params.preset} CVAE of {size:,} weights, β = {aim.kl_weight:g}, on {device} in {notes['precision']}")
-    unfinished = tracking.home(Path.cwd()) / ".checkpoints" / f"{digest(hashes)}.safetensors"
+    unfinished = home(Path.cwd()) / ".checkpoints" / f"{digest(hashes)}.safetensors"
     before = checkpoint.resume_training(unfinished, training)
     if before:
         print(f"going on after epoch {training.epoch}, where this very run was interrupted")
@@ -61,7 +60,7 @@ def main() -> None:
             rows.append(figures)
             bar.show(record.epoch, console.figures(headline(figures)))
             run.metrics({name: value for name, value in figures.items() if name != "step"}, record.step)
-            run.image("samples_prior", preview(training.model), record.step)
+            run.image("samples_prior", sample.preview(training.model), record.step)
             unfinished_run = {"history": rows, "run": run.run_id, "uri": run.uri}
             checkpoint.save_training(unfinished, training, unfinished_run)
 
@@ -79,12 +78,6 @@ def headline(record: Mapping[str, float]) -> dict[str, float]:
     """What a person watches while it trains."""
     watched = {name: record[name] for name in ("loss", "reconstruction", "kl")}
     return watched | {"images/s": record["images_per_second"]}
-
-
-def preview(model: CVAE) -> np.ndarray:
-    """A sheet of samples from the prior, the same codes at every epoch: (H, W) uint8."""
-    labels = sample.rows_of_digits(10).to(model.mu.weight.device)
-    return sample.sheet(sample.decode(model, sample.prior_codes(model, labels, seed=0), labels), columns=10)
 
 
 if __name__ == "__main__":

@@ -282,8 +282,8 @@ def promote(arguments: argparse.Namespace) -> None:
         same = "  (as it was)" if before[section, key] == value else ""
         print(f"params.yaml: {section}.{key} {before[section, key]} → {value}{same}")
     found.remember("promoted", {"trial": chosen.number, "kl_weight": chosen.kl_weight})
-    if chosen.run_id and chosen.tracking_uri:
-        tracking.tag(chosen.run_id, chosen.tracking_uri, {"promoted": "true"}, console.warn)
+    if chosen.run_id:
+        tracking.tag(chosen.run_id, {"promoted": "true"}, warn=console.warn)
     print(f"trial {chosen.number}, {console.figures(chosen.values)} on validation. `dvc repro` trains with it.")
 
 

@@ -269,6 +269,9 @@ def _logarithmic(axis: Any) -> None:
     """A logarithmic axis whose numbers are written out, a few of them: 0.01, 0.1, 1, 30."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    low, high = axis.get_data_interval()
+    if not 0 < low <= high < np.inf:  # nothing is drawn, or it can't be drawn so
+        return
     axis._set_axes_scale("log")
     axis.set_major_locator(LogLocator(10, subs=(1.0, 3.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

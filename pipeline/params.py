@@ -109,6 +109,7 @@ def write(changes: Mapping[tuple[str, str], Any], path: Path | str = FILE) -> di
     Raises UserError where the file has no such key. Each value must stand on one line, as a scalar.
     """
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     content = read(path)
     path = Path(path)
@@ -133,7 +134,11 @@ def write(changes: Mapping[tuple[str, str], Any], path: Path | str = FILE) -> di
     expected = {name: dict(values) if isinstance(values, Mapping) else values for name, values in content.items()}
     for (section, key), value in changes.items():
         expected[section][key] = value
-    if YAML(typ="safe", pure=True).load(changed) != expected:
+    try:
+        written = YAML(typ="safe", pure=True).load(changed)
+    except YAMLError:
+        written = None
+    if written != expected:
         raise UserError(f"{path}: its values can't be changed in place; write each on a line of its own")
     with replacing(path) as part:
         part.write_text(changed, encoding="utf-8")

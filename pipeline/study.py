@@ -47,7 +47,7 @@ from pipeline.train import Record, TrainParams
 
 DATABASE = "optuna.db"
 ARTIFACTS = "optuna_artifacts"  # pictures of trials, where optuna-dashboard shows them
-WORKERS = ".checkpoints/workers"  # a lock file for each living process that works on a study
+WORKERS = ".workers"  # a lock file for each living process that works on a study
 HEARTBEAT_SECONDS = 60
 GRACE_SECONDS = 120
 STRIP = "samples.png"
@@ -224,7 +224,6 @@ class Chosen:
     values: dict[str, float]  # by objective
     sets: dict[tuple[str, str], Any]  # (section, key) to value
     run_id: str | None
-    tracking_uri: str | None
     feasible: bool
 
     @property
@@ -371,8 +370,8 @@ class Study:
 
     def put_back(self, candidates: Sequence[Candidate]) -> None:
         """Trials that were interrupted, through no fault of theirs: failed, and in line again."""
-        again = RetryHeartbeatStaleTrialCallback()
         with _quiet():
+            again = RetryHeartbeatStaleTrialCallback()  # as often as it takes
             for candidate in candidates:
                 self._live.discard(candidate.trial._trial_id)
                 failed = self.inner.tell(candidate.trial, state=TrialState.FAIL)
@@ -480,7 +479,6 @@ class Study:
             values=dict(zip(self.setting.tune.objectives, trial.values, strict=True)),
             sets={(sections[name], name): value for name, value in trial.params.items()},
             run_id=trial.user_attrs.get("run_id"),
-            tracking_uri=trial.user_attrs.get("tracking_uri"),
             feasible=_feasible(trial),
         )
 
@@ -828,7 +826,7 @@ def _one_line(url: str) -> Iterator[None]:
 
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError, sqlite3.Error, ModuleNotFoundError) as error:
+    except (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError):
             reason, remedy = "psycopg is not installed", "pip install 'psycopg[binary]'"
         else:

@@ -325,8 +325,9 @@ class Run:
             self._warn(f"MLflow refused {self.refused} records of run {self.name}")
 
 
-def tag(run_id: str, uri: str, values: Mapping[str, Any], warn: Warn) -> None:
+def tag(run_id: str, values: Mapping[str, Any], root: Path = Path(), warn: Warn | None = None) -> None:
     """Tags a run that has ended and leaves it ended; a warning where it can't be reached or isn't there any more."""
+    uri, warn = tracking_uri(root), warn or _to_stderr
     try:
         found = _find(run_id, uri)
     except UserError as error:

@@ -6,6 +6,7 @@ The data is scikit-learn's handwritten digits, enlarged and written as IDX files
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -37,6 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "train": {"epochs": EPOCHS, "batch_size": 64, "learning_rate": 0.005, "precision": "float32"},
     "sample": {"components": 2},
     "evaluate": {"nll_draws": 20},
+    "tune": {"trials": 4, "epochs": 3, "kl_weight": [0.1, 10]},
 }
 
 
@@ -210,6 +212,82 @@ def test_a_second_run_does_nothing_and_soon(project: Project, tmp_path: Path) ->
     assert called.read_text(encoding="utf-8") == "-m pipeline.stages.download\n"
 
 
+def test_the_study_comes_last_and_evaluation_can_do_without_it(project: Project) -> None:
+    def stages(*targets: str) -> list[str]:
+        return re.findall(r"Running stage '(\w+)'", project.run("dvc", "repro", "--dry", "--force", *targets))
+
+    assert stages()[-2:] == ["evaluate", "tune"]
+    assert "tune" not in stages("evaluate")
+
+
+def test_the_study_leaves_a_table_a_best_weight_and_pictures(project: Project) -> None:
+    trials = pd.read_csv(project.folder / "reports/study/trials.csv")
+    best = project.json("reports/study/best.json")
+    assert len(trials) == 4
+    assert set(trials["state"]) == {"COMPLETE", "PRUNED"}
+    complete = trials[trials["state"] == "COMPLETE"]
+    chosen = trials[trials["trial"] == best["trial"]].iloc[0]
+    assert best["values"] == {"frechet": pytest.approx(complete["value_frechet"].min())}
+    assert (best["kl_weight"], best["run_id"]) == (pytest.approx(chosen["kl_weight"]), chosen["run_id"])
+    assert 0.1 <= best["kl_weight"] <= 10
+    assert best["real"]["class_accuracy"] > 0.8
+    pictures = {path.name for path in (project.folder / "reports/study/figures").iterdir()}
+    assert pictures == {"weights.png", "rate_distortion.png", "history.png", "collapse_to_chaos.png"}
+
+
+def test_each_trial_is_a_run_below_the_studys_under_the_names_of_a_training(project: Project) -> None:
+    runs = project.runs()
+    trained = runs[project.json("models/run.json")["run_id"]]
+    trials = pd.read_csv(project.folder / "reports/study/trials.csv")
+    (parent,) = (run_id for run_id, run in runs.items() if run.get("tags.kind") == "study")
+    assert runs[parent]["metrics.trials"] == 4
+    for row in trials.to_dict("records"):
+        run = runs[row["run_id"]]
+        assert run["tags.mlflow.parentRunId"] == parent
+        assert int(run["tags.trial"]) == row["trial"]
+        assert (run["status"], run["tags.state"]) == ("FINISHED", row["state"])
+        assert float(run["params.objective.kl_weight"]) == pytest.approx(row["kl_weight"])
+        assert run["metrics.validation_fitted_frechet"] == pytest.approx(row["validation_fitted_frechet"])
+        of_training = {name for name in trained if name.startswith("metrics.") and not name.startswith("metrics.test_")}
+        assert of_training <= run.keys()
+        assert {name for name in trained if name.startswith("params.")} == {
+            name for name in run if name.startswith("params.")
+        }
+
+
+def test_the_best_weight_is_promoted_and_nothing_else_changes(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    cvae = (sys.executable, "-m", "pipeline.cli")
+    best = project.json("reports/study/best.json")
+    assert best["study"] in project.run(*cvae, "study")
+    before = (project.folder / "params.yaml").read_text(encoding="utf-8").splitlines()
+    number, said = str(best["trial"]), project.run(*cvae, "promote", "--trial", str(best["trial"]))
+    after = (project.folder / "params.yaml").read_text(encoding="utf-8").splitlines()
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert [new.split()[:2] for _, new in changed] == [["kl_weight:", str(best["kl_weight"])]]
+    assert "# β of reconstruction" in changed[0][1]
+    assert f"trial {number}" in said
+    assert project.runs()[best["run_id"]]["tags.promoted"] == "true"
+    trials = pd.read_csv(project.folder / "reports/study/trials.csv")
+    pruned = str(trials[trials["state"] == "PRUNED"]["trial"].iloc[0])
+    kept = (project.folder / "params.yaml").read_bytes()
+    refused = project.run(*cvae, "promote", "--trial", pruned, status=2)
+    assert refused.startswith(f"error: trial {pruned} of study")
+    assert len(refused.splitlines()) == 1
+    assert (project.folder / "params.yaml").read_bytes() == kept
+
+
+def test_more_trials_go_on_with_the_same_study(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    first = pd.read_csv(project.folder / "reports/study/trials.csv")
+    name = project.json("reports/study/best.json")["study"]
+    project.run("dvc", "exp", "run", "-S", "tune.trials=5", "tune")
+    trials = pd.read_csv(project.folder / "reports/study/trials.csv")
+    assert len(trials) == 5
+    assert project.json("reports/study/best.json")["study"] == name
+    pd.testing.assert_frame_equal(trials.head(4), first, check_dtype=False)
+
+
 def test_git_sees_no_weights_even_without_dvcs_ignore_files(project: Project, tmp_path: Path) -> None:
     project = project.copy(tmp_path / "copy")
     for path in project.folder.rglob("*/.gitignore"):
@@ -218,6 +296,7 @@ def test_git_sees_no_weights_even_without_dvcs_ignore_files(project: Project, tm
     listed = project.run("git", "status", "--porcelain", "--untracked-files=all")
     assert "safetensors" not in listed
     assert "mlflow" not in listed
+    assert "optuna" not in listed
 
 
 def test_samples_come_from_the_trained_model(project: Project, tmp_path: Path) -> None:

@@ -168,3 +168,82 @@ def test_the_file_s_name_need_not_tell_the_format(tmp_path: Path) -> None:
     figures.sample_grid(sheet(), "").savefig(tmp_path / ".samples.png.part", format="png")
     with Image.open(tmp_path / ".samples.png.part") as picture:
         assert picture.format == "PNG"
+
+
+# The study's
+
+
+def trials(states: list[str]) -> pd.DataFrame:
+    """A study's table: a trial for each state, of which failed ones know nothing."""
+    count = len(states)
+    weight = np.geomspace(0.01, 100, count) if count > 1 else np.ones(count)
+    table = pd.DataFrame({"trial": range(count), "state": states, "kl_weight": weight})
+    table["validation_kl"], table["validation_reconstruction"] = 30 / (1 + weight), 70 + 10 * weight**0.5
+    for name in ("frechet", "class_accuracy", "diversity"):
+        for sampler in ("prior", "fitted"):
+            table[f"validation_{sampler}_{name}"] = 0.3 + weight / 200
+    table["value_frechet"] = table["validation_fitted_frechet"]
+    table["value_reconstruction"] = table["validation_reconstruction"]
+    unknown = ~table["state"].isin(["COMPLETE", "PRUNED"])
+    table.loc[unknown, [name for name in table.columns if "_" in name and name != "kl_weight"]] = np.nan
+    return table
+
+
+STUDIES = [["COMPLETE", "PRUNED", "COMPLETE", "FAILED", "RUNNING"], ["COMPLETE"], ["PRUNED", "PRUNED"], ["FAILED"]]
+
+
+@pytest.mark.parametrize("states", STUDIES)
+def test_a_study_is_drawn_whatever_became_of_its_trials(states: list[str]) -> None:
+    table = trials(states)
+    for figure in (
+        figures.study_weights(table, ["frechet", "class_accuracy", "kl", "diversity"], {"frechet": 0.4}, 1.0),
+        figures.rate_distortion(table),
+        figures.study_history(table, "frechet", lower_is_better=True),
+        figures.pareto(table, ["reconstruction", "frechet"], [0]),
+    ):
+        saved(figure)
+
+
+def test_both_samplers_and_the_ceiling_stand_in_one_panel() -> None:
+    figure = figures.study_weights(trials(["COMPLETE"] * 3), ["frechet", "diversity"], {"frechet": 0.4}, 1.0)
+    frechet, diversity = figure.axes
+    assert {line.get_label() for line in frechet.lines} >= {"prior", "fitted", "real images"}
+    assert "real images" not in {line.get_label() for line in diversity.lines}
+    assert (frechet.get_xscale(), frechet.get_yscale(), diversity.get_yscale()) == ("log", "log", "linear")
+
+
+def test_pruned_trials_are_hollow() -> None:
+    figure = figures.study_weights(trials(["COMPLETE", "PRUNED", "PRUNED"]), ["frechet"], {}, None)
+    hollow = [points for points in figure.axes[0].collections if "pruned" in str(points.get_label())]
+    assert [len(np.asarray(points.get_offsets())) for points in hollow] == [2, 2]
+    assert all(len(points.get_facecolor()) == 0 for points in hollow)
+
+
+def test_rate_and_distortion_are_named_by_their_weights() -> None:
+    text = words(figures.rate_distortion(trials(["COMPLETE", "COMPLETE", "PRUNED"])))
+    assert "0.01" in text
+    assert "elbo −" in text
+
+
+def test_the_best_so_far_never_gets_worse() -> None:
+    table = trials(["COMPLETE"] * 4).assign(value_frechet=[3.0, 5.0, 1.0, 2.0])
+    (line,) = figures.study_history(table, "frechet", lower_is_better=True).axes[0].lines
+    assert list(np.asarray(line.get_ydata())) == [3.0, 3.0, 1.0, 1.0]
+    (line,) = figures.study_history(table, "frechet", lower_is_better=False).axes[0].lines
+    assert list(np.asarray(line.get_ydata())) == [3.0, 5.0, 5.0, 5.0]
+
+
+def test_importances_are_sorted() -> None:
+    figure = figures.importances({"a": 0.2, "b": 0.7, "c": 0.1})
+    saved(figure)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_strips_stand_below_one_another_with_their_weights(rows: int) -> None:
+    strips = [(f"β = {row}", sheet(1, 10), sheet(1, 10)) for row in range(rows)]
+    figure = figures.weight_strips(strips, ("left", "right"))
+    saved(figure)
+    assert len(figure.axes) == 2 * rows
+    assert "β = 0" in words(figure)
+    assert "left" in words(figure)

@@ -13,7 +13,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +280,39 @@ def test_runs_can_be_open_at_once(root: Path) -> None:
     for run in (first, second):
         assert kept(run).data.tags["mlflow.parentRunId"] == parent.run_id
         assert kept(run).info.status == "FINISHED"
+
+
+def test_runs_side_by_side_end_each_in_its_own_way(root: Path, warnings: list[str]) -> None:
+    def child(name: str) -> AbstractContextManager[tracking.Run]:
+        return tracking.start(name, "e", parent=parent.run_id, root=root, warn=warnings.append)
+
+    with (  # noqa: PT012
+        pytest.raises(KeyboardInterrupt),
+        tracking.start("study", "e", root=root) as parent,
+        tracking.side_by_side() as runs,
+    ):
+        begun = [runs.begin(number, child(f"trial {number}")) for number in range(4)]
+        runs[1].metrics({"a": 1.0}, 1)
+        runs.end(1)
+        runs.end(0, ValueError("diverged"))
+        raise KeyboardInterrupt
+    statuses = [kept(run).info.status for run in begun]
+    assert statuses == ["FAILED", "FINISHED", "KILLED", "KILLED"]
+    assert kept(parent).info.status == "KILLED"
+    assert all(kept(run).data.tags["mlflow.parentRunId"] == parent.run_id for run in begun)
+    assert not warnings
+
+
+def test_an_ended_run_is_tagged_and_stays_ended(root: Path, warnings: list[str]) -> None:
+    with tracking.start("r", "e", root=root) as run:
+        pass
+    tracking.tag(run.run_id, {"promoted": "true"}, root, warnings.append)
+    assert kept(run).data.tags["promoted"] == "true"
+    assert kept(run).info.status == "FINISHED"
+    assert not warnings
+    tracking.tag("0" * 32, {"promoted": "true"}, root, warnings.append)
+    assert len(warnings) == 1
+    assert "nothing is tagged" in warnings[0]
 
 
 def test_finished_run_is_resumed(root: Path, warnings: list[str]) -> None:

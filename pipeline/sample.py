@@ -90,11 +90,10 @@ def _mixture(rows: np.ndarray, components: int, seed: int) -> "GaussianMixture":
         return GaussianMixture(components, random_state=seed, reg_covar=1e-4).fit(rows)
 
 
+@torch.no_grad()
 def prior_codes(model: CVAE, labels: Tensor, seed: int) -> Tensor:
     """Codes z (N, latent) from the model's own p(z∣y); the same labels and seed give the same noise."""
-    mu, log_var = model.prior(labels)
-    source = torch.Generator(labels.device).manual_seed(seed)
-    return mu + (log_var / 2).exp() * torch.randn(mu.shape, generator=source, device=mu.device)
+    return model.prior().draw(labels, torch.Generator(labels.device).manual_seed(seed))
 
 
 @torch.no_grad()
@@ -127,9 +126,10 @@ def sheet(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
     return (255 - whole * 255).round().astype(np.uint8)
 
 
+@torch.no_grad()
 def traverse(model: CVAE, digit: int, dimension: int, values: Tensor) -> Tensor:
     """Images (V, 1, 28, 28) of one digit at the prior's mean, moved along one latent dimension to each value (V,)."""
     labels = torch.full((len(values),), digit, device=values.device)
-    z = model.prior(labels)[0].clone()
+    z = model.prior().mean(labels).clone()
     z[:, dimension] = values
     return decode(model, z, labels)

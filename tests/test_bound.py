@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Normal
 
 from pipeline import bound, objective
 from pipeline.data import Split, to_unit
@@ -145,12 +145,6 @@ def test_the_binary_draw_does_not_depend_on_the_number_of_draws(monkeypatch: pyt
     deaf = indifferent()
     one, many = (bound.log_likelihood(deaf, greys(20), "binary", k, 0) for k in (1, 4))
     assert torch.allclose(one, many, atol=1e-2)
-
-
-def test_log_normal_is_the_density_of_a_gaussian() -> None:
-    z, mu, log_var = (torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
-    expected = Independent(Normal(mu, (log_var / 2).exp()), 1).log_prob(z)
-    assert torch.allclose(bound.log_normal(z, mu, log_var), expected, atol=1e-5)
 
 
 def test_posteriors_are_the_encoder_s_of_every_image(monkeypatch: pytest.MonkeyPatch) -> None:

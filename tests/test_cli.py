@@ -13,9 +13,10 @@ import torch
 from imports import ROOT
 from PIL import Image
 from ruamel.yaml import YAML
+from settings import model_params
 
 from pipeline import checkpoint, cli
-from pipeline.model import ModelParams, build, resolve
+from pipeline.model import build, resolve
 from pipeline.params import read
 
 
@@ -37,7 +38,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with params.yaml and an untrained model, to work in."""
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    params = ModelParams("strong", 2, (8,), (8,), None, None)
+    params = model_params(latent_size=2, encoder_hidden=(8,), decoder_hidden=(8,))
     saved = read(ROOT / "params.yaml")
     saved["model"] |= {"latent_size": 2, "encoder_hidden": [8], "decoder_hidden": [8]}
     density = {

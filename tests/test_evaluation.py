@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 import torch
+from settings import objective_params
 from torch import Tensor, nn
 
 from pipeline import evaluation, metrics
@@ -18,7 +19,7 @@ from pipeline.objective import ObjectiveParams
 from pipeline.sample import Density
 
 SMALL = Architecture(4, (32,), (32,), "concat", encoder_sees_label=True)
-AIM = ObjectiveParams(kl_weight=0.5, likelihood="bernoulli", pixels="grey")
+AIM = objective_params(kl_weight=0.5)
 PARAMS = EvaluateParams(nll_draws=50, seed=0)
 SAMPLE_FIGURES = ("class_accuracy", "diversity", "frechet", "precision", "recall", "density", "coverage")
 
@@ -111,7 +112,7 @@ def test_the_record_holds_k_and_the_pixel_protocol() -> None:
         "test",
         120,
     )
-    assert run(ignoring_z(), ObjectiveParams(2.0, "bernoulli", "binary")).summary["protocol"]["pixels"] == "binary"
+    assert run(ignoring_z(), objective_params(kl_weight=2.0, pixels="binary")).summary["protocol"]["pixels"] == "binary"
 
 
 def test_a_row_for_each_sampler_and_digit() -> None:

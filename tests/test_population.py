@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from settings import objective_params, train_params
 from torch import Tensor, nn
 
 from pipeline import likelihood, population
@@ -25,10 +26,8 @@ VARIANTS = [
     Architecture(5, (16,), (), "product", encoder_sees_label=False),
 ]
 KL_WEIGHTS = [0.01, 1.0, 30.0]
-PARAMS = TrainParams(
-    epochs=3, batch_size=20, learning_rate=1e-3, warmup=0.1, seed=7, device="cpu", precision="float32", compile="never"
-)
-AIM = ObjectiveParams(kl_weight=-1.0, likelihood="bernoulli", pixels="grey")  # a population reads its own KL weights
+PARAMS = train_params()
+AIM = objective_params(kl_weight=-1.0)  # a population reads its own KL weights
 
 
 def noisy(count: int, seed: int) -> Split:
@@ -82,7 +81,7 @@ def assert_solo(
     ids=[architecture.conditioning for architecture in VARIANTS],
 )
 def test_a_member_is_its_solo_run_over_100_steps(architecture: Architecture, pixels: str) -> None:
-    aim = ObjectiveParams(-1.0, "bernoulli", pixels)  # type: ignore[arg-type]
+    aim = objective_params(kl_weight=-1.0, pixels=pixels)
     members, records = train(models(architecture), dataclasses.replace(PARAMS, epochs=10), aim)
     assert records[-1].step == 100
     assert_solo(members, records, models(architecture), aim)

@@ -1,9 +1,11 @@
 """Samples: codes from the density they are said to come from, and pictures where they belong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline import sample
 from pipeline.bound import posteriors
@@ -147,15 +149,12 @@ def test_the_prior_s_codes_are_standard_normal() -> None:
     assert torch.allclose(torch.cov(z.T), torch.eye(2), atol=0.03)
 
 
-def test_the_prior_s_codes_come_from_what_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prior_s_codes_come_from_what_the_model_says() -> None:
     """A prior that differs by label: mean y, variance e⁻⁶."""
-    ours = model()
-
-    def prior(labels: Tensor) -> tuple[Tensor, Tensor]:
-        mu = labels[:, None].float().expand(-1, 2)
-        return mu, torch.full_like(mu, -6.0)
-
-    monkeypatch.setattr(ours, "prior", prior)
+    ours = build(replace(SMALL, prior="class"), 0)
+    with torch.no_grad():
+        ours.prior_weights.mu.copy_(LABELS[:, None])
+        ours.prior_weights.log_var.fill_(-6.0)
     z = sample.prior_codes(ours, LABELS.repeat(500), seed=0).view(500, 10, 2)
     assert torch.allclose(z.mean(0), LABELS[:, None].float().expand(10, 2), atol=0.02)
     assert z.std(0).mean().item() == pytest.approx(np.exp(-3), rel=0.05)

@@ -7,22 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from settings import model_params, objective_params, train_params
 from torch import Tensor
 
 from pipeline import checkpoint, objective
 from pipeline.data import Split, batches, to_unit
 from pipeline.errors import UserError
-from pipeline.model import PRESETS, Architecture, ModelParams, build
+from pipeline.model import PRESETS, Architecture, build
 from pipeline.objective import ObjectiveParams
 from pipeline.params import plain
 from pipeline.train import Diverged, Training, TrainParams, fit, forward, learning_rate, start, validate
 
 CPU = torch.device("cpu")
 SMALL = Architecture(4, (32,), (32,), "concat", encoder_sees_label=True)
-PARAMS = TrainParams(
-    epochs=3, batch_size=20, learning_rate=1e-3, warmup=0.1, seed=7, device="cpu", precision="float32", compile="never"
-)
-AIM = ObjectiveParams(kl_weight=1.0, likelihood="bernoulli", pixels="grey")
+PARAMS = train_params()
+AIM = objective_params()
 
 
 def blobs(count: int, seed: int) -> Split:
@@ -85,7 +84,7 @@ def test_a_record_adds_up() -> None:
 
 @pytest.mark.parametrize("pixels", ["grey", "binary"])
 def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(tmp_path: Path, pixels: str) -> None:
-    aim = ObjectiveParams(kl_weight=1.0, likelihood="bernoulli", pixels=pixels)  # type: ignore[arg-type]
+    aim = objective_params(pixels=pixels)
     path = tmp_path / "unfinished.safetensors"
     first = start(build(SMALL, PARAMS.seed), PARAMS, CPU)
     for record in fit(first, TRAIN, VALIDATION, PARAMS, aim):
@@ -107,7 +106,7 @@ def test_no_checkpoint_means_a_fresh_start(tmp_path: Path) -> None:
 
 def test_a_model_comes_back_from_its_file(tmp_path: Path) -> None:
     model = build(PRESETS["article"], 5)
-    params = {"model": plain(ModelParams("article", None, None, None, None, None)), "objective": plain(AIM)}
+    params = {"model": plain(model_params(preset="article")), "objective": plain(AIM)}
     checkpoint.save_model(tmp_path / "m.safetensors", model, {"weights": torch.ones(3)}, params)
     saved = checkpoint.load_model(tmp_path / "m.safetensors")
     assert saved.params == params

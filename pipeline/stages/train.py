@@ -38,7 +38,7 @@ def main() -> None:
     hashes = {"data": sha256(PREPARED), "params": digest(saved)}
     notes = {"device": str(device), "precision": str(pick_precision(params.precision, device)).removeprefix("torch.")}
 
-    training = start(build(architecture, params.seed, aim.likelihood), params, device)
+    training = start(build(architecture, params.seed, aim.likelihood, aim.sigma), params, device)
     size = sum(weight.numel() for weight in training.model.parameters())
     print(f"{model_params.preset} CVAE of {size:,} weights, β = {aim.kl_weight:g}, on {device} in {notes['precision']}")
     unfinished = tracking.home(Path.cwd()) / ".checkpoints" / f"{digest(hashes)}.safetensors"

@@ -20,6 +20,7 @@ Name = Literal[
 ]
 
 ON_BINARY_PIXELS = ("bernoulli",)  # those whose probabilities of 0 and 1 sum to one
+EXACT_ON_LEVELS = ("discretized_logistic",)  # those whose probabilities of the 256 levels of a pixel sum to one
 LEVELS = 256
 LOG_2PI = math.log(2 * math.pi)
 FIRST_SIGMA = 0.25  # of a grey value: about the standard deviation of MNIST's pixels

@@ -1,6 +1,5 @@
 """The loss in nats per image: reconstruction + kl_weight · kl, and what may be done to the KL on the way."""
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, Protocol
 
@@ -100,8 +99,7 @@ def cyclical(step: int, steps: int, cycles: int, share: float) -> float:
     >>> [cyclical(step, 100, 2, 0.5) for step in (0, 10, 25, 49, 50, 60, 99)]
     [0.0, 0.4, 1.0, 1.0, 0.0, 0.4, 1.0]
     """
-    period = math.ceil(steps / cycles)
-    return warmup(step % period, period, share)
+    return warmup(step * cycles % steps, steps, share)
 
 
 def capacity(step: int, steps: int, most: float, share: float) -> float:

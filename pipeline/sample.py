@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 Sampler = Literal["prior", "fitted"]
 Components = Annotated[int, Range(least=1)]
 SAMPLERS: tuple[Sampler, ...] = ("prior", "fitted")
+Shown = Literal["mean", "draw"]
 
 
 @dataclass(frozen=True)
 class SampleParams:
     sampler: Sampler
     components: Components
+    shown: Shown  # an image is the likelihood's mean, or a draw of its pixels
 
 
 @dataclass(frozen=True)
@@ -97,18 +99,26 @@ def prior_codes(model: CVAE, labels: Tensor, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def decode(model: CVAE, z: Tensor, labels: Tensor) -> Tensor:
-    """Expected images (N, 1, 28, 28) float32 in [0, 1] of codes (N, latent)."""
-    parts = zip(z.split(1000), labels.split(1000), strict=True)
-    images = [model.likelihood.mean(model.decode(z_part, label_part)) for z_part, label_part in parts]
-    return torch.cat(images).view(-1, 1, SIDE, SIDE)
+def decode(model: CVAE, z: Tensor, labels: Tensor, seed: int | None = None) -> Tensor:
+    """Expected images (N, 1, 28, 28) float32 in [0, 1] of codes (N, latent); with a seed, draws of their pixels.
+
+    A draw of a Gaussian's pixels may lie outside [0, 1]: it is cut there, as a screen would.
+    """
+    source = None if seed is None else torch.Generator(z.device).manual_seed(seed)
+    images = []
+    for z_part, label_part in zip(z.split(1000), labels.split(1000), strict=True):
+        outputs = model.decode(z_part, label_part)
+        images.append(model.likelihood.mean(outputs) if source is None else model.likelihood.sample(outputs, source))
+    return torch.cat(images).clamp(0, 1).view(-1, 1, SIDE, SIDE)
 
 
-def draw(model: CVAE, density: Density, labels: Tensor, sampler: Sampler, seed: int) -> Tensor:
+def draw(model: CVAE, density: Density, labels: Tensor, sampler: Sampler, seed: int, shown: Shown = "mean") -> Tensor:
     """Samples (N, 1, 28, 28) float32 in [0, 1] of the asked labels (N,)."""
     if sampler == "fitted":
-        return decode(model, density.draw(labels, torch.Generator(labels.device).manual_seed(seed)), labels)
-    return decode(model, prior_codes(model, labels, seed), labels)
+        z = density.draw(labels, torch.Generator(labels.device).manual_seed(seed))
+    else:
+        z = prior_codes(model, labels, seed)
+    return decode(model, z, labels, epoch_seed(seed, 1) if shown == "draw" else None)  # other noise than the codes'
 
 
 def rows_of_digits(columns: int) -> Tensor:

@@ -262,10 +262,10 @@ def test_one_key_that_is_not_there_is_missing(content: str, tmp_path: Path) -> N
 
 
 def test_flat_names_every_value_by_section_and_key() -> None:
-    named = params.flat({"train": parse(), "sample": SampleParams("prior", 3)})
+    named = params.flat({"train": parse(), "sample": SampleParams("prior", 3, "mean")})
     assert named["train.sizes"] == [4, 5]
     assert named["sample.components"] == 3
-    assert len(named) == len(GOOD) + 2
+    assert len(named) == len(GOOD) + 3
 
 
 def test_a_digest_tells_values_apart_and_forgets_the_order_of_keys() -> None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +49,8 @@ def models(architecture: Architecture = SMALL, dtype: torch.dtype = torch.float6
 
 
 def weights(model: CVAE) -> Tensor:
-    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    """And what it has learned without a gradient."""
+    return torch.cat([tensor.detach().flatten() for tensor in model.state_dict().values()])
 
 
 def train(
@@ -63,10 +66,14 @@ def alone(model: CVAE, kl_weight: float, params: TrainParams, aim: ObjectivePara
 
 
 def assert_solo(
-    members: Population, records: list[PopulationRecord], originals: list[CVAE], aim: ObjectiveParams
+    members: Population,
+    records: list[PopulationRecord],
+    originals: list[CVAE],
+    aim: ObjectiveParams,
+    params: TrainParams = PARAMS,
 ) -> None:
     """Every member still in `members` has the weights and the records of its solo run, from `originals`' weights."""
-    params = dataclasses.replace(PARAMS, epochs=len(records))
+    params = dataclasses.replace(params, epochs=len(records))
     for member in members.members:
         model, expected = alone(originals[member], KL_WEIGHTS[member], params, aim)
         torch.testing.assert_close(weights(members.model(member)), weights(model), rtol=0, atol=1e-10)
@@ -101,6 +108,73 @@ def test_a_likelihood_with_weights_of_its_own_trains_in_each_member(monkeypatch:
     members, records = train(models())
     assert len(set(members.weights["likelihood.temperature"].tolist())) == len(KL_WEIGHTS)
     assert_solo(members, records, models(), AIM)
+
+
+CONVOLUTIONAL = replace(SMALL, architecture="resnet", channels=(3, 4), blocks=1)
+TREATMENTS: dict[str, tuple[Architecture, dict[str, Any], dict[str, Any]]] = {
+    "continuous bernoulli": (SMALL, {"likelihood": "continuous_bernoulli"}, {}),
+    "gaussian": (SMALL, {"likelihood": "gaussian"}, {}),
+    "sigma learned": (SMALL, {"likelihood": "sigma_learned"}, {}),
+    "sigma optimal": (SMALL, {"likelihood": "sigma_optimal"}, {}),
+    "sigma optimal, averaged": (SMALL, {"likelihood": "sigma_optimal"}, {"ema": 0.9}),
+    "discretized logistic": (SMALL, {"likelihood": "discretized_logistic"}, {}),
+    "class prior": (replace(SMALL, prior="class"), {}, {}),
+    "mixture prior": (replace(SMALL, prior="mixture", prior_components=2), {"free_bits": 0.2}, {}),
+    "warmup": (SMALL, {"schedule": "warmup", "schedule_share": 0.7}, {}),
+    "cyclical": (SMALL, {"schedule": "cyclical", "cycles": 3}, {}),
+    "capacity": (SMALL, {"schedule": "capacity", "capacity": 4.0}, {}),
+    "free bits": (SMALL, {"free_bits": 0.5}, {}),
+    "capacity and free bits": (SMALL, {"schedule": "capacity", "free_bits": 0.5}, {}),
+    "averaged": (SMALL, {}, {"ema": 0.95}),
+    "clipped": (SMALL, {}, {"clip": 3.0}),
+    "conv": (replace(CONVOLUTIONAL, architecture="conv", blocks=0), {}, {}),
+    "resnet, blind": (replace(CONVOLUTIONAL, encoder_sees_label=False, conditioning="sum"), {}, {}),
+    "resnet, everything": (
+        replace(CONVOLUTIONAL, prior="mixture", prior_components=2),
+        {"likelihood": "sigma_optimal", "schedule": "cyclical", "free_bits": 0.1},
+        {"ema": 0.9, "clip": 5.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TREATMENTS)
+def test_a_member_is_its_solo_run_under_any_treatment(name: str) -> None:
+    architecture, objective, options = TREATMENTS[name]
+    aim, params = objective_params(kl_weight=-1.0, **objective), train_params(**options)
+
+    def originals() -> list[CVAE]:
+        seeds = range(len(KL_WEIGHTS))
+        return [build(architecture, seed, aim.likelihood, aim.sigma).to(torch.float64) for seed in seeds]
+
+    members, records = train(originals(), params, aim)
+    assert_solo(members, records, originals(), aim, params)
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9}])
+def test_an_average_stays_with_its_member_when_others_leave(options: dict[str, Any]) -> None:
+    params, aim = train_params(**options), objective_params(kl_weight=-1.0, likelihood="sigma_optimal")
+
+    def originals() -> list[CVAE]:
+        return [build(SMALL, seed, "sigma_optimal").double() for seed in range(3)]
+
+    members = start(originals(), KL_WEIGHTS, params, CPU)
+    records = []
+    for record in fit(members, TRAIN, VALIDATION, params, aim):
+        records.append(record)
+        if record.epoch == 1:
+            members.drop([0])
+    assert_solo(members, records, originals(), aim, params)
+
+
+def test_a_gradient_is_clipped_by_its_own_length() -> None:
+    """A neighbour with a gradient as long as you like does not shorten a member's own."""
+    params = train_params(clip=3.0)
+    quiet, _ = train(models(), params)
+    loud = models()
+    with torch.no_grad():
+        loud[2].pixels.weight *= 300
+    members, _ = train(loud, params)
+    assert torch.equal(weights(members.model(0)), weights(quiet.model(0)))
 
 
 @pytest.mark.parametrize("leavers", [[0], [1], [2, 0]])

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "bound": "data model prior",
     "sample": "bound data model params",
     "checkpoint": "errors files model objective params train",
-    "evaluation": "bound data errors metrics model objective params sample train",
+    "evaluation": "bound data errors likelihood metrics model objective params sample train",
     "tracking": "errors files params",
     "serve": "checkpoint data errors sample",
     "console": "errors",

@@ -52,6 +52,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_draws_of_pixels_are_black_and_white_under_a_bernoulli(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "sample", "3", "--shown", "draw", "--out", "drawn.npz") == 0
+    assert set(np.unique(arrays(project / "drawn.npz")["images"])) == {0, 1}
+    assert run(monkeypatch, "sample", "3", "--out", "means.npz") == 0
+    assert len(np.unique(arrays(project / "means.npz")["images"])) > 2
+
+
 def test_a_png_has_a_row_for_each_digit(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "sample", "0-2", "--count", "4", "--out", "few.png") == 0
     with Image.open(project / "few.png") as image:

@@ -1,6 +1,7 @@
 """Evaluation on tiny data with a judge whose verdict is known."""
 
 import json
+import math
 from functools import cache
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from settings import objective_params
 from torch import Tensor, nn
 
-from pipeline import evaluation, metrics
+from pipeline import evaluation, likelihood, metrics
 from pipeline.data import Split, to_unit
 from pipeline.errors import UserError
 from pipeline.evaluation import EvaluateParams, Evaluation, Pictures
@@ -113,6 +114,18 @@ def test_the_record_holds_k_and_the_pixel_protocol() -> None:
         120,
     )
     assert run(ignoring_z(), objective_params(kl_weight=2.0, pixels="binary")).summary["protocol"]["pixels"] == "binary"
+
+
+@pytest.mark.parametrize("name", likelihood.LIKELIHOODS)
+def test_every_likelihood_is_measured_and_only_the_exact_one_in_bits(name: likelihood.Name) -> None:
+    model = build(SMALL, 0, name, sigma=0.2)
+    summary = run(model, objective_params(likelihood=name)).summary
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert summary["protocol"]["likelihood"] == name
+    assert ("bits_per_dimension" in summary) == (name == "discretized_logistic")
+    if name == "discretized_logistic":
+        assert summary["bits_per_dimension"] == pytest.approx(summary["nll"] / 784 / math.log(2))
+        assert summary["bits_per_dimension"] > 0
 
 
 def test_a_row_for_each_sampler_and_digit() -> None:

@@ -63,7 +63,7 @@ class Bernoulli(Likelihood):
 
 
 class ContinuousBernoulli(Likelihood):
-    """The Bernoulli's formula made a density on [0, 1] (Loaiza-Ganem & Cunningham 2019, eq. 6).
+    """The Bernoulli's formula made a density on [0, 1] (Loaiza-Ganem & Cunningham 2019).
 
     p(x) = C(λ) λ^x (1 − λ)^(1−x) with λ = sigmoid(η) and C(λ) = 2 artanh(1 − 2λ) / (1 − 2λ). In the logit η this is
     C = η / tanh(η / 2), which needs no λ; near λ = ½ its logarithm is a Taylor series.
@@ -75,7 +75,7 @@ class ContinuousBernoulli(Likelihood):
         return (log_normaliser(logits) - cross_entropy).sum(-1)
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """½ + ½ (coth u − 1/u) with u = η / 2: eq. 8 in the logit. At λ = ½ it is ½, and not λ anywhere else."""
+        """½ + ½ (coth u − 1/u) with u = η / 2, in terms of the logit. At λ = ½ it is ½, and not λ anywhere else."""
         half = outputs.float() / 2
         near = half.abs() < 0.1
         safe = torch.where(near, 1.0, half)
@@ -136,7 +136,7 @@ class SigmaLearned(Gaussian):
 
 
 class SigmaOptimal(Gaussian):
-    """The Gaussian whose σ² is the mean squared error, the value that explains best (Rybkin 2021, section 3.2).
+    """The Gaussian whose σ² is the mean squared error, the value that explains best (Rybkin 2021).
 
     While it trains, that of the batch: no rate and no weight of its own has to settle first. Otherwise σ is one
     number for all images, taken from training images by `train.calibrate` and kept in the model's file: with a σ that
@@ -164,7 +164,7 @@ def gaussian(squares: Tensor, log_sigma: Tensor) -> Tensor:
 
 
 class DiscretizedLogistic(Likelihood):
-    """An exact probability for each of the 256 levels of a pixel (Kingma 2016, appendix; Salimans 2017, eq. 2).
+    """An exact probability for each of the 256 levels of a pixel (Kingma 2016; Salimans 2017, eq. 2).
 
     A logistic around m = sigmoid(output), of which a level gets what lies within half a level of it, the two outer
     levels all beyond them. The scale is one trained weight for each of the 784 places: some are always black. So

@@ -221,7 +221,7 @@ class Residual(nn.Module):
 def scale_down(network: nn.Module) -> None:
     """Divides the last weights of each residual block by √(number of blocks): they then add up to a bounded sum.
 
-    In place of a normalisation (Child 2021, section 3): no statistics of a batch, nothing that mixes images or
+    In place of a normalisation (after Child 2021): no statistics of a batch, nothing that mixes images or
     members of a population, and less to compute.
     """
     blocks = [part for part in network.modules() if isinstance(part, Residual)]

@@ -71,8 +71,8 @@ def loss(
 ) -> Tensor:
     """E_x[reconstruction + β · kl] (Higgins 2017, eq. 4); at β = 1 minus the evidence lower bound.
 
-    `capacity` C: reconstruction + β · |kl − C| (Burgess 2018, eq. 8), both means over the batch. `free_bits` λ: a
-    dimension whose KL is below λ nats, on average over the batch, is not pressed any further (Kingma 2016, eq. 15).
+    `capacity` C: reconstruction + β · |kl − C| (Burgess 2018), both means over the batch. `free_bits` λ: a
+    dimension whose KL is below λ nats, on average over the batch, is not pressed any further (Kingma 2016).
     """
     if capacity is None and not free_bits:
         return (terms.reconstruction + kl_weight * terms.kl).mean()
@@ -85,7 +85,7 @@ def loss(
 
 
 def warmup(step: int, steps: int, share: float) -> float:
-    """Share of the KL weight: a linear rise over the share `share` of all steps, then 1 (Bowman 2016).
+    """Share of the KL weight: a linear rise over the share `share` of all steps, then 1 (Sønderby 2016).
 
     >>> [warmup(step, 100, 0.5) for step in (0, 25, 50, 99)]
     [0.0, 0.5, 1.0, 1.0]
@@ -94,7 +94,7 @@ def warmup(step: int, steps: int, share: float) -> float:
 
 
 def cyclical(step: int, steps: int, cycles: int, share: float) -> float:
-    """Share of the KL weight: `cycles` warm-ups one after another, each over `share` of its cycle (Fu 2019, eq. 6).
+    """Share of the KL weight: `cycles` warm-ups one after another, each over `share` of its cycle (Fu 2019).
 
     >>> [cyclical(step, 100, 2, 0.5) for step in (0, 10, 25, 49, 50, 60, 99)]
     [0.0, 0.4, 1.0, 1.0, 0.0, 0.4, 1.0]

@@ -59,8 +59,8 @@ class Gaussians:
 class Mixtures:
     """C diagonal Gaussians of equal weight for each label: mu and log_var, each (10, C, latent).
 
-    What a VampPrior is once its pseudo-inputs are encoded (Tomczak & Welling 2018, eq. 9, here for each label). Its KL
-    has no closed form: log q(z∣x,y) − log p(z∣y) at the one draw z is right on average (their eq. 5).
+    What a VampPrior is once its pseudo-inputs are encoded (Tomczak & Welling 2018, here for each label). Its KL has
+    no closed form: log q(z∣x,y) − log p(z∣y) at the one draw z is right on average.
     """
 
     mu: Tensor

@@ -77,7 +77,7 @@ PRESETS = {
 # What a preset's sizes become where its MLP gives way to convolutions.
 CONVOLUTIONS = {
     "conv": {"encoder_hidden": (256,), "decoder_hidden": (256,), "channels": (32, 64), "blocks": 0},
-    "resnet": {"encoder_hidden": (256,), "decoder_hidden": (256,), "channels": (32, 64), "blocks": 2},
+    "resnet": {"encoder_hidden": (256,), "decoder_hidden": (256,), "channels": (32, 64), "blocks": 1},
 }
 
 

@@ -72,7 +72,7 @@ def fit_density(model: CVAE, split: Split, pixels: Pixels, components: int, seed
         for digit in range(CLASSES):
             rows = codes[labels == digit]
             if len(rows) < 2:
-                weights[digit, 0], roots[digit] = 1, np.eye(size)  # nothing is known of the class: the prior
+                weights[digit, 0], roots[digit] = 1, np.eye(size)  # nothing is known of the class
                 continue
             mixture = _mixture(rows, min(components, len(rows) // 2), seed)
             count = mixture.n_components

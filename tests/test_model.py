@@ -179,7 +179,7 @@ def test_convolutions_of_an_image_do_not_depend_on_its_neighbours() -> None:
 
 
 def test_the_convolutional_presets_halve_the_picture_twice() -> None:
-    for kind, blocks in (("conv", 0), ("resnet", 2)):
+    for kind, blocks in (("conv", 0), ("resnet", 1)):
         architecture = resolve(model_params(architecture=kind))
         assert (architecture.channels, architecture.blocks) == ((32, 64), blocks)
         assert replace(architecture, architecture="mlp", channels=(), blocks=0) == replace(

@@ -220,6 +220,14 @@ def test_bfloat16_ends_near_its_solo_run() -> None:
         assert records[-1].of(member).validation_elbo == pytest.approx(expected[-1].validation_elbo, rel=0.01)
 
 
+def test_convolutions_train_in_bfloat16_too() -> None:
+    params = train_params(precision="bfloat16")
+    originals = [build(CONVOLUTIONAL, seed) for seed in range(3)]
+    _, records = train(originals, params)
+    _, expected = alone(build(CONVOLUTIONAL, 1), KL_WEIGHTS[1], params, AIM)
+    assert records[-1].of(1).validation_elbo == pytest.approx(expected[-1].validation_elbo, rel=0.02)
+
+
 def test_bfloat16_multiplies_in_bfloat16() -> None:
     """One step's gradient differs from float32's, and by no more than bfloat16's 8 bits explain."""
     one_step = dataclasses.replace(PARAMS, epochs=1, batch_size=210)
@@ -281,6 +289,11 @@ def test_memory_bounds_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert auto_size(CPU, strong, 128) == 5
     monkeypatch.setattr(population, "_memory", lambda _: 0)
     assert auto_size(CPU, strong, 128) == 1
+
+
+def test_convolutions_take_memory_for_what_they_compute() -> None:
+    conv, more = (replace(PRESETS["strong"], architecture="conv", channels=size) for size in ((32, 64), (64, 64)))
+    assert member_bytes(more, 128) - member_bytes(conv, 128) > 128 * 2 * 32 * 14 * 14 * 3 * 4
 
 
 def test_memory_is_asked_of_this_machine() -> None:

@@ -315,6 +315,7 @@ class _ConvTranspose2d(nn.ConvTranspose2d):
     """Likewise."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: ARG002
+        assert not isinstance(self.padding, str)  # which a transposed convolution does not take
         x, weight, bias = _autocast(x, self.weight, self.bias)
         return F.conv_transpose2d(x, weight, bias, self.stride, self.padding)
 
@@ -324,7 +325,8 @@ _HALF: dict[type[nn.Module], Any] = {nn.Conv2d: _Conv2d, nn.ConvTranspose2d: _Co
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The three in the type that autocast multiplies in, where it is on."""
-    dtype = torch.bfloat16 if torch.is_autocast_enabled(x.device.type) else weight.dtype
+    half = torch.is_autocast_enabled(x.device.type) and weight.dtype == torch.float32
+    dtype = torch.bfloat16 if half else weight.dtype
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 

@@ -127,7 +127,7 @@ def start(models: Sequence[CVAE], kl_weights: Sequence[float], params: TrainPara
     weights, buffers = stack_module_state([model.to(device) for model in models])
     average = None if params.ema is None else {name: weight.detach().clone() for name, weight in weights.items()}
     return Population(
-        template=copy.deepcopy(models[0]),
+        template=copy.deepcopy(models[0]).eval(),
         weights=weights,
         buffers=buffers,
         optimizer=torch.optim.Adam(weights.values(), lr=params.learning_rate, fused=True),

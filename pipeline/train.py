@@ -85,7 +85,7 @@ class Diverged(UserError):
 
 def start(model: CVAE, params: TrainParams, device: torch.device) -> Training:
     """A run that has not taken a step: the model on the device and a fresh Adam over it."""
-    model = model.to(device)
+    model = model.to(device).eval()
     trained = model if params.ema is None else copy.deepcopy(model)
     return Training(model, torch.optim.Adam(trained.parameters(), lr=params.learning_rate, fused=True), trained)
 

@@ -226,6 +226,15 @@ def test_sigma_is_that_of_the_training_images_and_travels_with_the_model(tmp_pat
     assert validate(loaded, VALIDATION, aim).reconstruction == record.validation_reconstruction
 
 
+def test_between_records_nothing_depends_on_the_batch() -> None:
+    """Whoever measures a model that is still in training measures the model, whatever mode it was handed over in."""
+    params, aim = train_params(epochs=2), objective_params(likelihood="sigma_optimal")
+    training = start(build(SMALL, 0, "sigma_optimal").train(), params, CPU)
+    assert not training.model.training
+    for _ in fit(training, TRAIN, VALIDATION, params, aim):
+        assert not any(part.training for part in training.model.modules())
+
+
 def test_a_density_above_one_is_no_divergence() -> None:
     """Black pictures under a narrow Gaussian: a reconstruction far below 0, and all is well."""
     dark = Split(torch.zeros(60, 1, 28, 28, dtype=torch.uint8), torch.arange(60) % 10)

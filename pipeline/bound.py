@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pipeline.data import Pixels, Split, as_pixels
 from pipeline.model import CVAE
+from pipeline.prior import log_normal
 
 ACTIVE = 0.01  # Burda 2016, section 5.2
 ROWS = 4096  # codes decoded at once: their activations still fit a processor's cache
@@ -40,12 +41,12 @@ def log_likelihood(model: CVAE, split: Split, pixels: Pixels, k: int, seed: int)
     pictures = as_pixels(split.images, pixels, source)
     images_at_once, draws_at_once = max(ROWS // k, 1), min(k, ROWS)
     bound = torch.empty(len(split), device=split.images.device)
+    prior = model.prior()
     for start in range(0, len(split), images_at_once):
         rows = slice(start, start + images_at_once)
         part = split[rows]
         images = pictures[rows]
         mu, log_var = model.encode(images, part.labels)
-        prior_mu, prior_log_var = model.prior(part.labels)
         log_ratio = torch.empty(k, len(part), device=mu.device)
         for first in range(0, k, draws_at_once):
             noise = torch.randn(min(draws_at_once, k - first), *mu.shape, generator=source, device=mu.device)
@@ -53,14 +54,8 @@ def log_likelihood(model: CVAE, split: Split, pixels: Pixels, k: int, seed: int)
             # Two dimensions, not three: torch multiplies a (draws · N, latent) matrix in 60 % of the time.
             outputs = model.decode(z.flatten(0, 1), part.labels.repeat(len(z)))
             log_p_x = model.likelihood.log_prob(outputs.unflatten(0, z.shape[:2]), images.flatten(1))
-            log_p_z = log_normal(z, prior_mu, prior_log_var)
+            log_p_z = prior.log_prob(z, part.labels)
             log_q_z = log_normal(z, mu, log_var)
             log_ratio[first : first + draws_at_once] = log_p_x + log_p_z - log_q_z
         bound[rows] = log_ratio.logsumexp(0) - math.log(k)
     return bound
-
-
-def log_normal(z: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
-    """log N(z; mu, exp log_var) of a diagonal Gaussian, (..., latent) to (...)."""
-    distance = (z - mu).square() * (-log_var).exp()
-    return -0.5 * (distance + log_var + math.log(2 * math.pi)).sum(-1)

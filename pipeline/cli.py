@@ -69,6 +69,7 @@ def parser() -> Parser:
     add.add_argument("--count", type=int, default=10, metavar="N", help="samples of each digit (10)")
     add.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed draws the same samples (0)")
     add.add_argument("--sampler", choices=("fitted", "prior"), help="where z comes from (params.yaml says)")
+    add.add_argument("--shown", choices=("mean", "draw"), help="expected pixels or a draw of them (params.yaml says)")
     add.add_argument("--model", type=Path, default=Path("models/cvae.safetensors"), metavar="FILE", help="the weights")
     add.add_argument(
         "--out",
@@ -168,9 +169,10 @@ def sample(arguments: argparse.Namespace) -> None:
     from pipeline.sample import Density, SampleParams, draw
 
     sampler = arguments.sampler or load(SampleParams, "sample").sampler
+    shown = arguments.shown or load(SampleParams, "sample").shown
     saved = checkpoint.load_model(arguments.model)
     labels = torch.tensor(digits).repeat_interleave(arguments.count)
-    images = draw(saved.model, Density(**saved.density), labels, sampler, arguments.seed)
+    images = draw(saved.model, Density(**saved.density), labels, sampler, arguments.seed, shown)
     write_samples(arguments.out, images, labels, arguments.count)
     print(f"{arguments.out}: {len(images):,} samples of {arguments.digits}, {sampler} sampler, seed {arguments.seed}")
 
@@ -224,7 +226,9 @@ def report(_: argparse.Namespace) -> None:
         [(name, *(figures[name][column] for column in names)) for name in ("prior", "fitted", "real")],
         note="real: training images taken as if they were samples, the ceiling",
     )
-    fit = ("reconstruction", "kl", "elbo", "nll", "active_units")
+    fit: tuple[str, ...] = ("reconstruction", "kl", "elbo", "nll", "active_units")
+    if "bits_per_dimension" in figures:
+        fit = (*fit, "bits_per_dimension")
     console.table(
         f"Fit, nats per image ({protocol['pixels']} pixels, nll with k = {protocol['nll_draws']})",
         ("β", *fit),

@@ -1,5 +1,6 @@
 """A model's figures on one split, by the words of the project: bound, samplers side by side, real-data ceiling."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline import bound, metrics
-from pipeline.data import CLASSES, Split, to_unit
+from pipeline.data import CLASSES, PIXELS, Split, to_unit
 from pipeline.errors import UserError
+from pipeline.likelihood import EXACT_ON_LEVELS
 from pipeline.model import CVAE
 from pipeline.objective import ObjectiveParams
 from pipeline.params import Range
@@ -138,6 +140,8 @@ def evaluate(
         "split": split_name,
         "images": len(split),
         "kl_weight": aim.kl_weight,
+        "likelihood": aim.likelihood,
+        "prior": model.architecture.prior,
         "pixels": aim.pixels,
         "nll_draws": params.nll_draws,
         "neighbours": metrics.NEIGHBOURS,
@@ -198,10 +202,13 @@ def explain(model: CVAE, split: Split, aim: ObjectiveParams, params: EvaluatePar
     means = validate(model, split, aim)
     nll = -bound.log_likelihood(model, split, aim.pixels, params.nll_draws, params.seed).double().mean()
     mu, _ = bound.posteriors(model, split, aim.pixels, params.seed)
-    return {
+    fit = {
         "reconstruction": means.reconstruction,
         "kl": means.kl,
         "elbo": -(means.reconstruction + means.kl),
         "nll": float(nll),
         "active_units": len(bound.active_dimensions(mu)),
     }
+    if aim.likelihood in EXACT_ON_LEVELS:
+        fit["bits_per_dimension"] = fit["nll"] / (PIXELS * math.log(2))
+    return fit

@@ -100,7 +100,11 @@ def parse(owner: type[T], values: Any, where: str) -> T:
     missing = [key for key in rules if key not in values]
     if missing:
         raise UserError(f"{where}.{missing[0]} is missing")
-    return owner(**{key: _checked(rule, values[key], f"{where}.{key}") for key, rule in rules.items()})
+    checked = {key: _checked(rule, values[key], f"{where}.{key}") for key, rule in rules.items()}
+    try:
+        return owner(**checked)
+    except ValueError as error:  # an owner's own rule, on keys that don't go together: its message begins with one
+        raise UserError(f"{where}.{error}") from None
 
 
 def write(changes: Mapping[tuple[str, str], Any], path: Path | str = FILE) -> dict[tuple[str, str], Any]:

@@ -662,11 +662,12 @@ def _train(
     for candidate in stack:
         yield Began(candidate)
     # The same first weights for all: what differs in the end is owed to what differs in the trials.
-    models = [build(architecture, params.seed, setting.aim.likelihood) for _ in stack]
+    aim = setting.aim
+    models = [build(architecture, params.seed, aim.likelihood, aim.sigma) for _ in stack]
     rates = [candidate.values["learning_rate"] for candidate in stack] if tune.learning_rate is not None else None
     members = population.start(models, [candidate.kl_weight for candidate in stack], params, device, rates)
 
-    for records in population.fit(members, train, validation, params, setting.aim):
+    for records in population.fit(members, train, validation, params, aim):
         last, rung = records.epoch == params.epochs, prunes and records.epoch in rungs(params.epochs)
         here: list[tuple[Candidate, np.ndarray]] = []
         for member in records.members:

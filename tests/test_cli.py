@@ -13,9 +13,10 @@ from cost import processor_seconds
 from imports import ROOT
 from PIL import Image
 from ruamel.yaml import YAML
+from settings import model_params
 
 from pipeline import checkpoint, cli
-from pipeline.model import ModelParams, build, resolve
+from pipeline.model import build, resolve
 from pipeline.params import read
 
 
@@ -37,7 +38,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with params.yaml and an untrained model, to work in."""
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    params = ModelParams("strong", 2, (8,), (8,), None, None)
+    params = model_params(latent_size=2, encoder_hidden=(8,), decoder_hidden=(8,))
     saved = read(ROOT / "params.yaml")
     saved["model"] |= {"latent_size": 2, "encoder_hidden": [8], "decoder_hidden": [8]}
     density = {
@@ -49,6 +50,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     checkpoint.save_model(tmp_path / "models/cvae.safetensors", build(resolve(params), 0), density, saved)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_draws_of_pixels_are_black_and_white_under_a_bernoulli(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "sample", "3", "--shown", "draw", "--out", "drawn.npz") == 0
+    assert set(np.unique(arrays(project / "drawn.npz")["images"])) == {0, 1}
+    assert run(monkeypatch, "sample", "3", "--out", "means.npz") == 0
+    assert len(np.unique(arrays(project / "means.npz")["images"])) > 2
 
 
 def test_a_png_has_a_row_for_each_digit(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,6 +321,27 @@ def test_an_experiment_is_compared_and_lands_in_the_users_database(project: Proj
     assert "fitted.frechet" in project.run("dvc", "metrics", "diff", "HEAD", "heavier")
 
 
+def test_every_treatment_is_reached_from_the_command_line(project: Project) -> None:
+    """All at once: a convolutional σ-VAE with a VampPrior, averaged and clipped, under a schedule with free bits."""
+    settings = [
+        "model.architecture=resnet", "model.channels=[4,6]", "model.blocks=1", "model.encoder_hidden=[16]",
+        "model.decoder_hidden=[16]", "model.prior=mixture", "model.prior_components=2",
+        "objective.likelihood=sigma_optimal", "objective.schedule=cyclical", "objective.cycles=2",
+        "objective.schedule_share=0.8", "objective.free_bits=0.1", "train.ema=0.9", "train.clip=100",
+        "train.epochs=2", "sample.shown=draw",
+    ]  # fmt: skip
+    set_all = [word for setting in settings for word in ("-S", setting)]
+    project.run("dvc", "exp", "run", "--temp", "--name", "treated", *set_all, "evaluate")
+    (run,) = (run for run in project.runs().values() if run.get("tags.dvc_exp_name") == "treated")
+    assert run["status"] == "FINISHED"
+    assert run["params.model.prior"] == "mixture"
+    assert all(np.isfinite(float(run[f"metrics.test_{name}"])) for name in ("nll", "prior_frechet"))
+    words = ["-S", "objective.likelihood=gaussian", "-S", "objective.pixels=binary"]
+    refused = project.run("dvc", "exp", "run", "--temp", *words, "evaluate", status=255)
+    assert "objective.pixels must be grey with likelihood gaussian" in refused
+    assert "Traceback" not in refused
+
+
 def test_plots_show_pictures(project: Project, tmp_path: Path) -> None:
     project.run("dvc", "plots", "show", "--out", str(tmp_path / "plots"))
     assert "samples.png" in (tmp_path / "plots/index.html").read_text(encoding="utf-8")

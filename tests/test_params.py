@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+from settings import OBJECTIVE
 
 from pipeline import params
 from pipeline.download import DataParams
@@ -80,12 +81,13 @@ def test_comments_and_order_do_not_matter(tmp_path: Path) -> None:
 def test_a_small_number_may_be_written_in_any_way(text: str, tmp_path: Path) -> None:
     """DVC writes 1e-5 without a point, which YAML 1.1 takes for a text."""
     path = tmp_path / "p.yaml"
-    path.write_text(f"objective: {{kl_weight: {text}, likelihood: bernoulli, pixels: grey}}", encoding="utf-8")
+    rest = ", ".join(f"{key}: {value or 0}" for key, value in OBJECTIVE.items() if key != "kl_weight")
+    path.write_text(f"objective: {{kl_weight: {text}, {rest}}}", encoding="utf-8")
     assert params.load(ObjectiveParams, "objective", path).kl_weight == 1e-5
 
 
 def test_a_whole_number_will_do_for_a_number() -> None:
-    value = params.parse(ObjectiveParams, {"kl_weight": 1, "likelihood": "bernoulli", "pixels": "grey"}, "o").kl_weight
+    value = params.parse(ObjectiveParams, OBJECTIVE | {"kl_weight": 1}, "o").kl_weight
     assert (value, type(value)) == (1.0, float)
 
 
@@ -260,10 +262,10 @@ def test_one_key_that_is_not_there_is_missing(content: str, tmp_path: Path) -> N
 
 
 def test_flat_names_every_value_by_section_and_key() -> None:
-    named = params.flat({"train": parse(), "sample": SampleParams("prior", 3)})
+    named = params.flat({"train": parse(), "sample": SampleParams("prior", 3, "mean")})
     assert named["train.sizes"] == [4, 5]
     assert named["sample.components"] == 3
-    assert len(named) == len(GOOD) + 2
+    assert len(named) == len(GOOD) + 3
 
 
 def test_a_digest_tells_values_apart_and_forgets_the_order_of_keys() -> None:

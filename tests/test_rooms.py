@@ -16,17 +16,18 @@ MAY_IMPORT = {
     "download": "errors files params",
     "data": "errors params",
     "likelihood": "",
+    "prior": "",
     "metrics": "",
     "figures": "",
-    "model": "data likelihood params",
-    "objective": "data likelihood params",
+    "model": "data likelihood params prior",
+    "objective": "data likelihood params prior",
     "judge": "data device errors files params",
-    "train": "data device errors model objective params",
+    "train": "data device errors likelihood model objective params",
     "population": "data device errors model objective params train",
-    "bound": "data model objective likelihood",
+    "bound": "data model prior",
     "sample": "bound data model params",
-    "checkpoint": "errors files model params train",
-    "evaluation": "bound data errors metrics model objective params sample train",
+    "checkpoint": "errors files model objective params train",
+    "evaluation": "bound data errors likelihood metrics model objective params sample train",
     "tracking": "errors files params",
     "study": "data errors evaluation files model objective params population sample train",
     "serve": "checkpoint data errors sample",
@@ -82,13 +83,14 @@ sys.meta_path.insert(0, Absent())
 import torch
 from pipeline import bound, checkpoint, data, evaluation, judge, model, objective, population, sample, train
 split = data.Split(torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8), torch.arange(40) % 10)
+settings = train.TrainParams(1, 20, 1e-3, 0.0, None, None, 0, 'cpu', 'float32', 'never')
 run = train.start(
     model.build(model.PRESETS['article'], 0),
-    train.TrainParams(1, 20, 1e-3, 0.0, 0, 'cpu', 'float32', 'never'),
+    settings,
     torch.device('cpu'),
 )
-aim = objective.ObjectiveParams(1.0, 'bernoulli', 'grey')
-(record,) = train.fit(run, split, split, train.TrainParams(1, 20, 1e-3, 0.0, 0, 'cpu', 'float32', 'never'), aim)
+aim = objective.ObjectiveParams(1.0, 'bernoulli', 0.1, 'grey', 'constant', 0.5, 4, 25.0, None)
+(record,) = train.fit(run, split, split, settings, aim)
 sample.fit_density(run.model, split, 'grey', 1, 0)
 print(record.epoch)
 """

@@ -19,15 +19,14 @@ import pytest
 import torch
 from imports import ROOT
 from optuna.trial import TrialState
+from settings import objective_params, train_params
 from torch import Tensor
 
 from pipeline import evaluation, population, study
 from pipeline.data import Split
 from pipeline.errors import UserError
 from pipeline.model import Architecture
-from pipeline.objective import ObjectiveParams
 from pipeline.study import Began, Candidate, Ended, Epoch, Event, Setting, Study, TuneParams, open_study, search
-from pipeline.train import TrainParams
 
 CPU = torch.device("cpu")
 TUNE = TuneParams(
@@ -48,8 +47,8 @@ TUNE = TuneParams(
 SETTING = Setting(
     tune=TUNE,
     architecture=Architecture(4, (16,), (16,), "concat", encoder_sees_label=True),
-    aim=ObjectiveParams(kl_weight=0.3, likelihood="bernoulli", pixels="grey"),
-    train=TrainParams(20, 20, 2e-2, 0.0, 0, "cpu", "float32", "never"),
+    aim=objective_params(kl_weight=0.3),
+    train=train_params(epochs=20, learning_rate=2e-2, warmup=0.0, seed=0),
     components=1,
     nll_draws=5,
     hashes={"data": "d", "judge": "j"},

@@ -37,16 +37,19 @@ def main() -> None:
     hashes = {"data": sha256(PREPARED), "params": digest(saved)}
     notes = {"device": str(device), "precision": str(pick_precision(params.precision, device)).removeprefix("torch.")}
 
-    training = start(build(architecture, params.seed, aim.likelihood), params, device)
+    training = start(build(architecture, params.seed, aim.likelihood, aim.sigma), params, device)
     size = sum(weight.numel() for weight in training.model.parameters())
-    print(f"{model_params.preset} CVAE of {size:,} weights, β = {aim.kl_weight:g}, on {device} in {notes['precision']}")
+    usual = {"mlp", "bernoulli", "standard"}
+    unusual = [word for word in (architecture.architecture, aim.likelihood, architecture.prior) if word not in usual]
+    words = " ".join([model_params.preset, *unusual])
+    print(f"{words} CVAE of {size:,} weights, β = {aim.kl_weight:g}, on {device} in {notes['precision']}")
     unfinished = home(Path.cwd()) / ".checkpoints" / f"{digest(hashes)}.safetensors"
     before = checkpoint.resume_training(unfinished, training)
     if before:
         print(f"going on after epoch {training.epoch}, where this very run was interrupted")
     rows = before["history"] if before else []
 
-    name = f"{model_params.preset} β={aim.kl_weight:g}"
+    name = f"{words} β={aim.kl_weight:g}"
     tags = {"data_hash": hashes["data"], "params_hash": hashes["params"], **notes}
     with (
         console.bar("train", params.epochs, training.epoch) as bar,

@@ -255,8 +255,8 @@ def study(_: argparse.Namespace) -> None:
     values = [f"value_{name}" for name in objectives]
     beside = [f"validation_{sampler}_{name}" for name in ("class_accuracy", "diversity") if name not in objectives]
     columns = [*setting.space(), *values, *(name for name in beside if name in table)]
-    table["open"] = table["state"] != "COMPLETE"
-    table = table.sort_values(["open", values[0]], ascending=[True, objectives[0] in LOWER_IS_BETTER])
+    table["open"], table["poor"] = table["state"] != "COMPLETE", table["feasible"].eq(other=False)
+    table = table.sort_values(["open", "poor", values[0]], ascending=[True, True, objectives[0] in LOWER_IS_BETTER])
     front = {trial.number for trial in found.front()}
     rows = []
     for cells in table.astype(object).where(table.notna(), "").to_dict("records"):
@@ -264,6 +264,8 @@ def study(_: argparse.Namespace) -> None:
         rows.append((f"{cells['trial']}{star}", cells["state"].lower(), *(cells[name] for name in columns)))
     titles = [name.removeprefix("value_").removeprefix(f"validation_{sampler}_") for name in columns]
     note = f"★ best{', the front' if len(objectives) > 1 else ''}; measured on validation, {sampler} sampler"
+    if found.note("promoted") is not None:
+        note += f"; trial {found.note('promoted')} was promoted"
     title = f"Study {found.name}: {found.done()} of {setting.tune.trials} trials"
     console.table(title, ("trial", "state", *titles), rows, note=note)
 
@@ -283,11 +285,12 @@ def promote(arguments: argparse.Namespace) -> None:
         )
     before = params.write(chosen.sets)
     for (section, key), value in chosen.sets.items():
-        same = "  (as it was)" if before[section, key] == value else ""
-        print(f"params.yaml: {section}.{key} {before[section, key]} → {value}{same}")
-    found.remember("promoted", {"trial": chosen.number, "kl_weight": chosen.kl_weight})
-    if chosen.run_id:
-        tracking.tag(chosen.run_id, {"promoted": "true"}, warn=console.warn)
+        old, new = json.dumps(before[section, key]), json.dumps(value)
+        print(f"params.yaml: {section}.{key} {old} → {new}{'  (as it was)' if old == new else ''}")
+    # Optuna takes no tag on a trial that has ended: the study says which one it was.
+    found.remember("promoted", chosen.number)
+    if chosen.run_id and chosen.tracking_uri:
+        tracking.tag(chosen.run_id, {"promoted": "true"}, chosen.tracking_uri, console.warn)
     print(f"trial {chosen.number}, {console.figures(chosen.values)} on validation. `dvc repro` trains with it.")
 
 

@@ -161,16 +161,15 @@ def rate_distortion(table: pd.DataFrame) -> "Figure":
     kl, reconstruction = known["validation_kl"].to_numpy(), known["validation_reconstruction"].to_numpy()
     weight = np.log10(known["kl_weight"].to_numpy(dtype=float))
     complete = (known["state"] == "COMPLETE").to_numpy()
-    span = {"vmin": weight.min(initial=0.0), "vmax": weight.max(initial=0.0), "cmap": "viridis"}
     if len(known):
-        right, top = max(kl) * 1.08 + 1, max(reconstruction) + 8
-        bottom = min(reconstruction) - 8
-        for total in np.arange(np.floor(min(kl + reconstruction) / 10) * 10, right + top, 20):
-            axes.plot([0, right], [total, total - right], color="#dfe4ea", linewidth=0.8, zorder=0)
-            if bottom + 3 < total < top - 3:
-                axes.text(0.3, total, f"elbo −{total:.0f}", fontsize=7, color=FAINT, rotation=0, va="center")
+        # Trials that did not finish may lie anywhere: the others say what is shown.
+        shown = complete if complete.any() else np.ones(len(known), bool)
+        right, top = kl[shown].max() * 1.08 + 1, reconstruction[shown].max() + 12
+        bottom = reconstruction[shown].min() - 12
+        _equal_sums(axes, right, bottom, top)
         axes.set_xlim(0, right)
         axes.set_ylim(bottom, top)
+    span = {"vmin": weight.min(initial=0.0), "vmax": weight.max(initial=0.0), "cmap": "viridis"}
     points = axes.scatter(kl[complete], reconstruction[complete], c=weight[complete], s=46, zorder=3, **span)
     rings = [tuple(colour) for colour in points.to_rgba(weight[~complete]).tolist()]
     axes.scatter(kl[~complete], reconstruction[~complete], s=40, facecolors="none", edgecolors=rings, zorder=2)
@@ -182,8 +181,18 @@ def rate_distortion(table: pd.DataFrame) -> "Figure":
     bar.outline.set_visible(False)
     _plain(axes, "rate: kl, nats per image", "distortion: reconstruction, nats per image")
     axes.grid(visible=False)
-    axes.set_title("What a KL weight buys: hollow points were pruned", fontsize=11, color=INK, loc="left")
+    axes.set_title("What a KL weight buys: hollow points did not finish", fontsize=11, color=INK, loc="left")
     return figure
+
+
+def _equal_sums(axes: "Axes", right: float, bottom: float, top: float) -> None:
+    """Lines on which kl + reconstruction, minus the elbo, is the same."""
+    from matplotlib.ticker import MaxNLocator
+
+    for total in MaxNLocator(10).tick_values(bottom, top + right):
+        axes.plot([0, right], [total, total - right], color="#dfe4ea", linewidth=0.8, zorder=0)
+        if bottom + 3 < total < top - 3:
+            axes.text(right / 80, total, f"elbo −{total:.0f}", fontsize=7, color=FAINT, va="center")
 
 
 def pareto(table: pd.DataFrame, objectives: Sequence[str], front: Sequence[int]) -> "Figure":
@@ -194,7 +203,8 @@ def pareto(table: pd.DataFrame, objectives: Sequence[str], front: Sequence[int])
     figure = _figure(6.2, 4.8)
     axes = figure.subplots()
     axes.scatter(known[x], known[y], s=30, color=FAINT, label="complete")
-    axes.plot(best[x], best[y], "o-", color=ACCENT, markersize=6, linewidth=1, label="front")
+    # A front of more than two objectives is no line in the plane of two.
+    axes.plot(best[x], best[y], "o-" if len(objectives) == 2 else "o", color=ACCENT, linewidth=1, label="front")
     for at, to, beta in zip(best[x], best[y], best["kl_weight"], strict=True):
         axes.annotate(f"{beta:.2g}", (at, to), xytext=(6, 5), textcoords="offset points", fontsize=8, color=INK)
     for name, axis in zip(objectives[:2], (axes.xaxis, axes.yaxis), strict=True):
@@ -211,12 +221,19 @@ def study_history(table: pd.DataFrame, objective: str, lower_is_better: bool) ->
     column = f"value_{objective}"
     known = table.dropna(subset=[column])
     complete, pruned = known[known["state"] == "COMPLETE"], known[known["state"] == "PRUNED"]
+    meets = complete["feasible"].astype(bool)
+    eligible = complete[meets] if meets.any() else complete
     figure = _figure(6.4, 3.4)
     axes = figure.subplots()
     axes.scatter(pruned["trial"], pruned[column], s=30, facecolors="none", edgecolors=FAINT, label="pruned")
     axes.scatter(complete["trial"], complete[column], s=34, color=INK, label="complete")
-    best = complete[column].cummin() if lower_is_better else complete[column].cummax()
-    axes.step(complete["trial"], best, where="post", color=ACCENT, linewidth=1.4, label="best so far")
+    poor = complete[~meets]
+    if len(poor):
+        axes.scatter(
+            poor["trial"], poor[column], s=60, marker="x", color=ACCENT, label="below the least class_accuracy"
+        )
+    best = eligible[column].cummin() if lower_is_better else eligible[column].cummax()
+    axes.step(eligible["trial"], best, where="post", color=ACCENT, linewidth=1.4, label="best so far")
     if objective == "frechet":
         _logarithmic(axes.yaxis)
     axes.locator_params(axis="x", integer=True)
@@ -239,16 +256,11 @@ def importances(shares: Mapping[str, float]) -> "Figure":
 
 def weight_strips(strips: Sequence[tuple[str, np.ndarray, np.ndarray]], notes: tuple[str, str]) -> "Figure":
     """From collapse to chaos: a row a KL weight, its label and two strips (28, W), all from the same noise."""
-    figure = _figure(9.2, 0.75 + 0.46 * len(strips))
-    panels = figure.subplots(max(len(strips), 1), 2, squeeze=False)
-    for (label, *pictures), row in zip(strips, panels, strict=False):
-        for axes, picture in zip(row, pictures, strict=True):
-            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            _no_frame(axes)
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, color=INK)
-    for axes, note in zip(panels[0], notes, strict=True):
+    names = [label for label, _, _ in strips]
+    figure = _figure(9.2, 0.6 + 0.46 * len(strips))
+    for index, (axes, note) in enumerate(zip(figure.subplots(1, 2), notes, strict=True)):
+        rows = [np.pad(pictures[index], ((1, 1), (0, 0)), constant_values=255) for _, *pictures in strips]
+        _sheet(axes, np.concatenate(rows), names if index == 0 else [""] * len(names))
         axes.set_title(note, fontsize=10, color=INK)
     return figure
 

@@ -117,7 +117,8 @@ def write(changes: Mapping[tuple[str, str], Any], path: Path | str = FILE) -> di
 
     content = read(path)
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
+    with open(path, encoding="utf-8", newline="") as file:  # line ends stay as they are
+        text = file.read()
     marked = YAML().load(text)  # knows the line and column of each value
     lines, before = text.split("\n"), {}
     for (section, key), value in changes.items():
@@ -143,9 +144,11 @@ def write(changes: Mapping[tuple[str, str], Any], path: Path | str = FILE) -> di
     except YAMLError:
         written = None
     if written != expected:
-        raise UserError(f"{path}: its values can't be changed in place; write each on a line of its own")
-    with replacing(path) as part:
-        part.write_text(changed, encoding="utf-8")
+        raise UserError(
+            f"{path}: its values can't be changed in place: write each on a line of its own, an empty one as null"
+        )
+    with replacing(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
+        file.write(changed)
     return before
 
 

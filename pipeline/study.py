@@ -17,8 +17,8 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,6 +50,7 @@ ARTIFACTS = "optuna_artifacts"  # pictures of trials, where optuna-dashboard sho
 WORKERS = ".workers"  # a lock file for each living process that works on a study
 HEARTBEAT_SECONDS = 60
 GRACE_SECONDS = 120
+WAIT_SECONDS = 2
 STRIP = "samples.png"
 
 Metric = Literal[
@@ -58,7 +59,7 @@ Metric = Literal[
 ]  # fmt: skip
 OF_SAMPLES = ("class_accuracy", "diversity", "frechet", "precision", "recall", "density", "coverage")
 LOWER_IS_BETTER = ("reconstruction", "kl", "nll", "frechet")
-ARTICLE_WEIGHT = 1e-5  # at which the source article's samples of a class begin to differ
+ARTICLE_WEIGHT, ARTICLE_BATCH = 1e-5, 128  # at which the source article's samples of a class begin to differ
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,7 @@ class Setting:
         }
         weights = {
             "params.yaml": self.aim.kl_weight,
-            "the bound": 1.0,
-            "the article": from_article_weight(ARTICLE_WEIGHT, self.train.batch_size),
+            "the article, the bound": from_article_weight(ARTICLE_WEIGHT, ARTICLE_BATCH),  # 1.00: one answers for both
         }
         first: list[tuple[str, dict[str, Any]]] = []
         for word, weight in weights.items():
@@ -182,8 +182,9 @@ class Candidate:
     def remember_run(self, run_id: str, uri: str) -> None:
         """So that the trial names its run, and a later try goes on in it."""
         self.run_id, self.uri = run_id, uri
-        self.trial.set_user_attr("run_id", run_id)
-        self.trial.set_user_attr("tracking_uri", uri)
+        with _unless_taken():
+            self.trial.set_user_attr("run_id", run_id)
+            self.trial.set_user_attr("tracking_uri", uri)
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,7 @@ class Chosen:
     values: dict[str, float]  # by objective
     sets: dict[tuple[str, str], Any]  # (section, key) to value
     run_id: str | None
+    tracking_uri: str | None
     feasible: bool
 
     @property
@@ -246,7 +248,8 @@ class Study:
     # What there is
 
     def trials(self) -> list[FrozenTrial]:
-        return self.inner.get_trials(deepcopy=False)
+        with _one_line(self._url):
+            return self.inner.get_trials(deepcopy=False)
 
     def done(self) -> int:
         """How many trials count: told ones. One that was interrupted counts by its second try."""
@@ -263,7 +266,7 @@ class Study:
                     "state": _state(trial),
                     **{name: trial.params.get(name) for name in self.setting.space()},
                     **{f"value_{name}": value for name, value in values.items()},
-                    "feasible": _feasible(trial),
+                    "feasible": _feasible(trial) if trial.values else None,
                     "epochs": trial.user_attrs.get("epochs"),
                     "seconds": trial.user_attrs.get("seconds"),
                     **trial.user_attrs.get("figures", {}),
@@ -302,7 +305,9 @@ class Study:
             return self._chosen(found)
         front = self.front()
         if not front:
-            raise UserError(f"study {self.name} has no complete trial yet: run `cvae tune`")
+            if self.done() < self.setting.tune.trials:
+                raise UserError(f"study {self.name} has no complete trial yet: run `cvae tune`")
+            raise UserError(f"all trials of study {self.name} diverged: set a lower train.learning_rate and tune anew")
         costs = np.array([self._costs(trial) for trial in front])
         scaled = (costs - costs.min(0)) / np.maximum(np.ptp(costs, axis=0), 1e-12)
         return self._chosen(front[int(np.linalg.norm(scaled, axis=1).argmin())])
@@ -313,7 +318,8 @@ class Study:
         if len(self.setting.space()) < 2 or len(complete) < 4:
             return {}
         with _quiet():
-            first = (lambda trial: trial.values[0]) if len(self.setting.tune.objectives) > 1 else None
+            # It takes the lowest targets for the good trials, unless the study itself says what is good.
+            first = (lambda trial: self._costs(trial)[0]) if len(self.setting.tune.objectives) > 1 else None
             return dict(optuna.importance.get_param_importances(self.inner, target=first))
 
     def strip(self, number: int) -> np.ndarray | None:
@@ -331,7 +337,16 @@ class Study:
     # Notes on the study itself
 
     def note(self, key: str) -> Any:
-        return self.inner.user_attrs.get(key)
+        with _one_line(self._url):
+            return self.inner.user_attrs.get(key)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """While it holds, no other process begins anything on this study."""
+        with ExitStack() as stack:
+            with _one_line(self._url):
+                stack.enter_context(_turn(self._url))
+            yield
 
     def remember(self, key: str, value: Any) -> None:
         with _one_line(self._url):
@@ -340,22 +355,29 @@ class Study:
     # Asking and telling
 
     def ask(self, most: int) -> list[Candidate]:
-        """Up to `most` trials to train now, fewer towards the end, none once the study has its number of them.
+        """Up to `most` trials to train now: no more than the study lacks, and than other processes have taken on.
 
         Trials that dead processes left behind are failed first and put in line again, once.
         """
-        with _one_line(self._url), _turn(self._url), _quiet():
+        asked: list[Candidate] = []
+        with self.turn(), _one_line(self._url), _quiet():
             self._bury_the_dead()
             wanted = self.setting.tune.trials
             taken = [trial for trial in self.trials() if _counts(trial) or trial.state == TrialState.RUNNING]
             room = min(most, wanted - len(taken))
             self._enqueue(room)
-            return [self._ask_one() for _ in range(room)]
+            try:
+                for _ in range(room):
+                    asked.append(self._ask_one())  # noqa: PERF401 (what was asked must be known when asking fails)
+            except BaseException as error:
+                self._put_back(asked, error)
+                raise
+        return asked
 
     def tell(self, candidate: Candidate, state: Literal["COMPLETE", "PRUNED", "FAIL"], why: str = "") -> None:
         """Ends a trial: its figures stay with it, and its value, unless it failed."""
         trial, tune = candidate.trial, self.setting.tune
-        with _one_line(self._url), _quiet():
+        with _one_line(self._url), _quiet(), _unless_taken():
             trial.set_user_attr("figures", _finite(candidate.figures))
             trial.set_user_attr("epochs", candidate.epochs)
             trial.set_user_attr("seconds", round(candidate.seconds, 2))
@@ -366,21 +388,20 @@ class Study:
                 trial.set_constraint("class_accuracy", tune.least_class_accuracy - accuracy)
             values = [candidate.figures[self._key(name)] for name in tune.objectives] if state == "COMPLETE" else None
             self.inner.tell(trial, values, state=TrialState[state])
-            self._live.discard(trial._trial_id)
+        self._live.discard(trial._trial_id)
 
-    def put_back(self, candidates: Sequence[Candidate]) -> None:
-        """Trials that were interrupted, through no fault of theirs: failed, and in line again."""
-        with _quiet():
-            again = RetryHeartbeatStaleTrialCallback()  # as often as it takes
-            for candidate in candidates:
-                self._live.discard(candidate.trial._trial_id)
-                failed = self.inner.tell(candidate.trial, state=TrialState.FAIL)
-                again(self.inner, failed)
+    def put_back(self, candidates: Sequence[Candidate], error: BaseException) -> None:
+        """Ends trials in training, because of `error`, and puts them in line again.
+
+        Where the database is away, the next process to ask finds them dead.
+        """
+        with suppress(UserError), self.turn(), _one_line(self._url), _quiet():
+            self._put_back(candidates, error)
 
     def report(self, candidate: Candidate) -> None:
         """Its objective so far, for the pruner to compare."""
         if len(self.setting.tune.objectives) == 1:
-            with _one_line(self._url):
+            with _one_line(self._url), _unless_taken():
                 candidate.trial.report(candidate.figures[self._key(self.setting.tune.objectives[0])], candidate.epochs)
 
     def losers(self, candidates: Sequence[Candidate], epoch: int) -> list[Candidate]:
@@ -394,7 +415,7 @@ class Study:
     def keep_strip(self, candidate: Candidate, strip: np.ndarray) -> None:
         from PIL import Image
 
-        with tempfile.TemporaryDirectory() as folder, _one_line(self._url):
+        with tempfile.TemporaryDirectory() as folder, _one_line(self._url), _unless_taken():
             path = Path(folder) / STRIP
             Image.fromarray(strip).save(path)
             (self._root / ARTIFACTS).mkdir(exist_ok=True)
@@ -411,9 +432,11 @@ class Study:
         folder = self._root / WORKERS
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{uuid.uuid4().hex}.lock"
-        with FileLock(path):
-            self._worker = f"{socket.gethostname()}:{path}"
-            with _one_line(self._url), _turn(self._url):
+        with ExitStack() as ending:
+            ending.callback(path.unlink, missing_ok=True)
+            ending.enter_context(FileLock(path))
+            self._worker = f"{_machine()}:{path}"
+            with self.turn():
                 number = int(self.note("workers") or 0)  # each process draws with a seed of its own
                 self.remember("workers", number + 1)
             # Random draws until a first batch is in, and two thirds of a small study's trials learn from others.
@@ -429,7 +452,6 @@ class Study:
             finally:
                 end.set()
                 beating.join()
-        path.unlink(missing_ok=True)
 
     def _beat(self, end: threading.Event) -> None:
         while not end.wait(HEARTBEAT_SECONDS):
@@ -454,13 +476,31 @@ class Study:
             self.inner.enqueue_trial(point, user_attrs={"asked": word})
 
     def _bury_the_dead(self) -> None:
-        """Under the lock: a running trial that names no worker was asked for by one that died in that very moment."""
+        """Fails trials whose process has ended, and puts them in line again, once; under the lock.
+
+        On this machine the process's lock file tells, however long it slept; of others' their heartbeats.
+        """
+        stale = self._storage._get_stale_trial_ids(self.inner._study_id)
         for trial in self.trials():
-            if trial.state == TrialState.RUNNING and _is_dead(trial.user_attrs.get("worker")):
-                with suppress(optuna.exceptions.UpdateFinishedTrialError):
-                    if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL) and self._retry:
-                        self._retry(self.inner, self._storage.get_trial(trial._trial_id))
-        optuna.storages.fail_stale_trials(self.inner)
+            if trial.state == TrialState.RUNNING:
+                dead = _is_dead(trial.user_attrs.get("worker"))
+                if dead or (dead is None and trial._trial_id in stale):
+                    self._fail(trial._trial_id, self._retry)
+
+    def _put_back(self, candidates: Sequence[Candidate], error: BaseException) -> None:
+        # Whoever was interrupted is asked for again; what fails of itself would fail for ever.
+        patient = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+        again = _as_it_was if patient else self._retry
+        for candidate in candidates:
+            self._live.discard(candidate.trial._trial_id)
+            self._fail(candidate.trial._trial_id, again)
+
+    def _fail(self, trial_id: int, again: Callable[[optuna.Study, FrozenTrial], None] | None) -> None:
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            if self._storage.set_trial_state_values(trial_id, state=TrialState.FAIL):
+                failed = self._storage.get_trial(trial_id)
+                if again and not _counts(failed):
+                    again(self.inner, failed)
 
     def _key(self, objective: str) -> str:
         """The name of an objective among a trial's figures."""
@@ -479,6 +519,7 @@ class Study:
             values=dict(zip(self.setting.tune.objectives, trial.values, strict=True)),
             sets={(sections[name], name): value for name, value in trial.params.items()},
             run_id=trial.user_attrs.get("run_id"),
+            tracking_uri=trial.user_attrs.get("tracking_uri"),
             feasible=_feasible(trial),
         )
 
@@ -495,7 +536,10 @@ def storage_url(root: Path, environment: Mapping[str, str] = os.environ) -> str:
     if url.startswith("sqlite:///"):
         return f"sqlite:///{home(root) / url.removeprefix('sqlite:///')}"
     if re.match(r"postgres(ql)?(\+psycopg)?://", url):
-        return re.sub(r"^[^:]+", "postgresql+psycopg", url)
+        url = re.sub(r"^[^:]+", "postgresql+psycopg", url)
+        with suppress(ValueError, sqlalchemy.exc.ArgumentError):
+            sqlalchemy.make_url(url)
+            return url
     raise UserError(f"OPTUNA_STORAGE {_shown(url)} is no sqlite:///FILE or postgresql://USER@HOST/DATABASE")
 
 
@@ -511,15 +555,20 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
     with _one_line(url), _quiet():
         _refuse_strangers(url)
         with _turn(url):  # one at a time: together, they would trip over one another's tables
-            storage = RDBStorage(
-                url,
-                engine_kwargs={"connect_args": {"timeout": 60}} if path else {"pool_pre_ping": True},
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
-            )
+            try:
+                storage = RDBStorage(
+                    url,
+                    engine_kwargs={"connect_args": {"timeout": 60}} if path else {"pool_pre_ping": True},
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=GRACE_SECONDS,
+                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
+                )
+            except RuntimeError as error:
+                raise UserError(
+                    f"{_shown(url)} is of another version of Optuna ({error}): see OPTUNA_STORAGE"
+                ) from None
             if path is not None:
-                with closing(sqlite3.connect(path)) as database:
+                with closing(sqlite3.connect(path, timeout=60)) as database:
                     database.execute("PRAGMA journal_mode=WAL")  # readers and a writer at once; kept in the file
             inner = _find_or_make(setting, storage, create)
     return Study(inner, storage, setting, url, root)
@@ -535,6 +584,7 @@ def _find_or_make(setting: Setting, storage: RDBStorage, create: bool) -> optuna
         lower, higher = optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE
         directions = [lower if objective in LOWER_IS_BETTER else higher for objective in objectives]
         study = optuna.create_study(study_name=name, storage=storage, directions=directions)
+    if "fingerprint" not in study.user_attrs and not study.get_trials(deepcopy=False):  # new, or its maker died here
         study.set_metric_names(list(objectives))
         study.set_user_attr("fingerprint", setting.fingerprint())
     if study.user_attrs.get("fingerprint") != setting.fingerprint():
@@ -590,11 +640,15 @@ def search(
 ) -> Generator[Event, None, None]:
     """Brings the study to its number of trials and yields what happens. All splits lie on the device.
 
-    On any exception, Ctrl-C among them, the trials in training go back in line.
+    On any exception, Ctrl-C among them, the trials in training go back in line. Where other processes have taken on
+    the last trials, it waits for them: should one die, its trials are taken over.
     """
     setting = study.setting
     with study.at_work():
-        while batch := study.ask(batch_size(setting, device)):
+        while study.done() < setting.tune.trials:
+            batch = study.ask(batch_size(setting, device))
+            if not batch:
+                time.sleep(WAIT_SECONDS)
             waiting = list(batch)
             try:
                 for architecture, stack in stacks(setting, batch):
@@ -602,8 +656,8 @@ def search(
                         if isinstance(event, Ended):
                             waiting.remove(event.candidate)
                         yield event
-            except BaseException:
-                study.put_back(waiting)
+            except BaseException as error:
+                study.put_back(waiting, error)
                 raise
 
 
@@ -674,22 +728,23 @@ def _train(
             candidate, record = stack[member], records.of(member)
             candidate.epochs, began = records.epoch, time.perf_counter()
             candidate.seconds += records.seconds / len(records.members)
-            if member in records.diverged:
+            model = members.model(member).eval().requires_grad_(requires_grad=False)
+            measured: tuple[dict[str, float], np.ndarray] | None = None
+            if (rung or last) and member not in records.diverged:
+                measured = _measure(study, yardstick, model)
+            if member in records.diverged or ((rung or last) and measured is None):
                 members.drop([member])
                 study.tell(candidate, "FAIL", "diverged")
                 yield Ended(candidate, "FAIL", f"diverged in epoch {records.epoch}", None)
                 continue
-            model = members.model(member).eval().requires_grad_(requires_grad=False)
             candidate.figures |= {name: getattr(record, name) for name in _FIGURES_OF_A_RECORD}
-            measured: dict[str, float] = {}
-            if rung or last:
-                density = yardstick.density(model)
-                measured = _measure(setting, yardstick, model, density)
-                candidate.figures |= measured
+            if measured is not None:
+                figures, strip = measured
+                candidate.figures |= figures
                 candidate.seconds += time.perf_counter() - began
                 study.report(candidate)
-                here.append((candidate, _strip(model, density)))
-            yield Epoch(candidate, record, measured, model)
+                here.append((candidate, strip))
+            yield Epoch(candidate, record, measured[0] if measured else {}, model)
         losers = study.losers([candidate for candidate, _ in here], records.epoch) if rung else []
         for candidate, strip in here:
             if last or candidate in losers:
@@ -702,17 +757,26 @@ def _train(
 _FIGURES_OF_A_RECORD = ("validation_reconstruction", "validation_kl", "validation_elbo")
 
 
-def _measure(setting: Setting, yardstick: Yardstick, model: CVAE, density: Density) -> dict[str, float]:
-    """What validation says of a candidate, with both samplers: the one judged, and the one to compare it with."""
-    figures = {
-        f"validation_{sampler}_{name}": value
-        for sampler in SAMPLERS
-        for name, value in yardstick.samples(model, density, sampler).items()
-    }
-    figures["validation_active_units"] = yardstick.active_units(model)
-    if "nll" in setting.tune.objectives:
-        figures["validation_nll"] = yardstick.nll(model, setting.nll_draws)
-    return figures
+def _measure(study: Study, yardstick: Yardstick, model: CVAE) -> tuple[dict[str, float], np.ndarray] | None:
+    """What validation says of a candidate with both samplers, the judged one and the other, and its strip.
+
+    None where its codes or samples are beyond measuring, though its loss is still finite.
+    """
+    tune = study.setting.tune
+    try:
+        density = yardstick.density(model)
+        figures = {
+            f"validation_{sampler}_{name}": value
+            for sampler in SAMPLERS
+            for name, value in yardstick.samples(model, density, sampler).items()
+        }
+        figures["validation_active_units"] = yardstick.active_units(model)
+        if "nll" in tune.objectives:
+            figures["validation_nll"] = yardstick.nll(model, study.setting.nll_draws)
+        strip = _strip(model, density)
+    except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]  # eigenvalues, or a mixture, of what is not finite
+        return None
+    return (figures, strip) if all(map(math.isfinite, figures.values())) else None
 
 
 def _strip(model: CVAE, density: Density) -> np.ndarray:
@@ -746,6 +810,20 @@ def _state(trial: FrozenTrial) -> str:
 def _counts(trial: FrozenTrial) -> bool:
     """A trial that diverges is an answer; one that was interrupted is not, its second try is."""
     return _state(trial) in ("COMPLETE", "PRUNED", "DIVERGED")
+
+
+def _as_it_was(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Puts an interrupted trial in line again: that is no failure of its, and its one retry remains."""
+    notes = {"failed_trial": trial.number} | trial.system_attrs
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=trial.user_attrs,
+            system_attrs=notes,
+        )
+    )
 
 
 def _feasible(trial: FrozenTrial) -> bool:
@@ -782,23 +860,31 @@ def _same(point: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(math.isclose(a, b, rel_tol=0.01) if isinstance(a, float) else a == b for a, b in pairs)
 
 
-def _is_dead(worker: str | None) -> bool:
-    """Whether a worker's process has ended, as far as this machine can tell."""
+def _machine() -> str:
+    """A name of this machine that another one is not likely to have."""
+    return f"{socket.gethostname()}-{uuid.getnode():x}"
+
+
+def _is_dead(worker: str | None) -> bool | None:
+    """Whether a worker's process has ended; None where this machine can't tell.
+
+    A running trial without one was asked for by a process that died in that very moment: asking is done under a lock.
+    """
     if worker is None:
         return True
-    host, _, path = worker.partition(":")
-    if host != socket.gethostname():
-        return False  # its heartbeats will tell
-    if not Path(path).exists():
-        return True
-    lock = FileLock(path)
+    machine, _, path = worker.partition(":")
+    if machine != _machine():
+        return None
     try:
-        lock.acquire(timeout=0)
+        if not Path(path).exists():
+            return True
+        with FileLock(path, timeout=0):
+            Path(path).unlink(missing_ok=True)
+            return True
     except Timeout:
         return False
-    lock.release()
-    Path(path).unlink(missing_ok=True)
-    return True
+    except PermissionError:  # another user's
+        return None
 
 
 def _sqlite_path(url: str) -> Path | None:
@@ -806,8 +892,15 @@ def _sqlite_path(url: str) -> Path | None:
 
 
 def _shown(url: str) -> str:
-    """The address without the password it may carry."""
-    return re.sub(r"//[^/@]*@", "//", url)
+    """The address without the passwords it may carry."""
+    return re.sub(r"\?.*", "", re.sub(r"//[^/@]*@", "//", url))
+
+
+@contextmanager
+def _unless_taken() -> Iterator[None]:
+    """A process that slept too long may find that another one took its trial over: it is no longer its to tell."""
+    with suppress(optuna.exceptions.UpdateFinishedTrialError):
+        yield
 
 
 @contextmanager

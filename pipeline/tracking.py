@@ -325,9 +325,8 @@ class Run:
             self._warn(f"MLflow refused {self.refused} records of run {self.name}")
 
 
-def tag(run_id: str, values: Mapping[str, Any], root: Path = Path(), warn: Warn | None = None) -> None:
+def tag(run_id: str, values: Mapping[str, Any], uri: str, warn: Warn) -> None:
     """Tags a run that has ended and leaves it ended; a warning where it can't be reached or isn't there any more."""
-    uri, warn = tracking_uri(root), warn or _to_stderr
     try:
         found = _find(run_id, uri)
     except UserError as error:
@@ -337,6 +336,15 @@ def tag(run_id: str, values: Mapping[str, Any], root: Path = Path(), warn: Warn 
         warn(f"MLflow run {run_id} isn't at {_shown(uri)} any more: nothing is tagged there")
         return
     Run(_Store.at(uri), warn, found.info.run_name, run_id, found.info.experiment_id).tags(values)
+
+
+def close(run_id: str, root: Path = Path()) -> None:
+    """Ends a run as FAILED that a killed process left open; nothing where it has ended, or isn't there."""
+    uri = tracking_uri(root)
+    with suppress(UserError):
+        found = _find(run_id, uri)
+        if found is not None and found.info.status == "RUNNING":
+            Run(_Store.at(uri), _to_stderr, found.info.run_name, run_id, found.info.experiment_id)._end("FAILED")
 
 
 class SideBySide:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -184,8 +185,10 @@ def trials(states: list[str]) -> pd.DataFrame:
             table[f"validation_{sampler}_{name}"] = 0.3 + weight / 200
     table["value_frechet"] = table["validation_fitted_frechet"]
     table["value_reconstruction"] = table["validation_reconstruction"]
+    table["feasible"] = True
     unknown = ~table["state"].isin(["COMPLETE", "PRUNED"])
     table.loc[unknown, [name for name in table.columns if "_" in name and name != "kl_weight"]] = np.nan
+    table["feasible"] = table["feasible"].astype(object).where(~unknown, None)
     return table
 
 
@@ -233,6 +236,25 @@ def test_the_best_so_far_never_gets_worse() -> None:
     assert list(np.asarray(line.get_ydata())) == [3.0, 5.0, 5.0, 5.0]
 
 
+def test_what_misses_the_constraint_is_no_best_so_far() -> None:
+    table = trials(["COMPLETE"] * 3).assign(value_frechet=[1.0, 5.0, 4.0], feasible=[False, True, True])
+    (line,) = figures.study_history(table, "frechet", lower_is_better=True).axes[0].lines
+    assert list(np.asarray(line.get_ydata())) == [5.0, 4.0]
+
+
+def test_a_trial_far_out_neither_hides_the_others_nor_takes_forever() -> None:
+    table = trials(["COMPLETE", "COMPLETE", "PRUNED"])
+    table.loc[2, ["validation_kl", "validation_reconstruction"]] = 1e9
+    axes = saved_axes(figures.rate_distortion(table))
+    assert axes.get_xlim()[1] < 100
+    assert len(axes.lines) < 40
+
+
+def saved_axes(figure: Figure) -> Axes:
+    saved(figure)
+    return figure.axes[0]
+
+
 def test_importances_are_sorted() -> None:
     figure = figures.importances({"a": 0.2, "b": 0.7, "c": 0.1})
     saved(figure)
@@ -244,6 +266,6 @@ def test_strips_stand_below_one_another_with_their_weights(rows: int) -> None:
     strips = [(f"β = {row}", sheet(1, 10), sheet(1, 10)) for row in range(rows)]
     figure = figures.weight_strips(strips, ("left", "right"))
     saved(figure)
-    assert len(figure.axes) == 2 * rows
+    assert [len(axes.get_yticks()) for axes in figure.axes] == [rows, rows]
     assert "β = 0" in words(figure)
     assert "left" in words(figure)

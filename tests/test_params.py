@@ -349,6 +349,15 @@ def test_whatever_the_value_the_rest_stays(
     assert write(TEXT, {key: value}, tmp_path) == TEXT.replace(old, new)
 
 
+def test_line_ends_stay_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(TEXT.replace("\n", "\r\n").encode())
+    params.write({("objective", "kl_weight"): 0.1234, ("train", "learning_rate"): 0.1}, path)
+    changed = path.read_bytes()
+    assert changed.count(b"\n") == changed.count(b"\r\n") == TEXT.count("\n")
+    assert params.read(path)["train"] == {"learning_rate": 0.1}
+
+
 def test_several_values_are_written_at_once_and_the_old_ones_told(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(TEXT, encoding="utf-8")
@@ -360,7 +369,7 @@ def test_several_values_are_written_at_once_and_the_old_ones_told(tmp_path: Path
     ("text", "message"),
     [
         (TEXT.replace("kl_weight", "weight"), "objective.kl_weight is missing"),
-        ("objective: {kl_weight: 0.3, pixels: grey}\n", "can't be changed in place; write each on a line of its own"),
+        ("objective: {kl_weight: 0.3, pixels: grey}\n", "can't be changed in place: write each on a line of its own"),
         ("objective:\n  kl_weight:\n    0.3\n  other: 1\n", None),
     ],
 )

@@ -306,13 +306,23 @@ def test_runs_side_by_side_end_each_in_its_own_way(root: Path, warnings: list[st
 def test_an_ended_run_is_tagged_and_stays_ended(root: Path, warnings: list[str]) -> None:
     with tracking.start("r", "e", root=root) as run:
         pass
-    tracking.tag(run.run_id, {"promoted": "true"}, root, warnings.append)
+    tracking.tag(run.run_id, {"promoted": "true"}, run.uri, warnings.append)
     assert kept(run).data.tags["promoted"] == "true"
     assert kept(run).info.status == "FINISHED"
     assert not warnings
-    tracking.tag("0" * 32, {"promoted": "true"}, root, warnings.append)
+    tracking.tag("0" * 32, {"promoted": "true"}, run.uri, warnings.append)
     assert len(warnings) == 1
     assert "nothing is tagged" in warnings[0]
+
+
+def test_a_run_that_was_left_open_is_closed_and_an_ended_one_left_alone(root: Path) -> None:
+    with tracking.start("r", "e", root=root) as run:
+        run._client.get_run(run.run_id)
+        tracking.close(run.run_id, root)
+        assert kept(run).info.status == "FAILED"
+    tracking.close(run.run_id, root)
+    assert kept(run).info.status == "FINISHED"
+    tracking.close("0" * 32, root)
 
 
 def test_finished_run_is_resumed(root: Path, warnings: list[str]) -> None:

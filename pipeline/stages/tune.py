@@ -6,16 +6,18 @@ was left; the files here are exports of it. Each trial is a run in MLflow, below
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from pipeline import console, data, evaluation, figures, judge, sample, study, tracking
 from pipeline.device import pick_device
 from pipeline.errors import UserError
-from pipeline.files import replacing, sha256, write_json
+from pipeline.files import home, replacing, sha256, write_json
 from pipeline.model import ModelParams, resolve
 from pipeline.objective import ObjectiveParams
 from pipeline.params import flat, load, load_key, plain
@@ -24,6 +26,7 @@ from pipeline.study import Began, Ended, Epoch, Event, Setting, Study, TuneParam
 from pipeline.train import Diverged, TrainParams
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 PREPARED = Path("data/prepared/mnist.safetensors")
@@ -31,6 +34,7 @@ JUDGE = Path("models/judge.safetensors")
 TRIALS = Path("reports/study/trials.csv")
 BEST = Path("reports/study/best.json")
 PICTURES = Path("reports/study/figures")
+STRIPS = 16  # rows of the picture from collapse to chaos
 EXPLAINING = ("frechet", "class_accuracy", "diversity")
 
 
@@ -39,31 +43,62 @@ def main() -> None:
     device = pick_device(setting.train.device)
     train, validation = (split.to(device) for split in data.load(PREPARED, "train", "validation"))
     reader = partial(judge.read, judge.load(JUDGE, device))
+    yardstick = evaluation.yardstick(reader, validation, train, setting.aim, setting.components, setting.train.seed)
+    real = yardstick.ceiling()  # which also says, before anything is made, whether the split is large enough
     search = study.open_study(setting, Path(), create=True)
-    yardstick = evaluation.yardstick(reader, validation, train, setting.aim, setting.components, setting.tune.seed)
-    print(f"study {search.name}: {search.done()} of {setting.tune.trials} trials done, on {device}")
+    print(f"study {search.name}: {search.done()} of {setting.tune.trials} trials done, on {device}", flush=True)
 
+    clock = Clock()
     with (
-        tracking_run(search, experiment) as parent,
+        clock.counting(),
+        parent_run(search, experiment) as parent,
         tracking.side_by_side() as runs,
         console.bar("tune", setting.tune.trials, search.done()) as bar,
         closing(study.search(search, train, validation, yardstick, device)) as events,
     ):
-        record = partial(follow, search, parent, runs, experiment)
-        began, recording = time.perf_counter(), 0.0
-        for event in events:
-            at = time.perf_counter()
-            record(event)
-            recording += time.perf_counter() - at
-            if isinstance(event, Ended) or (isinstance(event, Epoch) and event.candidate.epochs == 1):
-                bar.show(search.done(), news(search))
-        share = recording / max(time.perf_counter() - began, 1e-9)
-        export(search, yardstick)
-        parent.metrics({"tracking_share": share, "trials": search.done()}, step=0)
-        for path in (TRIALS, BEST, *sorted(PICTURES.iterdir())):
-            parent.artifact(path, "figures" if path.parent == PICTURES else None)
-    best = search.choose()
+        clock.stop()
+        try:
+            for event in events:
+                with clock.counting():
+                    follow(search, parent, runs, experiment, event)
+                if isinstance(event, Ended) or (isinstance(event, Epoch) and event.candidate.epochs == 1):
+                    bar.show(search.done(), news(search))
+        except KeyboardInterrupt:
+            print(f"\n{search.done()} of {setting.tune.trials} trials are done; the same command goes on", flush=True)
+            raise
+        with FileLock(home(Path()) / study.WORKERS / "export.lock"):  # processes of one study end together
+            best = export(search, real)
+            close_runs(search)
+            with clock.counting():
+                for path in (TRIALS, BEST, *sorted(PICTURES.glob("*.png"))):
+                    parent.artifact(path, "figures" if path.parent == PICTURES else None)
+        parent.metrics({"tracking_share": clock.share(), "trials": search.done()}, step=0)
     print(f"{BEST.parent}/ written: β = {best.kl_weight:.3g} is best, with {console.figures(best.values)}")
+
+
+class Clock:
+    """The share of the time that goes into records."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._counted, self._since = 0.0, 0.0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Counts until `stop`, or the end of the block."""
+        self._since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        if self._since:
+            self._counted += time.perf_counter() - self._since
+        self._since = 0.0
+
+    def share(self) -> float:
+        return self._counted / max(time.perf_counter() - self._began, 1e-9)
 
 
 def read_setting() -> Setting:
@@ -85,15 +120,24 @@ def read_setting() -> Setting:
     return setting
 
 
-def tracking_run(search: Study, experiment: str) -> Any:
-    """The study's own run: the one it had before, or a new one that it remembers."""
-    name = f"study {search.name}"
+@contextmanager
+def parent_run(search: Study, experiment: str) -> Iterator[tracking.Run]:
+    """The study's own run: the one it had before in today's store, or a new one that it remembers."""
+    name, uri = f"study {search.name}", tracking.tracking_uri(Path())
     tags = {"study": search.name, "kind": "study"}
-    before = search.note("mlflow_run")
-    if before:
-        return tracking.resume(before, search.note("mlflow_uri"), name, experiment, tags=tags, warn=console.warn)
-    params = {name: str(value) for name, value in flat({"tune": search.setting.tune}).items()}
-    return tracking.start(name, experiment, params=params, tags=tags, warn=console.warn)
+    with ExitStack() as stack:
+        with search.turn():  # of processes that start together, the first one makes it
+            before = search.note("mlflow_run") if search.note("mlflow_uri") == uri else None
+            if before:
+                run = stack.enter_context(tracking.resume(before, uri, name, experiment, tags=tags, warn=console.warn))
+            else:
+                params = {key: str(value) for key, value in flat({"tune": search.setting.tune}).items()}
+                new = tracking.start(name, experiment, params=params, tags=tags, warn=console.warn)
+                run = stack.enter_context(new)
+            if run.run_id != before:
+                search.remember("mlflow_run", run.run_id)
+                search.remember("mlflow_uri", uri)
+        yield run
 
 
 def follow(search: Study, parent: tracking.Run, runs: tracking.SideBySide, experiment: str, event: Event) -> None:
@@ -101,29 +145,36 @@ def follow(search: Study, parent: tracking.Run, runs: tracking.SideBySide, exper
     candidate, setting = event.candidate, search.setting
     number = candidate.number
     if isinstance(event, Began):
-        search.remember("mlflow_run", parent.run_id)
-        search.remember("mlflow_uri", parent.uri)
         name = f"trial {number} β={candidate.kl_weight:.3g}"
-        tags = {"study": search.name, "trial": number, "kind": "trial"}
+        tags = {"study": search.name, "trial": number, "kind": "trial", "mlflow.parentRunId": parent.run_id}
         if candidate.run_id and candidate.uri:  # an earlier try of this trial was interrupted
             again = tracking.resume(candidate.run_id, candidate.uri, name, experiment, tags=tags, warn=console.warn)
-            runs.begin(number, again)
+            run = runs.begin(number, again)
         else:
-            new = tracking.start(
-                name, experiment, params=params_of(setting, candidate.values), tags=tags, parent=parent.run_id,
-                warn=console.warn,
-            )  # fmt: skip
-            runs.begin(number, new)
-        candidate.remember_run(runs[number].run_id, runs[number].uri)
-    elif isinstance(event, Epoch):
+            new = tracking.start(name, experiment, tags=tags, parent=parent.run_id, warn=console.warn)
+            run = runs.begin(number, new)
+        run.params(params_of(setting, candidate.values))
+    run = runs[number]
+    if run.run_id and run.run_id != candidate.run_id:  # it has none before MLflow answers
+        candidate.remember_run(run.run_id, run.uri)
+    if isinstance(event, Epoch):
         figures = {name: value for name, value in asdict(event.record).items() if name != "step"}
-        runs[number].metrics(figures | event.figures, event.record.step)
-        runs[number].image("samples_prior", sample.preview(event.model), event.record.step)
-    else:
+        run.metrics(figures | event.figures, event.record.step)
+        run.image("samples_prior", sample.preview(event.model), event.record.step)
+    elif isinstance(event, Ended):
         if event.strip is not None:
-            runs[number].image("samples_prior_and_fitted", event.strip, candidate.epochs)
-        runs[number].tags({"state": event.state})
+            run.image("samples_prior_and_fitted", event.strip, candidate.epochs)
+        run.tags({"state": event.state})
         runs.end(number, Diverged(event.why) if event.state == "FAIL" else None)
+
+
+def close_runs(search: Study) -> None:
+    """Ends the runs that processes left open which were killed, and whose trials nobody took up again."""
+    table = search.table()
+    left = table[table["state"] == "FAILED"]["run_id"].dropna()
+    taken_up = set(table[table["state"] != "FAILED"]["run_id"].dropna())
+    for run_id in set(left) - taken_up:
+        tracking.close(run_id)
 
 
 def params_of(setting: Setting, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,12 +200,11 @@ def news(search: Study) -> str:
     return words
 
 
-def export(search: Study, yardstick: evaluation.Yardstick) -> None:
-    """The study's table, its best trial and its pictures as files."""
-    table, tune = search.table(), search.setting.tune
+def export(search: Study, real: Mapping[str, float]) -> study.Chosen:
+    """The study's table, its best trial and its pictures as files; real: the ceiling of the sample metrics."""
+    table, tune, best = search.table(), search.setting.tune, search.choose()
     with replacing(TRIALS) as part:
         table.to_csv(part, index=False)
-    best, real = search.choose(), yardstick.ceiling()
     if not best.feasible:
         console.warn(
             f"no complete trial reached a class_accuracy of {tune.least_class_accuracy} "
@@ -177,15 +227,16 @@ def export(search: Study, yardstick: evaluation.Yardstick) -> None:
             "epochs": tune.epochs,
             "trials": {str(state).lower(): int(count) for state, count in states.items()},
         },
-        "real": real,
+        "real": dict(real),
     }
     write_json(BEST, content)
     PICTURES.mkdir(parents=True, exist_ok=True)
     for stale in PICTURES.glob("*.png"):
-        stale.unlink()
+        stale.unlink(missing_ok=True)
     for name, figure in pictures(search, real, best.kl_weight):
         with replacing(PICTURES / f"{name}.png") as part:
             figure.savefig(part, format="png")
+    return best
 
 
 def pictures(search: Study, real: Mapping[str, float], best: float) -> Iterator[tuple[str, "Figure"]]:
@@ -201,15 +252,21 @@ def pictures(search: Study, real: Mapping[str, float], best: float) -> Iterator[
     if shares:
         yield "importances", figures.importances(shares)
     rows = []
-    shown = table[table["state"].isin(["COMPLETE", "PRUNED"])].sort_values("kl_weight", ascending=False)
-    for number, weight, state in zip(shown["trial"], shown["kl_weight"], shown["state"], strict=True):
-        strip = search.strip(int(number))
+    for trial in spread(table, STRIPS).to_dict("records"):
+        strip = search.strip(trial["trial"])
         if strip is not None:
-            side = data.SIDE
-            label = f"β = {weight:.2g}" + ("" if state == "COMPLETE" else " ○")
-            rows.append((label, strip[:side], strip[-side:]))
+            mark = "" if trial["state"] == "COMPLETE" else " ○"
+            rows.append((f"β = {trial['kl_weight']:.2g}{mark}", strip[: data.SIDE], strip[-data.SIDE :]))
     if rows:
         yield "collapse_to_chaos", figures.weight_strips(rows, ("z from the prior", "z from the fitted density"))
+
+
+def spread(table: "pd.DataFrame", most: int) -> "pd.DataFrame":
+    """Up to `most` trials with a picture, evenly over their KL weights, from the highest to the lowest."""
+    shown = table[table["state"].isin(["COMPLETE", "PRUNED"])].sort_values("kl_weight", ascending=False)
+    if len(shown) <= most:
+        return shown
+    return shown.iloc[[round(place * (len(shown) - 1) / (most - 1)) for place in range(most)]]
 
 
 if __name__ == "__main__":

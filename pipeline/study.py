@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 import warnings
+import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -31,8 +32,10 @@ import torch
 from filelock import FileLock, Timeout
 from optuna.artifacts import FileSystemArtifactStore, download_artifact, get_all_artifact_meta, upload_artifact
 from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline import population
 from pipeline.data import CLASSES, Split
@@ -50,6 +53,7 @@ ARTIFACTS = "optuna_artifacts"  # pictures of trials, where optuna-dashboard sho
 WORKERS = ".checkpoints/workers"  # a lock file for each living process that works on a study
 HEARTBEAT_SECONDS = 60
 GRACE_SECONDS = 120
+PATIENCE_SECONDS = 60  # the longest that another process may hold a SQLite file
 STRIP = "samples.png"
 
 Metric = Literal[
@@ -182,8 +186,9 @@ class Candidate:
     def remember_run(self, run_id: str, uri: str) -> None:
         """So that the trial names its run, and a later try goes on in it."""
         self.run_id, self.uri = run_id, uri
-        self.trial.set_user_attr("run_id", run_id)
-        self.trial.set_user_attr("tracking_uri", uri)
+        with _unless_taken():
+            self.trial.set_user_attr("run_id", run_id)
+            self.trial.set_user_attr("tracking_uri", uri)
 
 
 @dataclass(frozen=True)
@@ -239,10 +244,12 @@ class Study:
         self.inner, self.setting = inner, setting
         self.name = inner.study_name
         self._storage, self._url, self._root = storage, url, home(root)
-        self._retry = storage.get_heartbeat_stale_trial_callback()
+        with _quiet():
+            self._retry, self._retry_once = (RetryHeartbeatStaleTrialCallback(most) for most in (None, 1))
         self._pictures = FileSystemArtifactStore(self._root / ARTIFACTS)
         self._worker = ""
         self._live: set[int] = set()  # ids, whose heart beats
+        weakref.finalize(self, storage.engine.dispose)  # a server is told that its connections end
 
     # What there is
 
@@ -335,8 +342,7 @@ class Study:
         return self.inner.user_attrs.get(key)
 
     def remember(self, key: str, value: Any) -> None:
-        with _one_line(self._url):
-            self.inner.set_user_attr(key, value)
+        self.inner.set_user_attr(key, value)
 
     # Asking and telling
 
@@ -345,7 +351,7 @@ class Study:
 
         Trials that dead processes left behind are failed first and put in line again, once.
         """
-        with _one_line(self._url), _turn(self._url), _quiet():
+        with _turn(self._url), _quiet():
             self._bury_the_dead()
             wanted = self.setting.tune.trials
             taken = [trial for trial in self.trials() if _counts(trial) or trial.state == TrialState.RUNNING]
@@ -356,7 +362,7 @@ class Study:
     def tell(self, candidate: Candidate, state: Literal["COMPLETE", "PRUNED", "FAIL"], why: str = "") -> None:
         """Ends a trial: its figures stay with it, and its value, unless it failed."""
         trial, tune = candidate.trial, self.setting.tune
-        with _one_line(self._url), _quiet():
+        with _unless_taken(), _quiet():
             trial.set_user_attr("figures", _finite(candidate.figures))
             trial.set_user_attr("epochs", candidate.epochs)
             trial.set_user_attr("seconds", round(candidate.seconds, 2))
@@ -367,21 +373,18 @@ class Study:
                 trial.set_constraint("class_accuracy", tune.least_class_accuracy - accuracy)
             values = [candidate.figures[self._key(name)] for name in tune.objectives] if state == "COMPLETE" else None
             self.inner.tell(trial, values, state=TrialState[state])
-            self._live.discard(trial._trial_id)
+        self._live.discard(trial._trial_id)
 
     def put_back(self, candidates: Sequence[Candidate]) -> None:
         """Trials that were interrupted, through no fault of theirs: failed, and in line again."""
-        again = RetryHeartbeatStaleTrialCallback()
-        with _quiet():
-            for candidate in candidates:
-                self._live.discard(candidate.trial._trial_id)
-                failed = self.inner.tell(candidate.trial, state=TrialState.FAIL)
-                again(self.inner, failed)
+        for candidate in candidates:
+            self._live.discard(candidate.trial._trial_id)
+            self._fail(candidate.trial._trial_id, self._retry)
 
     def report(self, candidate: Candidate) -> None:
         """Its objective so far, for the pruner to compare."""
         if len(self.setting.tune.objectives) == 1:
-            with _one_line(self._url):
+            with _unless_taken():
                 candidate.trial.report(candidate.figures[self._key(self.setting.tune.objectives[0])], candidate.epochs)
 
     def losers(self, candidates: Sequence[Candidate], epoch: int) -> list[Candidate]:
@@ -395,7 +398,7 @@ class Study:
     def keep_strip(self, candidate: Candidate, strip: np.ndarray) -> None:
         from PIL import Image
 
-        with tempfile.TemporaryDirectory() as folder, _one_line(self._url):
+        with tempfile.TemporaryDirectory() as folder, _unless_taken():
             path = Path(folder) / STRIP
             Image.fromarray(strip).save(path)
             (self._root / ARTIFACTS).mkdir(exist_ok=True)
@@ -412,25 +415,27 @@ class Study:
         folder = self._root / WORKERS
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{uuid.uuid4().hex}.lock"
-        with FileLock(path):
-            self._worker = f"{socket.gethostname()}:{path}"
-            with _one_line(self._url), _turn(self._url):
-                number = int(self.note("workers") or 0)  # each process draws with a seed of its own
-                self.remember("workers", number + 1)
-            # Random draws until a first batch is in, and two thirds of a small study's trials learn from others.
-            startup = min(10, max(1, math.ceil(self.setting.tune.trials / 3)))
-            self.inner.sampler = optuna.samplers.TPESampler(
-                seed=(self.setting.tune.seed + number) % 2**32, n_startup_trials=startup
-            )
-            end = threading.Event()
-            beating = threading.Thread(target=self._beat, args=(end,), daemon=True)
-            beating.start()
-            try:
-                yield
-            finally:
-                end.set()
-                beating.join()
-        path.unlink(missing_ok=True)
+        try:
+            with FileLock(path):
+                self._worker = f"{socket.gethostname()}:{path}"
+                with _turn(self._url):
+                    number = int(self.note("workers") or 0)  # each process draws with a seed of its own
+                    self.remember("workers", number + 1)
+                # Random draws until a first batch is in, and two thirds of a small study's trials learn from others.
+                startup = min(10, max(1, math.ceil(self.setting.tune.trials / 3)))
+                self.inner.sampler = optuna.samplers.TPESampler(
+                    seed=(self.setting.tune.seed + number) % 2**32, n_startup_trials=startup
+                )
+                end = threading.Event()
+                beating = threading.Thread(target=self._beat, args=(end,), daemon=True)
+                beating.start()
+                try:
+                    yield
+                finally:
+                    end.set()
+                    beating.join()
+        finally:
+            path.unlink(missing_ok=True)
 
     def _beat(self, end: threading.Event) -> None:
         while not end.wait(HEARTBEAT_SECONDS):
@@ -458,10 +463,13 @@ class Study:
         """Under the lock: a running trial that names no worker was asked for by one that died in that very moment."""
         for trial in self.trials():
             if trial.state == TrialState.RUNNING and _is_dead(trial.user_attrs.get("worker")):
-                with suppress(optuna.exceptions.UpdateFinishedTrialError):
-                    if self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL) and self._retry:
-                        self._retry(self.inner, self._storage.get_trial(trial._trial_id))
+                self._fail(trial._trial_id, self._retry_once)
         optuna.storages.fail_stale_trials(self.inner)
+
+    def _fail(self, trial_id: int, again: RetryHeartbeatStaleTrialCallback) -> None:
+        with _unless_taken():
+            self._storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
+            again(self.inner, self._storage.get_trial(trial_id))
 
     def _key(self, objective: str) -> str:
         """The name of an objective among a trial's figures."""
@@ -497,7 +505,9 @@ def storage_url(root: Path, environment: Mapping[str, str] = os.environ) -> str:
     if url.startswith("sqlite:///"):
         return f"sqlite:///{home(root) / url.removeprefix('sqlite:///')}"
     if re.match(r"postgres(ql)?(\+psycopg)?://", url):
-        return re.sub(r"^[^:]+", "postgresql+psycopg", url)
+        with suppress(ValueError, sqlalchemy.exc.ArgumentError):  # a port that is no number, a bracket left open
+            parsed = sqlalchemy.make_url(url).set(drivername="postgresql+psycopg")
+            return parsed.render_as_string(hide_password=False)
     raise UserError(f"OPTUNA_STORAGE {_shown(url)} is no sqlite:///FILE or postgresql://USER@HOST/DATABASE")
 
 
@@ -515,13 +525,14 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
         with _turn(url):  # one at a time: together, they would trip over one another's tables
             storage = RDBStorage(
                 url,
-                engine_kwargs={"connect_args": {"timeout": 60}} if path else {"pool_pre_ping": True},
+                engine_kwargs={"connect_args": {"timeout": PATIENCE_SECONDS}} if path else {"pool_pre_ping": True},
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 grace_period=GRACE_SECONDS,
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
             )
+            _prepare(storage.engine, url)
             if path is not None:
-                with closing(sqlite3.connect(path)) as database:
+                with closing(sqlite3.connect(path, PATIENCE_SECONDS)) as database:
                     database.execute("PRAGMA journal_mode=WAL")  # readers and a writer at once; kept in the file
             inner = _find_or_make(setting, storage, create)
     return Study(inner, storage, setting, url, root)
@@ -552,11 +563,8 @@ def _refuse_strangers(url: str) -> None:
     path = _sqlite_path(url)
     if path is not None and not path.exists():
         return
-    engine = sqlalchemy.create_engine(url)
-    try:
-        names = set(sqlalchemy.inspect(engine).get_table_names())
-    finally:
-        engine.dispose()
+    with _connected(url) as connection:
+        names = set(sqlalchemy.inspect(connection).get_table_names())
     if "experiments" in names and "studies" not in names:
         raise UserError(f"{_shown(url)} is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE")
 
@@ -570,14 +578,40 @@ def _turn(url: str) -> Iterator[None]:
         with FileLock(f"{path}.lock"):
             yield
         return
-    key = int(digest("cvae study"), 16) % 2**63
-    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with _connected(url) as connection:  # its end is the lock's end: a killed process holds nothing up
+        key = int(digest("cvae study"), 16) % 2**63
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
-        try:
-            yield
-        finally:  # ending the connection would do, too: a killed process holds nothing up
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+        yield
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[sqlalchemy.Connection]:
+    """A connection of its own, in no transaction."""
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    _prepare(engine, url)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        yield connection
+
+
+def _prepare(engine: sqlalchemy.Engine, url: str) -> None:
+    """Lets every error of this engine's database be a UserError from where it arises, whoever called."""
+
+    @sqlalchemy.event.listens_for(engine, "handle_error")
+    def _(context: sqlalchemy.ExceptionContext) -> UserError | None:
+        known = context.sqlalchemy_exception
+        # Optuna counts on IntegrityError, and a connection found stale before its use is made anew.
+        if known is None or isinstance(known, sqlalchemy.exc.IntegrityError) or context.is_pre_ping:
+            return None
+        return _unusable(url, context.original_exception)
+
+    if engine.dialect.name == "postgresql":
+        engine.dispose()  # what was connected before had no chance to listen
+
+        @sqlalchemy.event.listens_for(engine, "connect")
+        def _(connection: Any, _: Any) -> None:
+            # Optuna compares heartbeats by the session's local time: one for all, and without a summer's hour.
+            connection.execute("SET TIME ZONE 'UTC'")
+            connection.commit()
 
 
 # Training
@@ -605,7 +639,8 @@ def search(
                             waiting.remove(event.candidate)
                         yield event
             except BaseException:
-                study.put_back(waiting)
+                with suppress(UserError):  # what can't be told now is found dead by the next to ask
+                    study.put_back(waiting)
                 raise
 
 
@@ -807,8 +842,15 @@ def _sqlite_path(url: str) -> Path | None:
 
 
 def _shown(url: str) -> str:
-    """The address without the password it may carry."""
-    return re.sub(r"//[^/@]*@", "//", url)
+    """The address without the password it may carry, before the host or as a parameter."""
+    return url if _sqlite_path(url) else re.sub(r"//.*@", "//", url).partition("?")[0]
+
+
+@contextmanager
+def _unless_taken() -> Iterator[None]:
+    """Whatever befalls a trial that another machine took for dead: it is in line again, and its second try counts."""
+    with suppress(UpdateFinishedTrialError):
+        yield
 
 
 @contextmanager
@@ -822,17 +864,17 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _one_line(url: str) -> Iterator[None]:
-    """Turns whatever a database that can't be used raises into a UserError."""
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
+    """Turns whatever the opening of a database that can't be used raises into a UserError."""
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError, sqlite3.Error, ModuleNotFoundError) as error:
-        if isinstance(error, ModuleNotFoundError):
-            reason, remedy = "psycopg is not installed", "pip install 'psycopg[binary]'"
-        else:
-            cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-            reason = " ".join(str(getattr(cause, "orig", cause)).split())[:200]
-            remedy = "see OPTUNA_STORAGE"
-        raise UserError(f"Optuna's database {_shown(url)} can't be used ({reason}): {remedy}") from error
+    except ModuleNotFoundError as error:
+        raise _unusable(url, "psycopg is not installed", "pip install 'psycopg[binary]'") from error
+    except (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        raise _unusable(url, getattr(cause, "orig", cause)) from error
+    except RuntimeError as error:  # tables of another Optuna: it says how to upgrade them
+        raise _unusable(url, error) from error
+
+
+def _unusable(url: str, reason: Any, remedy: str = "see OPTUNA_STORAGE") -> UserError:
+    return UserError(f"Optuna's database {_shown(url)} can't be used ({' '.join(str(reason).split())[:300]}): {remedy}")

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from imports import ROOT
 from optuna.trial import TrialState
 from torch import Tensor
 
-from pipeline import evaluation, study
+from pipeline import evaluation, population, study
 from pipeline.data import Split
 from pipeline.errors import UserError
 from pipeline.model import Architecture
@@ -91,7 +91,7 @@ def opened(folder: Path, setting: Setting = SETTING) -> Study:
     return open_study(setting, folder, create=True)
 
 
-def events(found: Study) -> Iterator[Event]:
+def events(found: Study) -> Generator[Event, None, None]:
     yardstick = evaluation.yardstick(judge, VALIDATION, TRAIN, found.setting.aim, found.setting.components, 0)
     yield from search(found, TRAIN, VALIDATION, yardstick, CPU)
 
@@ -353,7 +353,7 @@ def test_shapes_that_differ_train_in_stacks_of_their_own(tmp_path: Path) -> None
 def test_a_member_that_diverges_is_an_answer_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = study.population.start
+    start = population.start
 
     def sick(*arguments: Any) -> Any:
         members = start(*arguments)
@@ -361,7 +361,7 @@ def test_a_member_that_diverges_is_an_answer_and_the_others_go_on(
             members.weights["log_var.bias"][1] = 200.0  # its exponential overflows float32
         return members
 
-    monkeypatch.setattr(study.population, "start", sick)
+    monkeypatch.setattr(population, "start", sick)
     found = opened(tmp_path, having(trials=3, epochs=2, population=3, pruner="none"))
     ended = {event.candidate.number: event for event in events(found) if isinstance(event, Ended)}
     assert {number: event.state for number, event in ended.items()} == {0: "COMPLETE", 1: "FAIL", 2: "COMPLETE"}
@@ -391,7 +391,7 @@ def test_an_interrupted_search_ends_cleanly_and_goes_on(tmp_path: Path) -> None:
             event.candidate.remember_run(f"run {event.candidate.number}", "uri")
         if isinstance(event, Ended):
             with pytest.raises(KeyboardInterrupt):
-                stream.throw(KeyboardInterrupt())  # type: ignore[attr-defined]
+                stream.throw(KeyboardInterrupt())
             break
     told = {trial.number for trial in found.trials() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)}
     assert len(told) >= 1

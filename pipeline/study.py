@@ -249,7 +249,6 @@ class Study:
         self._pictures = FileSystemArtifactStore(self._root / ARTIFACTS)
         self._worker = ""
         self._live: set[int] = set()  # ids, whose heart beats
-        weakref.finalize(self, storage.engine.dispose)  # a server is told that its connections end
 
     # What there is
 
@@ -507,6 +506,8 @@ def storage_url(root: Path, environment: Mapping[str, str] = os.environ) -> str:
     if re.match(r"postgres(ql)?(\+psycopg)?://", url):
         with suppress(ValueError, sqlalchemy.exc.ArgumentError):  # a port that is no number, a bracket left open
             parsed = sqlalchemy.make_url(url).set(drivername="postgresql+psycopg")
+            if "@" in (parsed.host or ""):  # it would be looked up, and named in the answer
+                raise UserError(f"OPTUNA_STORAGE {_shown(url)}: write an @ in the password as %40")
             return parsed.render_as_string(hide_password=False)
     raise UserError(f"OPTUNA_STORAGE {_shown(url)} is no sqlite:///FILE or postgresql://USER@HOST/DATABASE")
 
@@ -518,10 +519,13 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
     url = storage_url(root, environment)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = _sqlite_path(url)
-    if path is not None and not create and not path.exists():
-        raise UserError(f"{path} not found: no study was made yet, run `cvae tune`")
     with _one_line(url), _quiet():
-        _refuse_strangers(url)
+        tables = _tables(url)
+        # MLflow's tables and Optuna's in one database break both (optuna/optuna#2866).
+        if "experiments" in tables and "studies" not in tables:
+            raise UserError(f"{_shown(url)} is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE")
+        if "studies" not in tables and not create:
+            raise UserError(f"in {_shown(url)} no study was made yet, run `cvae tune`")
         with _turn(url):  # one at a time: together, they would trip over one another's tables
             storage = RDBStorage(
                 url,
@@ -531,6 +535,7 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
             )
             _prepare(storage.engine, url)
+            weakref.finalize(storage, storage.engine.dispose)  # a server is told that its connections end
             if path is not None:
                 with closing(sqlite3.connect(path, PATIENCE_SECONDS)) as database:
                     database.execute("PRAGMA journal_mode=WAL")  # readers and a writer at once; kept in the file
@@ -558,15 +563,12 @@ def _find_or_make(setting: Setting, storage: RDBStorage, create: bool) -> optuna
     return study
 
 
-def _refuse_strangers(url: str) -> None:
-    """MLflow's tables and Optuna's in one database break both (optuna/optuna#2866)."""
+def _tables(url: str) -> set[str]:
     path = _sqlite_path(url)
     if path is not None and not path.exists():
-        return
+        return set()  # a look would make it
     with _connected(url) as connection:
-        names = set(sqlalchemy.inspect(connection).get_table_names())
-    if "experiments" in names and "studies" not in names:
-        raise UserError(f"{_shown(url)} is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE")
+        return set(sqlalchemy.inspect(connection).get_table_names())
 
 
 @contextmanager

@@ -465,6 +465,57 @@ def test_several_processes_share_one_new_study(tmp_path: Path) -> None:
     assert int(found.note("workers")) == 3
 
 
+BUSY = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+import test_study as t
+from pipeline.study import Epoch
+found = t.opened(Path({folder!r}), t.having(trials=30, pruner="none"))
+with found.at_work():
+    while batch := found.ask(2):
+        for candidate in batch:
+            candidate.figures["validation_fitted_frechet"] = candidate.kl_weight
+            candidate.epochs = 1
+            candidate.remember_run("run", "uri")
+            found.report(candidate)
+            found._storage.record_heartbeat(candidate.trial._trial_id)
+            found.tell(candidate, "COMPLETE")
+            found.table()
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_write_all_the_time_wait_for_one_another(tmp_path: Path) -> None:
+    text = BUSY.format(tests=str(ROOT / "tests"), root=str(ROOT), folder=str(tmp_path))
+    command = [sys.executable, "-W", "ignore", "-c", text]
+    workers = [subprocess.Popen(command, text=True, stderr=subprocess.PIPE) for _ in range(4)]
+    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert errors == [""] * 4
+    found = opened(tmp_path, having(trials=30))
+    assert [trial.number for trial in found.trials()] == list(range(30))
+    assert set(states(found)) == {"COMPLETE"}
+    with closing(sqlite3.connect(tmp_path / "optuna.db")) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_file_that_another_program_keeps_to_itself_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "PATIENCE_SECONDS", 0.1)
+    found = opened(tmp_path, having(trials=2, population=1))
+    stream = events(found)
+    candidate = next(event.candidate for event in stream if isinstance(event, Epoch))
+    with closing(sqlite3.connect(tmp_path / "optuna.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert found.done() == 0  # who reads needs to wait for nobody
+        with pytest.raises(UserError, match=r"optuna.db can't be used \(database is locked\)"):
+            candidate.remember_run("run", "uri")
+    candidate.remember_run("run", "uri")
+    stream.close()
+    assert states(found) == ["FAIL", "WAITING"]
+
+
 def abandoned(found: Study, worker: str) -> Candidate:
     """A trial in training whose process is `worker`."""
     with found.at_work():
@@ -577,6 +628,8 @@ def test_the_database_is_the_users_own_file(tmp_path: Path) -> None:
         ("postgresql://user:secret@host/db", "postgresql+psycopg://user:secret@host/db"),
         ("postgres://host/db", "postgresql+psycopg://host/db"),
         ("postgresql+psycopg://host/db", "postgresql+psycopg://host/db"),
+        ("postgresql://u:a/{b}@host/db?sslmode=require", "postgresql+psycopg://u:a%2F%7Bb%7D@host/db?sslmode=require"),
+        ("postgresql://u@/db?host=/run/pg", "postgresql+psycopg://u@/db?host=%2Frun%2Fpg"),
         ("sqlite:////abs/o.db", "sqlite:////abs/o.db"),
     ],
 )
@@ -601,6 +654,8 @@ def rubbish(path: Path) -> str:
         (mlflows, "is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE"),
         (rubbish, "can't be used .*file is not a database"),
         (lambda _: "mysql://me:secret@host/db", "OPTUNA_STORAGE mysql://host/db is no sqlite:///FILE or postgresql://"),
+        (lambda _: "postgresql://me:secret@host:x/db", "OPTUNA_STORAGE postgresql://host:x/db is no sqlite:///FILE or"),
+        (lambda _: "postgresql://me:a@secret@host/db", "OPTUNA_STORAGE postgresql://host/db: write an @ in .* as %40"),
         (lambda _: "postgresql://me:secret@127.0.0.1:9/db", "postgresql.psycopg://127.0.0.1:9/db can't be used"),
         (lambda path: f"sqlite:///{path}/no/such/file/x.db", "can't be used"),
     ],

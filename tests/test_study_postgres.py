@@ -1,5 +1,6 @@
 """The study on a real PostgreSQL server: shared from the first moment, killed, left alone by its server, refused."""
 
+import gc
 import itertools
 import signal
 import subprocess
@@ -125,8 +126,6 @@ def test_nothing_is_left_in_a_transaction_while_a_population_trains(
 
 
 def test_connections_end_with_the_study(database: str, server: Server, tmp_path: Path) -> None:
-    import gc
-
     brought(tmp_path, having(trials=1, epochs=1))
     gc.collect()
     for _ in range(100):
@@ -298,15 +297,24 @@ def test_a_database_that_holds_mlflows_tables_is_refused(database: str, server: 
 
 
 def test_a_wrong_password_is_one_line_without_it(database: str, server: Server, tmp_path: Path) -> None:
-    for password in ("secretive", "top/secret", "a@secret", "a?secret", "{secret}", "100%secret"):
+    for password in ("secretive", "top/secret", "a%40secret", "a?secret", "{secret}", "100%secret"):
         words = refused(tmp_path, OPTUNA_STORAGE=server.url(database, password=password))
         assert f"Optuna's database postgresql+psycopg://127.0.0.1:{server.port}/{database} can't be used" in words
+    words = refused(tmp_path, OPTUNA_STORAGE=server.url(database, password="a@secret"))
+    assert "write an @ in the password as %40" in words
     words = refused(tmp_path, OPTUNA_STORAGE=f"postgresql://127.0.0.1:{server.port}/{database}?password=secrets")
     assert "can't be used" in words
 
 
 def test_a_missing_database_is_named(server: Server, tmp_path: Path) -> None:
     assert 'database "nowhere" does not exist' in refused(tmp_path, OPTUNA_STORAGE=server.url("nowhere"))
+
+
+def test_where_there_is_no_study_nothing_is_made(database: str, server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no study was made yet, run `cvae tune`") as caught:
+        open_study(SETTING, tmp_path, create=False)
+    one_line(caught.value)
+    assert server.query("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", database) == [(0,)]
 
 
 def test_a_user_who_may_make_no_tables_is_told(database: str, server: Server, tmp_path: Path) -> None:
@@ -317,6 +325,8 @@ def test_a_user_who_may_make_no_tables_is_told(database: str, server: Server, tm
     assert "permission denied for schema public" in words
 
 
+# Optuna leaves the connections of a storage that it refuses to the garbage collector, which says so.
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
 def test_tables_of_another_optuna_are_refused_with_the_way_to_upgrade_them(
     database: str, server: Server, tmp_path: Path
 ) -> None:
@@ -324,6 +334,7 @@ def test_tables_of_another_optuna_are_refused_with_the_way_to_upgrade_them(
     server.query("UPDATE alembic_version SET version_num = 'v2.6.0.a'", database)
     server.query("UPDATE version_info SET schema_version = 11, library_version = '2.6.0'", database)
     assert "optuna storage upgrade" in refused(tmp_path, OPTUNA_STORAGE=server.url(database))
+    gc.collect()
 
 
 def test_a_socket_and_a_password_of_any_signs_are_understood(database: str, server: Server, tmp_path: Path) -> None:

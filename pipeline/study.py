@@ -54,6 +54,7 @@ WORKERS = ".checkpoints/workers"  # a lock file for each living process that wor
 HEARTBEAT_SECONDS = 60
 GRACE_SECONDS = 120
 PATIENCE_SECONDS = 60  # the longest that another process may hold a SQLite file
+ANSWER_SECONDS = 10  # … and that a PostgreSQL server may take to let us in
 STRIP = "samples.png"
 
 Metric = Literal[
@@ -608,6 +609,10 @@ def _prepare(engine: sqlalchemy.Engine, url: str) -> None:
 
     if engine.dialect.name == "postgresql":
         engine.dispose()  # what was connected before had no chance to listen
+
+        @sqlalchemy.event.listens_for(engine, "do_connect")
+        def _(_dialect: Any, _record: Any, _words: Any, options: dict[str, Any]) -> None:
+            options.setdefault("connect_timeout", ANSWER_SECONDS)
 
         @sqlalchemy.event.listens_for(engine, "connect")
         def _(connection: Any, _: Any) -> None:

@@ -675,6 +675,14 @@ def test_a_database_that_cannot_be_used_is_one_line(
     assert [path for path in sorted(tmp_path.iterdir()) if path.suffix != ".lock"] == before
 
 
+def test_a_server_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "ANSWER_SECONDS", 2)  # the least that libpq knows
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://me:secret@127.0.0.1:{silent.getsockname()[1]}/db"
+        with pytest.raises(UserError, match=r"can't be used .*timeout"):
+            open_study(SETTING, tmp_path, create=True, environment={"OPTUNA_STORAGE": url})
+
+
 def test_where_there_is_no_study_nothing_is_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no study was made yet, run `cvae tune`"):
         open_study(SETTING, tmp_path, create=False)

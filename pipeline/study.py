@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 import warnings
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -31,8 +32,10 @@ import torch
 from filelock import FileLock, Timeout
 from optuna.artifacts import FileSystemArtifactStore, download_artifact, get_all_artifact_meta, upload_artifact
 from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from pipeline import population
 from pipeline.data import CLASSES, Split
@@ -50,7 +53,9 @@ ARTIFACTS = "optuna_artifacts"  # pictures of trials, where optuna-dashboard sho
 WORKERS = ".workers"  # a lock file for each living process that works on a study
 HEARTBEAT_SECONDS = 60
 GRACE_SECONDS = 120
-WAIT_SECONDS = 2
+PATIENCE_SECONDS = 60  # the longest that another process may hold a SQLite file
+ANSWER_SECONDS = 10  # … and that a PostgreSQL server may take to let us in
+WAIT_SECONDS = 2  # between two looks at what other processes have done
 STRIP = "samples.png"
 
 Metric = Literal[
@@ -248,8 +253,7 @@ class Study:
     # What there is
 
     def trials(self) -> list[FrozenTrial]:
-        with _one_line(self._url):
-            return self.inner.get_trials(deepcopy=False)
+        return self.inner.get_trials(deepcopy=False)
 
     def done(self) -> int:
         """How many trials count: told ones. One that was interrupted counts by its second try."""
@@ -337,20 +341,16 @@ class Study:
     # Notes on the study itself
 
     def note(self, key: str) -> Any:
-        with _one_line(self._url):
-            return self.inner.user_attrs.get(key)
+        return self.inner.user_attrs.get(key)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         """While it holds, no other process begins anything on this study."""
-        with ExitStack() as stack:
-            with _one_line(self._url):
-                stack.enter_context(_turn(self._url))
+        with _turn(self._url):
             yield
 
     def remember(self, key: str, value: Any) -> None:
-        with _one_line(self._url):
-            self.inner.set_user_attr(key, value)
+        self.inner.set_user_attr(key, value)
 
     # Asking and telling
 
@@ -360,7 +360,7 @@ class Study:
         Trials that dead processes left behind are failed first and put in line again, once.
         """
         asked: list[Candidate] = []
-        with self.turn(), _one_line(self._url), _quiet():
+        with self.turn(), _quiet():
             self._bury_the_dead()
             wanted = self.setting.tune.trials
             taken = [trial for trial in self.trials() if _counts(trial) or trial.state == TrialState.RUNNING]
@@ -377,7 +377,7 @@ class Study:
     def tell(self, candidate: Candidate, state: Literal["COMPLETE", "PRUNED", "FAIL"], why: str = "") -> None:
         """Ends a trial: its figures stay with it, and its value, unless it failed."""
         trial, tune = candidate.trial, self.setting.tune
-        with _one_line(self._url), _quiet(), _unless_taken():
+        with _quiet(), _unless_taken():
             trial.set_user_attr("figures", _finite(candidate.figures))
             trial.set_user_attr("epochs", candidate.epochs)
             trial.set_user_attr("seconds", round(candidate.seconds, 2))
@@ -391,17 +391,14 @@ class Study:
         self._live.discard(trial._trial_id)
 
     def put_back(self, candidates: Sequence[Candidate], error: BaseException) -> None:
-        """Ends trials in training, because of `error`, and puts them in line again.
-
-        Where the database is away, the next process to ask finds them dead.
-        """
-        with suppress(UserError), self.turn(), _one_line(self._url), _quiet():
+        """Ends trials in training, because of `error`, and puts them in line again."""
+        with self.turn(), _quiet():
             self._put_back(candidates, error)
 
     def report(self, candidate: Candidate) -> None:
         """Its objective so far, for the pruner to compare."""
         if len(self.setting.tune.objectives) == 1:
-            with _one_line(self._url), _unless_taken():
+            with _unless_taken():
                 candidate.trial.report(candidate.figures[self._key(self.setting.tune.objectives[0])], candidate.epochs)
 
     def losers(self, candidates: Sequence[Candidate], epoch: int) -> list[Candidate]:
@@ -415,7 +412,7 @@ class Study:
     def keep_strip(self, candidate: Candidate, strip: np.ndarray) -> None:
         from PIL import Image
 
-        with tempfile.TemporaryDirectory() as folder, _one_line(self._url), _unless_taken():
+        with tempfile.TemporaryDirectory() as folder, _unless_taken():
             path = Path(folder) / STRIP
             Image.fromarray(strip).save(path)
             (self._root / ARTIFACTS).mkdir(exist_ok=True)
@@ -496,7 +493,7 @@ class Study:
             self._fail(candidate.trial._trial_id, again)
 
     def _fail(self, trial_id: int, again: Callable[[optuna.Study, FrozenTrial], None] | None) -> None:
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+        with suppress(UpdateFinishedTrialError):
             if self._storage.set_trial_state_values(trial_id, state=TrialState.FAIL):
                 failed = self._storage.get_trial(trial_id)
                 if again and not _counts(failed):
@@ -536,10 +533,11 @@ def storage_url(root: Path, environment: Mapping[str, str] = os.environ) -> str:
     if url.startswith("sqlite:///"):
         return f"sqlite:///{home(root) / url.removeprefix('sqlite:///')}"
     if re.match(r"postgres(ql)?(\+psycopg)?://", url):
-        url = re.sub(r"^[^:]+", "postgresql+psycopg", url)
-        with suppress(ValueError, sqlalchemy.exc.ArgumentError):
-            sqlalchemy.make_url(url)
-            return url
+        with suppress(ValueError, ArgumentError):  # a port that is no number, a bracket left open
+            parsed = sqlalchemy.make_url(url).set(drivername="postgresql+psycopg")
+            if "@" in (parsed.host or ""):  # it would be looked up, and named in the answer
+                raise UserError(f"OPTUNA_STORAGE {_shown(url)}: write an @ in the password as %40")
+            return parsed.render_as_string(hide_password=False)
     raise UserError(f"OPTUNA_STORAGE {_shown(url)} is no sqlite:///FILE or postgresql://USER@HOST/DATABASE")
 
 
@@ -550,25 +548,25 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
     url = storage_url(root, environment)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = _sqlite_path(url)
-    if path is not None and not create and not path.exists():
-        raise UserError(f"{path} not found: no study was made yet, run `cvae tune`")
     with _one_line(url), _quiet():
-        _refuse_strangers(url)
+        tables = _tables(url)
+        # MLflow's tables and Optuna's in one database break both (optuna/optuna#2866).
+        if "experiments" in tables and "studies" not in tables:
+            raise UserError(f"{_shown(url)} is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE")
+        if "studies" not in tables and not create:
+            raise UserError(f"in {_shown(url)} no study was made yet, run `cvae tune`")
         with _turn(url):  # one at a time: together, they would trip over one another's tables
-            try:
-                storage = RDBStorage(
-                    url,
-                    engine_kwargs={"connect_args": {"timeout": 60}} if path else {"pool_pre_ping": True},
-                    heartbeat_interval=HEARTBEAT_SECONDS,
-                    grace_period=GRACE_SECONDS,
-                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
-                )
-            except RuntimeError as error:
-                raise UserError(
-                    f"{_shown(url)} is of another version of Optuna ({error}): see OPTUNA_STORAGE"
-                ) from None
+            storage = RDBStorage(
+                url,
+                engine_kwargs={"connect_args": {"timeout": PATIENCE_SECONDS}} if path else {"pool_pre_ping": True},
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
+            )
+            _prepare(storage.engine, url)
+            weakref.finalize(storage, storage.engine.dispose)  # a server is told that its connections end
             if path is not None:
-                with closing(sqlite3.connect(path, timeout=60)) as database:
+                with closing(sqlite3.connect(path, PATIENCE_SECONDS)) as database:
                     database.execute("PRAGMA journal_mode=WAL")  # readers and a writer at once; kept in the file
             inner = _find_or_make(setting, storage, create)
     return Study(inner, storage, setting, url, root)
@@ -595,18 +593,12 @@ def _find_or_make(setting: Setting, storage: RDBStorage, create: bool) -> optuna
     return study
 
 
-def _refuse_strangers(url: str) -> None:
-    """MLflow's tables and Optuna's in one database break both (optuna/optuna#2866)."""
+def _tables(url: str) -> set[str]:
     path = _sqlite_path(url)
     if path is not None and not path.exists():
-        return
-    engine = sqlalchemy.create_engine(url)
-    try:
-        names = set(sqlalchemy.inspect(engine).get_table_names())
-    finally:
-        engine.dispose()
-    if "experiments" in names and "studies" not in names:
-        raise UserError(f"{_shown(url)} is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE")
+        return set()  # a look would make it
+    with _connected(url) as connection:
+        return set(sqlalchemy.inspect(connection).get_table_names())
 
 
 @contextmanager
@@ -618,14 +610,44 @@ def _turn(url: str) -> Iterator[None]:
         with FileLock(f"{path}.lock"):
             yield
         return
-    key = int(digest("cvae study"), 16) % 2**63
-    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with _connected(url) as connection:  # its end is the lock's end: a killed process holds nothing up
+        key = int(digest("cvae study"), 16) % 2**63
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
-        try:
-            yield
-        finally:  # ending the connection would do, too: a killed process holds nothing up
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+        yield
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[sqlalchemy.Connection]:
+    """A connection of its own, in no transaction."""
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    _prepare(engine, url)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        yield connection
+
+
+def _prepare(engine: sqlalchemy.Engine, url: str) -> None:
+    """Lets every error of this engine's database be a UserError from where it arises, whoever called."""
+
+    @sqlalchemy.event.listens_for(engine, "handle_error")
+    def _(context: sqlalchemy.ExceptionContext) -> UserError | None:
+        known = context.sqlalchemy_exception
+        # Optuna counts on IntegrityError, and a connection found stale before its use is made anew.
+        if known is None or isinstance(known, IntegrityError) or context.is_pre_ping:
+            return None
+        return _unusable(url, context.original_exception)
+
+    if engine.dialect.name == "postgresql":
+        engine.dispose()  # what was connected before had no chance to listen
+
+        @sqlalchemy.event.listens_for(engine, "do_connect")
+        def _(_dialect: Any, _record: Any, _words: Any, options: dict[str, Any]) -> None:
+            options.setdefault("connect_timeout", ANSWER_SECONDS)
+
+        @sqlalchemy.event.listens_for(engine, "connect")
+        def _(connection: Any, _: Any) -> None:
+            # Optuna compares heartbeats by the session's local time: one for all, and without a summer's hour.
+            connection.execute("SET TIME ZONE 'UTC'")
+            connection.commit()
 
 
 # Training
@@ -657,7 +679,8 @@ def search(
                             waiting.remove(event.candidate)
                         yield event
             except BaseException as error:
-                study.put_back(waiting, error)
+                with suppress(UserError):  # what can't be told now is found dead by the next to ask
+                    study.put_back(waiting, error)
                 raise
 
 
@@ -892,14 +915,14 @@ def _sqlite_path(url: str) -> Path | None:
 
 
 def _shown(url: str) -> str:
-    """The address without the passwords it may carry."""
-    return re.sub(r"\?.*", "", re.sub(r"//[^/@]*@", "//", url))
+    """The address without the password it may carry, before the host or as a parameter."""
+    return url if _sqlite_path(url) else re.sub(r"//.*@", "//", url).partition("?")[0]
 
 
 @contextmanager
 def _unless_taken() -> Iterator[None]:
     """A process that slept too long may find that another one took its trial over: it is no longer its to tell."""
-    with suppress(optuna.exceptions.UpdateFinishedTrialError):
+    with suppress(UpdateFinishedTrialError):
         yield
 
 
@@ -914,17 +937,17 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _one_line(url: str) -> Iterator[None]:
-    """Turns whatever a database that can't be used raises into a UserError."""
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
+    """Turns whatever the opening of a database that can't be used raises into a UserError."""
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError, ModuleNotFoundError) as error:
-        if isinstance(error, ModuleNotFoundError):
-            reason, remedy = "psycopg is not installed", "pip install 'psycopg[binary]'"
-        else:
-            cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-            reason = " ".join(str(getattr(cause, "orig", cause)).split())[:200]
-            remedy = "see OPTUNA_STORAGE"
-        raise UserError(f"Optuna's database {_shown(url)} can't be used ({reason}): {remedy}") from error
+    except ModuleNotFoundError as error:
+        raise _unusable(url, "psycopg is not installed", "pip install 'psycopg[binary]'") from error
+    except (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        raise _unusable(url, getattr(cause, "orig", cause)) from error
+    except RuntimeError as error:  # tables of another Optuna: it says how to upgrade them
+        raise _unusable(url, error) from error
+
+
+def _unusable(url: str, reason: Any, remedy: str = "see OPTUNA_STORAGE") -> UserError:
+    return UserError(f"Optuna's database {_shown(url)} can't be used ({' '.join(str(reason).split())[:300]}): {remedy}")

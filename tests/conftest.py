@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+import postgres
 import pytest
 
 # Tensors this small gain nothing from threads, and where others use the processor, threads that wait for one another
@@ -51,3 +52,15 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> dict[str, data.Split]:
     train, validation = data.split(*data.read_idx_pair(folder, *data.FILES["train"]), 5000, 0)
     test = data.as_split(*data.read_idx_pair(folder, *data.FILES["test"]))
     return {"train": train, "validation": validation, "test": test}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[postgres.Server]:
+    """A PostgreSQL server of our own; skipped where none is installed, but not in CI."""
+    programs = postgres.programs()
+    if programs is None:
+        if os.environ.get("CI"):
+            pytest.fail("no PostgreSQL server is installed: .ci/run does it, on Debian, as root")
+        pytest.skip("no PostgreSQL server is installed (on Debian: apt-get install postgresql)")
+    with postgres.running(programs) as server:
+        yield server

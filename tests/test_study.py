@@ -4,11 +4,12 @@ import dataclasses
 import doctest
 import math
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,7 +91,7 @@ def opened(folder: Path, setting: Setting = SETTING) -> Study:
     return open_study(setting, folder, create=True)
 
 
-def events(found: Study) -> Iterator[Event]:
+def events(found: Study) -> Generator[Event, None, None]:
     yardstick = evaluation.yardstick(judge, VALIDATION, TRAIN, found.setting.aim, found.setting.components, 0)
     yield from search(found, TRAIN, VALIDATION, yardstick, CPU)
 
@@ -388,7 +389,7 @@ def test_an_interrupted_search_ends_cleanly_and_goes_on(tmp_path: Path) -> None:
             event.candidate.remember_run(f"run {event.candidate.number}", "uri")
         if isinstance(event, Ended):
             with pytest.raises(KeyboardInterrupt):
-                stream.throw(KeyboardInterrupt())  # type: ignore[attr-defined]
+                stream.throw(KeyboardInterrupt())
             break
     told = {trial.number for trial in found.trials() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)}
     assert len(told) >= 1
@@ -460,6 +461,57 @@ def test_several_processes_share_one_new_study(tmp_path: Path) -> None:
     assert found.done() == len(found.trials()) == 9
     assert found.table()["kl_weight"].nunique() == 9
     assert int(found.note("workers")) == 3
+
+
+BUSY = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+import test_study as t
+from pipeline.study import Epoch
+found = t.opened(Path({folder!r}), t.having(trials=30, pruner="none"))
+with found.at_work():
+    while batch := found.ask(2):
+        for candidate in batch:
+            candidate.figures["validation_fitted_frechet"] = candidate.kl_weight
+            candidate.epochs = 1
+            candidate.remember_run("run", "uri")
+            found.report(candidate)
+            found._storage.record_heartbeat(candidate.trial._trial_id)
+            found.tell(candidate, "COMPLETE")
+            found.table()
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_write_all_the_time_wait_for_one_another(tmp_path: Path) -> None:
+    text = BUSY.format(tests=str(ROOT / "tests"), root=str(ROOT), folder=str(tmp_path))
+    command = [sys.executable, "-W", "ignore", "-c", text]
+    workers = [subprocess.Popen(command, text=True, stderr=subprocess.PIPE) for _ in range(4)]
+    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert errors == [""] * 4
+    found = opened(tmp_path, having(trials=30))
+    assert [trial.number for trial in found.trials()] == list(range(30))
+    assert set(states(found)) == {"COMPLETE"}
+    with closing(sqlite3.connect(tmp_path / "optuna.db")) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_file_that_another_program_keeps_to_itself_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "PATIENCE_SECONDS", 0.1)
+    found = opened(tmp_path, having(trials=2, population=1))
+    stream = events(found)
+    candidate = next(event.candidate for event in stream if isinstance(event, Epoch))
+    with closing(sqlite3.connect(tmp_path / "optuna.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert found.done() == 0  # who reads needs to wait for nobody
+        with pytest.raises(UserError, match=r"optuna.db can't be used \(database is locked\)"):
+            candidate.remember_run("run", "uri")
+    candidate.remember_run("run", "uri")
+    stream.close()
+    assert states(found) == ["FAIL", "WAITING"]
 
 
 def abandoned(found: Study, worker: str) -> Candidate:
@@ -671,6 +723,8 @@ def test_the_database_is_the_users_own_file(tmp_path: Path) -> None:
         ("postgresql://user:secret@host/db", "postgresql+psycopg://user:secret@host/db"),
         ("postgres://host/db", "postgresql+psycopg://host/db"),
         ("postgresql+psycopg://host/db", "postgresql+psycopg://host/db"),
+        ("postgresql://u:a/{b}@host/db?sslmode=require", "postgresql+psycopg://u:a%2F%7Bb%7D@host/db?sslmode=require"),
+        ("postgresql://u@/db?host=/run/pg", "postgresql+psycopg://u@/db?host=%2Frun%2Fpg"),
         ("sqlite:////abs/o.db", "sqlite:////abs/o.db"),
     ],
 )
@@ -694,9 +748,10 @@ def rubbish(path: Path) -> str:
     [
         (mlflows, "is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE"),
         (rubbish, "can't be used .*file is not a database"),
-        (lambda _: "postgresql://me:secret@host:port/db", "OPTUNA_STORAGE postgresql.psycopg://host:port/db is no"),
         (lambda _: "postgresql://127.0.0.1:9/db?password=secret", "postgresql.psycopg://127.0.0.1:9/db can't be used"),
         (lambda _: "mysql://me:secret@host/db", "OPTUNA_STORAGE mysql://host/db is no sqlite:///FILE or postgresql://"),
+        (lambda _: "postgresql://me:secret@host:x/db", "OPTUNA_STORAGE postgresql://host:x/db is no sqlite:///FILE or"),
+        (lambda _: "postgresql://me:a@secret@host/db", "OPTUNA_STORAGE postgresql://host/db: write an @ in .* as %40"),
         (lambda _: "postgresql://me:secret@127.0.0.1:9/db", "postgresql.psycopg://127.0.0.1:9/db can't be used"),
         (lambda path: f"sqlite:///{path}/no/such/file/x.db", "can't be used"),
     ],
@@ -714,6 +769,14 @@ def test_a_database_that_cannot_be_used_is_one_line(
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
     assert [path for path in sorted(tmp_path.iterdir()) if path.suffix != ".lock"] == before
+
+
+def test_a_server_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "ANSWER_SECONDS", 2)  # the least that libpq knows
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://me:secret@127.0.0.1:{silent.getsockname()[1]}/db"
+        with pytest.raises(UserError, match=r"can't be used .*timeout"):
+            open_study(SETTING, tmp_path, create=True, environment={"OPTUNA_STORAGE": url})
 
 
 def test_where_there_is_no_study_nothing_is_made(tmp_path: Path) -> None:

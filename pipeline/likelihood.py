@@ -24,6 +24,7 @@ EXACT_ON_LEVELS = ("discretized_logistic",)  # those whose probabilities of the 
 LEVELS = 256
 LOG_2PI = math.log(2 * math.pi)
 FIRST_SIGMA = 0.25  # of a grey value: about the standard deviation of MNIST's pixels
+PACE = 10  # Adam moves a weight by about its rate a step; a log σ has a way of several units to go, and goes it so
 LEAST_VARIANCE = 1e-6  # of sigma_optimal: a quarter of a grey level, squared; a perfect decoder stays finite
 
 
@@ -108,11 +109,16 @@ def log_normaliser(logits: Tensor) -> Tensor:
 class Gaussian(Likelihood):
     """Each pixel is N(sigmoid(output), σ²) with one σ for all pixels, in grey values from 0 to 1."""
 
-    log_sigma: Tensor
+    kept: Tensor
 
     def __init__(self, sigma: float = FIRST_SIGMA) -> None:
         super().__init__()
-        self.register_buffer("log_sigma", torch.tensor(math.log(sigma)))
+        self.register_buffer("kept", torch.tensor(math.log(sigma)))
+
+    @property
+    def log_sigma(self) -> Tensor:
+        """The one log σ, ()."""
+        return self.kept
 
     def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
         return gaussian((pixels - full(outputs).sigmoid()).square(), self.log_sigma)
@@ -131,8 +137,12 @@ class SigmaLearned(Gaussian):
 
     def __init__(self) -> None:
         super().__init__()
-        del self.log_sigma
-        self.log_sigma = nn.Parameter(torch.tensor(math.log(FIRST_SIGMA)))
+        del self.kept
+        self.kept = nn.Parameter(torch.tensor(math.log(FIRST_SIGMA) / PACE))
+
+    @property
+    def log_sigma(self) -> Tensor:
+        return PACE * self.kept
 
 
 class SigmaOptimal(Gaussian):
@@ -150,7 +160,7 @@ class SigmaOptimal(Gaussian):
 
     def calibrate(self, mean_square: Tensor) -> None:
         """Takes σ from the mean squared error () of pixels."""
-        self.log_sigma.copy_(optimal_log_sigma(mean_square))
+        self.kept.copy_(optimal_log_sigma(mean_square))
 
 
 def optimal_log_sigma(mean_square: Tensor) -> Tensor:
@@ -173,7 +183,12 @@ class DiscretizedLogistic(Likelihood):
 
     def __init__(self, size: int = 784) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.full((size,), math.log(0.1)))
+        self.kept = nn.Parameter(torch.full((size,), math.log(0.1) / PACE))
+
+    @property
+    def log_scale(self) -> Tensor:
+        """Of each place, (784,)."""
+        return PACE * self.kept
 
     def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
         """Pixels are taken to the nearest level, v / 255."""

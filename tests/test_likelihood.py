@@ -148,7 +148,7 @@ def test_a_gaussian_integrates_to_one(name: likelihood.Name, output: float) -> N
 @pytest.mark.parametrize("output", [-1e4, -5.0, 0.0, 2.0, 1e4])
 def test_the_probabilities_of_the_256_levels_sum_to_one(output: float, scale: float) -> None:
     logistic = DiscretizedLogistic(1).double()
-    torch.nn.init.constant_(logistic.log_scale, scale)
+    torch.nn.init.constant_(logistic.kept, scale / likelihood.PACE)
     outputs = torch.full((256, 1), output, dtype=torch.float64)
     assert logistic.log_prob(outputs, LEVELS[:, None]).exp().sum().item() == pytest.approx(1)
 
@@ -260,7 +260,7 @@ def test_draws_of_the_logistic_are_levels_as_often_as_their_probability_says() -
 @pytest.mark.parametrize("scale", [-7.0, -5.0, -2.0, 0.0])
 def test_the_logistic_s_mean_is_that_of_its_levels(scale: float) -> None:
     logistic = DiscretizedLogistic(1).double()
-    torch.nn.init.constant_(logistic.log_scale, scale)
+    torch.nn.init.constant_(logistic.kept, scale / likelihood.PACE)
     for output in (-9.0, -1.3, 0.4, 9.0):
         outputs = torch.full((256, 1), output, dtype=torch.float64)
         mean = (logistic.log_prob(outputs, LEVELS[:, None]).exp() * LEVELS).sum().item()

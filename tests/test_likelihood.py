@@ -172,10 +172,9 @@ def test_a_gaussian_is_torch_s(name: likelihood.Name, sigma: float) -> None:
 
 def test_a_level_s_probability_is_the_logistic_s_mass_around_it() -> None:
     """By differences of its distribution function, where they lose nothing; all beyond at the ends."""
-    outputs, scale = draws(256, 1), 0.1
+    outputs, scale, logistic = draws(256, 1), 0.1, DiscretizedLogistic(1).double()
     edges = torch.cat([torch.tensor([-math.inf]), (LEVELS[1:] + LEVELS[:-1]) / 2, torch.tensor([math.inf])])
-    below, above = (((edge - outputs.sigmoid()[:, 0]) / scale).sigmoid() for edge in (edges[:-1], edges[1:]))
-    logistic = DiscretizedLogistic(1).double()
+    below, above = (((edge - logistic.location(outputs)[:, 0]) / scale).sigmoid() for edge in (edges[:-1], edges[1:]))
     assert torch.allclose(logistic.log_prob(outputs, LEVELS[:, None]).exp(), above - below)
 
 
@@ -265,6 +264,14 @@ def test_the_logistic_s_mean_is_that_of_its_levels(scale: float) -> None:
         outputs = torch.full((256, 1), output, dtype=torch.float64)
         mean = (logistic.log_prob(outputs, LEVELS[:, None]).exp() * LEVELS).sum().item()
         assert logistic.mean(outputs[:1]).item() == pytest.approx(mean, abs=0.5 / 255)
+
+
+@pytest.mark.parametrize("scale", [-3.0, -1.5])
+def test_a_pixel_may_be_surely_black_or_surely_white_whatever_the_scale(scale: float) -> None:
+    logistic = DiscretizedLogistic(1).double()
+    torch.nn.init.constant_(logistic.kept, scale / likelihood.PACE)
+    ends = logistic.log_prob(torch.tensor([[-20.0], [20.0]]).double(), torch.tensor([[0.0], [1.0]]).double())
+    assert ends.exp().min() > 0.98
 
 
 def test_pixels_between_levels_count_as_the_nearest() -> None:

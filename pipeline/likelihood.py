@@ -24,6 +24,7 @@ EXACT_ON_LEVELS = ("discretized_logistic",)  # those whose probabilities of the 
 LEVELS = 256
 LOG_2PI = math.log(2 * math.pi)
 FIRST_SIGMA = 0.25  # of a grey value: about the standard deviation of MNIST's pixels
+PACE = 10  # Adam moves a weight by about its rate a step; a log σ has a way of several units to go, and goes it so
 LEAST_VARIANCE = 1e-6  # of sigma_optimal: a quarter of a grey level, squared; a perfect decoder stays finite
 
 
@@ -108,11 +109,16 @@ def log_normaliser(logits: Tensor) -> Tensor:
 class Gaussian(Likelihood):
     """Each pixel is N(sigmoid(output), σ²) with one σ for all pixels, in grey values from 0 to 1."""
 
-    log_sigma: Tensor
+    kept: Tensor
 
     def __init__(self, sigma: float = FIRST_SIGMA) -> None:
         super().__init__()
-        self.register_buffer("log_sigma", torch.tensor(math.log(sigma)))
+        self.register_buffer("kept", torch.tensor(math.log(sigma)))
+
+    @property
+    def log_sigma(self) -> Tensor:
+        """The one log σ, ()."""
+        return self.kept
 
     def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
         return gaussian((pixels - full(outputs).sigmoid()).square(), self.log_sigma)
@@ -131,8 +137,12 @@ class SigmaLearned(Gaussian):
 
     def __init__(self) -> None:
         super().__init__()
-        del self.log_sigma
-        self.log_sigma = nn.Parameter(torch.tensor(math.log(FIRST_SIGMA)))
+        del self.kept
+        self.kept = nn.Parameter(torch.tensor(math.log(FIRST_SIGMA) / PACE))
+
+    @property
+    def log_sigma(self) -> Tensor:
+        return PACE * self.kept
 
 
 class SigmaOptimal(Gaussian):
@@ -150,7 +160,7 @@ class SigmaOptimal(Gaussian):
 
     def calibrate(self, mean_square: Tensor) -> None:
         """Takes σ from the mean squared error () of pixels."""
-        self.log_sigma.copy_(optimal_log_sigma(mean_square))
+        self.kept.copy_(optimal_log_sigma(mean_square))
 
 
 def optimal_log_sigma(mean_square: Tensor) -> Tensor:
@@ -166,18 +176,30 @@ def gaussian(squares: Tensor, log_sigma: Tensor) -> Tensor:
 class DiscretizedLogistic(Likelihood):
     """An exact probability for each of the 256 levels of a pixel (Kingma 2016; Salimans 2017, eq. 2).
 
-    A logistic around m = sigmoid(output), of which a level gets what lies within half a level of it, the two outer
-    levels all beyond them. The scale is one trained weight for each of the 784 places: some are always black. So
-    −log p / (784 log 2) is in bits per dimension, and compares with published work on the same 8-bit images.
+    A logistic around m = 3 sigmoid(output) − 1, of which a level gets what lies within half a level of it, the two
+    outer levels all beyond them. m reaches beyond black and white: around m = 0 half of the mass would be lighter than
+    black, and each black pixel would cost a bit. The scale is one trained weight for each of the 784 places, since
+    some are always black. So −log p / (784 log 2) is in bits per dimension, and compares with published work on the
+    same 8-bit images.
     """
 
     def __init__(self, size: int = 784) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.full((size,), math.log(0.1)))
+        self.kept = nn.Parameter(torch.full((size,), math.log(0.1) / PACE))
+
+    @property
+    def log_scale(self) -> Tensor:
+        """Of each place, (784,)."""
+        return PACE * self.kept
+
+    @staticmethod
+    def location(outputs: Tensor) -> Tensor:
+        """The middle of each logistic, between −1 and 2."""
+        return 3 * outputs.sigmoid() - 1
 
     def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
         """Pixels are taken to the nearest level, v / 255."""
-        location = full(outputs).sigmoid()
+        location = self.location(full(outputs))
         level = (pixels * (LEVELS - 1)).round().to(location.dtype).expand_as(location)
         per_scale = (-self.log_scale).exp()
         half = 0.5 / (LEVELS - 1)
@@ -190,12 +212,12 @@ class DiscretizedLogistic(Likelihood):
 
     def mean(self, outputs: Tensor) -> Tensor:
         """∫₀¹ P(pixel ≥ t) dt, the sum over levels by the midpoint rule: right to less than half a level."""
-        location, scale = outputs.float().sigmoid(), self.log_scale.exp()
+        location, scale = self.location(outputs.float()), self.log_scale.exp()
         return (scale * (F.softplus(location / scale) - F.softplus((location - 1) / scale))).clamp(0, 1)
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Levels v / 255: the logistic by its inverse, taken to the nearest level."""
-        location = outputs.float().sigmoid()
+        location = self.location(outputs.float())
         uniform = torch.rand(location.shape, generator=generator, device=location.device)
         drawn = location + self.log_scale.exp() * uniform.clamp(min=torch.finfo(uniform.dtype).tiny).logit()
         return (drawn.clamp(0, 1) * (LEVELS - 1)).round() / (LEVELS - 1)

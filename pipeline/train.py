@@ -25,7 +25,7 @@ from pipeline.objective import ObjectiveParams, Terms
 from pipeline.params import Range
 
 VALIDATION_BATCH = 1000
-CALIBRATION = 10_000  # training images that the σ of sigma_optimal is taken from: it is then known to a few permille
+CALIBRATION = 10_000  # training images that the σ of sigma_optimal is taken from, in a fraction of an epoch's time
 COMPILING_PAYS = 5_000_000  # images: compiling costs up to 40 s, which a default run would not win back
 
 

@@ -148,7 +148,7 @@ def test_a_gaussian_integrates_to_one(name: likelihood.Name, output: float) -> N
 @pytest.mark.parametrize("output", [-1e4, -5.0, 0.0, 2.0, 1e4])
 def test_the_probabilities_of_the_256_levels_sum_to_one(output: float, scale: float) -> None:
     logistic = DiscretizedLogistic(1).double()
-    torch.nn.init.constant_(logistic.log_scale, scale)
+    torch.nn.init.constant_(logistic.kept, scale / likelihood.PACE)
     outputs = torch.full((256, 1), output, dtype=torch.float64)
     assert logistic.log_prob(outputs, LEVELS[:, None]).exp().sum().item() == pytest.approx(1)
 
@@ -172,10 +172,9 @@ def test_a_gaussian_is_torch_s(name: likelihood.Name, sigma: float) -> None:
 
 def test_a_level_s_probability_is_the_logistic_s_mass_around_it() -> None:
     """By differences of its distribution function, where they lose nothing; all beyond at the ends."""
-    outputs, scale = draws(256, 1), 0.1
+    outputs, scale, logistic = draws(256, 1), 0.1, DiscretizedLogistic(1).double()
     edges = torch.cat([torch.tensor([-math.inf]), (LEVELS[1:] + LEVELS[:-1]) / 2, torch.tensor([math.inf])])
-    below, above = (((edge - outputs.sigmoid()[:, 0]) / scale).sigmoid() for edge in (edges[:-1], edges[1:]))
-    logistic = DiscretizedLogistic(1).double()
+    below, above = (((edge - logistic.location(outputs)[:, 0]) / scale).sigmoid() for edge in (edges[:-1], edges[1:]))
     assert torch.allclose(logistic.log_prob(outputs, LEVELS[:, None]).exp(), above - below)
 
 
@@ -260,11 +259,19 @@ def test_draws_of_the_logistic_are_levels_as_often_as_their_probability_says() -
 @pytest.mark.parametrize("scale", [-7.0, -5.0, -2.0, 0.0])
 def test_the_logistic_s_mean_is_that_of_its_levels(scale: float) -> None:
     logistic = DiscretizedLogistic(1).double()
-    torch.nn.init.constant_(logistic.log_scale, scale)
+    torch.nn.init.constant_(logistic.kept, scale / likelihood.PACE)
     for output in (-9.0, -1.3, 0.4, 9.0):
         outputs = torch.full((256, 1), output, dtype=torch.float64)
         mean = (logistic.log_prob(outputs, LEVELS[:, None]).exp() * LEVELS).sum().item()
         assert logistic.mean(outputs[:1]).item() == pytest.approx(mean, abs=0.5 / 255)
+
+
+@pytest.mark.parametrize("scale", [-3.0, -1.5])
+def test_a_pixel_may_be_surely_black_or_surely_white_whatever_the_scale(scale: float) -> None:
+    logistic = DiscretizedLogistic(1).double()
+    torch.nn.init.constant_(logistic.kept, scale / likelihood.PACE)
+    ends = logistic.log_prob(torch.tensor([[-20.0], [20.0]]).double(), torch.tensor([[0.0], [1.0]]).double())
+    assert ends.exp().min() > 0.98
 
 
 def test_pixels_between_levels_count_as_the_nearest() -> None:

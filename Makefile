@@ -37,12 +37,14 @@ lock: $(READY)  ## resolve pyproject.toml's ranges into requirements.lock anew
 	@uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --all-extras --python-version 3.11 \
 		--upgrade --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
 
+# Bytecode is compiled once, here: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each stage and each
+# program that a test starts would otherwise compile thousands of modules anew.
 $(READY): requirements.lock pyproject.toml
 	@PATH="$${PATH#$(BIN):}" $(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 		sys.exit(0 if (3, 11) <= v < (3, 14) else "error: this is Python %d.%d; 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 setup" % v)'
 	@test -x $(BIN)/python || PATH="$${PATH#$(BIN):}" $(PYTHON) -m venv .venv
 	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@echo "installing what requirements.lock names into .venv: the first time, some 6 GB and a minute or more"
-	@uv pip install --quiet --require-hashes --requirement requirements.lock
+	@uv pip install --quiet --require-hashes --compile-bytecode --requirement requirements.lock
 	@uv pip install --quiet --no-deps --editable .
 	@touch $@

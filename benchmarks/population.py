@@ -24,10 +24,11 @@ from pipeline.device import has_bfloat16, pick_device
 from pipeline.errors import UserError
 from pipeline.model import PRESETS, build
 from pipeline.objective import ObjectiveParams
+from pipeline.params import parse, read
 from pipeline.train import TrainParams
 
 PREPARED = Path("data/prepared/mnist.safetensors")
-AIM = ObjectiveParams(kl_weight=1.0, likelihood="bernoulli", pixels="grey")
+AIM = parse(ObjectiveParams, read()["objective"] | {"kl_weight": 1.0}, "objective")
 
 
 def rows(count: int) -> Split:
@@ -46,7 +47,9 @@ def contestant(
 ) -> Iterator[float]:
     """Images a second in each round, after one that warms up. `members` None is a solo run."""
     device = split.images.device
-    params = TrainParams(rounds + 1, batch_size, 1e-3, 0.0, 0, str(device), precision, "never")  # type: ignore[arg-type]
+    settings = {"epochs": rounds + 1, "batch_size": batch_size, "warmup": 0, "device": str(device)}
+    settings |= {"precision": precision, "compile": "never"}
+    params = parse(TrainParams, read()["train"] | settings, "train")
     seen = split[: steps * batch_size]
     unseen = split[:10]  # validation is not in a record's time
     if members is None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pipeline.data import Pixels, Split, as_pixels
 from pipeline.model import CVAE, Model
+from pipeline.prior import log_normal
 
 ACTIVE = 0.01  # Burda 2016, section 5.2
 ROWS = 4096  # codes decoded at once: their activations still fit a processor's cache
@@ -45,24 +46,18 @@ def importance_weighted(model: Model, images: Tensor, condition: Tensor, k: int,
     """The same for images (N, 1, 28, 28) in [0, 1] and any model's condition (N, ...)."""
     images_at_once, draws_at_once = max(ROWS // k, 1), min(k, ROWS)
     bound = torch.empty(len(images), device=images.device)
+    prior = model.prior()
     for start in range(0, len(images), images_at_once):
         rows = slice(start, start + images_at_once)
         x, context = images[rows], model.context(condition[rows])
         mu, log_var = model.encode(x, context)
-        prior_mu, prior_log_var = model.prior(context)
         log_ratio = torch.empty(k, len(x), device=mu.device)
         for first in range(0, k, draws_at_once):
             noise = torch.randn(min(draws_at_once, k - first), *mu.shape, generator=source, device=mu.device)
             z = mu + (log_var / 2).exp() * noise
             log_p_x = model.likelihood.log_prob(model.decode(z, context), x.flatten(1))
-            log_p_z = log_normal(z, prior_mu, prior_log_var)
+            log_p_z = prior.log_prob(z, context)
             log_q_z = log_normal(z, mu, log_var)
             log_ratio[first : first + draws_at_once] = log_p_x + log_p_z - log_q_z
         bound[rows] = log_ratio.logsumexp(0) - math.log(k)
     return bound
-
-
-def log_normal(z: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
-    """log N(z; mu, exp log_var) of a diagonal Gaussian, (..., latent) to (...)."""
-    distance = (z - mu).square() * (-log_var).exp()
-    return -0.5 * (distance + log_var + math.log(2 * math.pi)).sum(-1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.model import CVAE, Model, ModelParams, build, resolve
+from pipeline.objective import ObjectiveParams
 from pipeline.params import parse
 from pipeline.train import M, Training
 
@@ -22,6 +23,7 @@ REMEDY = {
 }
 DENSITY = "density."
 MODEL = "model."
+TRAINED = "trained."
 OPTIMIZER = "optimizer."
 
 
@@ -45,9 +47,16 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> Saved:
     """The model of a file that `save_model` wrote. Raises UserError for any other file."""
     tensors, notes = _read(path, KIND)
     params = json.loads(notes["params"])
-    architecture = resolve(parse(ModelParams, params["model"], f"{path}: model"))
-    model = build(architecture, seed=0, likelihood_name=params["objective"]["likelihood"])
-    model.load_state_dict(_under(tensors, MODEL))
+    try:
+        architecture = resolve(parse(ModelParams, params["model"], "model"))
+        aim = parse(ObjectiveParams, params["objective"], "objective")
+        model = build(architecture, 0, aim.likelihood, aim.sigma)
+        model.load_state_dict(_under(tensors, MODEL))
+    except (KeyError, RuntimeError, UserError) as error:
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise UserError(
+            f"{path} is of another version of this project ({reason}): train it anew with `dvc repro train`"
+        ) from None
     return Saved(
         model=model.to(device).eval().requires_grad_(requires_grad=False),
         density={name: tensor.to(device) for name, tensor in _under(tensors, DENSITY).items()},
@@ -77,6 +86,8 @@ def load_weights(
 def save_training(path: Path | str, training: Training[Any], notes: Mapping[str, Any]) -> None:
     """An unfinished run between two epochs, with its caller's notes (plain values)."""
     tensors = {MODEL + name: tensor for name, tensor in training.model.state_dict().items()}
+    if training.trained is not training.model:
+        tensors |= {TRAINED + name: tensor for name, tensor in training.trained.state_dict().items()}
     for index, state in training.optimizer.state_dict()["state"].items():
         tensors |= {f"{OPTIMIZER}{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     _write(path, tensors, {"kind": "training", "epoch": str(training.epoch), "notes": json.dumps(notes)})
@@ -92,6 +103,8 @@ def resume_training(path: Path | str, training: Training[Any]) -> dict[str, Any]
         index, name = key.split(".", 1)
         states.setdefault(int(index), {})[name] = tensor
     training.model.load_state_dict(_under(tensors, MODEL))
+    if training.trained is not training.model:
+        training.trained.load_state_dict(_under(tensors, TRAINED))
     groups = training.optimizer.state_dict()["param_groups"]
     training.optimizer.load_state_dict({"state": states, "param_groups": groups})
     training.epoch = int(metadata["epoch"])

@@ -19,6 +19,7 @@ STAGES = {
     "evaluate": "measure it on test: reports/metrics.json, tables and figures",
     "train_completion": "train what completes pictures, into models/completer.safetensors",
     "evaluate_completion": "measure completions on test: reports/completion.json and a figure",
+    "tune": "bring the study of KL weights to its number of trials: reports/study",
 }
 EXAMPLES = """\
 examples:
@@ -29,6 +30,7 @@ examples:
   cvae interpolate 3 8 --out way.gif               also: traverse, morph
   cvae complete INPUT.png --mask top               what the hidden half could be
   cvae weight --article 1e-5 --batch-size 128      what the source article's weight means here
+  cvae study                                       the study's trials; `cvae promote` takes its best weight over
   cvae ui                                          compare runs in the browser
 """
 
@@ -71,6 +73,20 @@ def parser() -> Parser:
 
     add = commands.add_parser("report", help="the headline figures of the last evaluation, and what to look at next")
     add.set_defaults(act=report)
+
+    add = commands.add_parser("study", help="the trials of the study that params.yaml describes, the best first")
+    add.set_defaults(act=study)
+
+    add = commands.add_parser(
+        "promote",
+        help="write the study's best KL weight into params.yaml",
+        description="Write the study's best KL weight, and what else was open, into params.yaml; nothing else there "
+        "changes. `dvc repro` then trains with it.",
+        epilog="examples:\n  cvae promote\n  cvae promote --trial 7",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add.add_argument("--trial", type=int, metavar="N", help="another complete trial than the best (see `cvae study`)")
+    add.set_defaults(act=promote)
 
     add = commands.add_parser("ui", help="compare runs in MLflow's page, on the right database")
     add.add_argument("--port", type=int, default=5000, metavar="N", help="the first port to try (5000)")
@@ -128,7 +144,9 @@ def report(_: argparse.Namespace) -> None:
         [(name, *(figures[name][column] for column in names)) for name in ("prior", "fitted", "real")],
         note="real: training images taken as if they were samples, the ceiling",
     )
-    fit = ("reconstruction", "kl", "elbo", "nll", "active_units")
+    fit: tuple[str, ...] = ("reconstruction", "kl", "elbo", "nll", "active_units")
+    if "bits_per_dimension" in figures:
+        fit = (*fit, "bits_per_dimension")
     console.table(
         f"Fit, nats per image ({protocol['pixels']} pixels, nll with k = {protocol['nll_draws']})",
         ("β", *fit),
@@ -141,6 +159,57 @@ def report(_: argparse.Namespace) -> None:
         "Compare    make ui, every run with its curves, figures and samples\n"
         "Try        dvc exp run -S objective.kl_weight=1, then dvc metrics diff"
     )
+
+
+def study(_: argparse.Namespace) -> None:
+    """Prints the study's trials, the best first."""
+    from pipeline.stages.tune import read_setting
+    from pipeline.study import LOWER_IS_BETTER, open_study
+
+    setting = read_setting()
+    found = open_study(setting, Path(), create=False)
+    objectives, sampler = setting.tune.objectives, setting.tune.sampler_of_latents
+    table = found.table()
+    values = [f"value_{name}" for name in objectives]
+    beside = [f"validation_{sampler}_{name}" for name in ("class_accuracy", "diversity") if name not in objectives]
+    columns = [*setting.space(), *values, *(name for name in beside if name in table)]
+    table["open"], table["poor"] = table["state"] != "COMPLETE", table["feasible"].eq(other=False)
+    table = table.sort_values(["open", "poor", values[0]], ascending=[True, True, objectives[0] in LOWER_IS_BETTER])
+    front = {trial.number for trial in found.front()}
+    rows = []
+    for cells in table.astype(object).where(table.notna(), "").to_dict("records"):
+        star = " ★" if cells["trial"] in front else ""
+        rows.append((f"{cells['trial']}{star}", cells["state"].lower(), *(cells[name] for name in columns)))
+    titles = [name.removeprefix("value_").removeprefix(f"validation_{sampler}_") for name in columns]
+    note = f"★ best{', the front' if len(objectives) > 1 else ''}; measured on validation, {sampler} sampler"
+    if found.note("promoted") is not None:
+        note += f"; trial {found.note('promoted')} was promoted"
+    title = f"Study {found.name}: {found.done()} of {setting.tune.trials} trials"
+    console.table(title, ("trial", "state", *titles), rows, note=note)
+
+
+def promote(arguments: argparse.Namespace) -> None:
+    """Takes a trial's values over into params.yaml."""
+    from pipeline import params, tracking
+    from pipeline.stages.tune import read_setting
+    from pipeline.study import open_study
+
+    found = open_study(read_setting(), Path(), create=False)
+    chosen = found.choose(arguments.trial)
+    if not chosen.feasible and arguments.trial is None:
+        raise UserError(
+            f"no complete trial of study {found.name} reaches tune.least_class_accuracy: "
+            f"`cvae promote --trial {chosen.number}` takes the best of them all the same"
+        )
+    before = params.write(chosen.sets)
+    for (section, key), value in chosen.sets.items():
+        old, new = json.dumps(before[section, key]), json.dumps(value)
+        print(f"params.yaml: {section}.{key} {old} → {new}{'  (as it was)' if old == new else ''}")
+    # Optuna takes no tag on a trial that has ended: the study says which one it was.
+    found.remember("promoted", chosen.number)
+    if chosen.run_id and chosen.tracking_uri:
+        tracking.tag(chosen.run_id, {"promoted": "true"}, chosen.tracking_uri, console.warn)
+    print(f"trial {chosen.number}, {console.figures(chosen.values)} on validation. `dvc repro` trains with it.")
 
 
 def ui(arguments: argparse.Namespace) -> None:

@@ -24,13 +24,24 @@ from pipeline.metrics import mean_distance
 from pipeline.model import Model, Size, mlp, one_hot
 from pipeline.objective import ObjectiveParams
 from pipeline.params import Range
+from pipeline.prior import Gaussians, Prior
 from pipeline.train import View
 
 Binarised = Literal["thresholded", "drawn"]
 Share = Annotated[float, Range(least=0, most=1)]
 
 KIND = "completion"
-AIM = ObjectiveParams(kl_weight=1.0, likelihood="bernoulli", pixels="binary")  # the evidence lower bound
+AIM = ObjectiveParams(  # the evidence lower bound, all along
+    kl_weight=1.0,
+    likelihood="bernoulli",
+    sigma=1.0,
+    pixels="binary",
+    schedule="constant",
+    schedule_share=1.0,
+    cycles=1,
+    capacity=0.0,
+    free_bits=None,
+)
 DRAWS = 100  # k of the importance-weighted bound
 GUESSES = 10  # completions of which the best counts
 VEIL = 0.2  # the grey of what is hidden
@@ -87,8 +98,12 @@ class Completer(Model):
         condition = condition.to(self.dtype)
         return Context(condition[:, :PIXELS], self.reader(condition))
 
-    def prior(self, context: Context) -> tuple[Tensor, Tensor]:
-        """p(z∣seen): mu and log_var, each (N, latent)."""
+    def prior(self) -> Prior:
+        """p(z∣seen), a Gaussian for each context."""
+        return Gaussians(self.prior_parameters)
+
+    def prior_parameters(self, context: Context) -> tuple[Tensor, Tensor]:
+        """The prior's mu and log_var, each (N, latent)."""
         if not self.latent_size:
             return self._nothing(context)
         mu, log_var = self.prior_code(context.features).to(self.dtype).chunk(2, dim=-1)
@@ -100,7 +115,7 @@ class Completer(Model):
             return self._nothing(context)
         x = self.encoder_pixels(images.flatten(1)) + self.encoder_features(context.features)
         step, log_ratio = self.encoder(x.relu()).to(self.dtype).chunk(2, dim=-1)
-        mu, log_var = self.prior(context)
+        mu, log_var = self.prior_parameters(context)
         return mu + (log_var / 2).exp() * step, log_var + log_ratio
 
     def decode(self, z: Tensor, context: Context) -> Tensor:
@@ -251,9 +266,9 @@ class Completions(NamedTuple):
 def guesses(model: Completer, condition: Tensor, count: int, source: torch.Generator) -> Tensor:
     """Expected images (count, N, 784) for conditions (N, 795): each of `count` from a z of its own from the prior."""
     context = model.context(condition)
-    mu, log_var = model.prior(context)
-    noise = torch.randn(count, *mu.shape, generator=source, device=mu.device)
-    return model.likelihood.mean(model.decode(mu + (log_var / 2).exp() * noise, context))
+    prior = model.prior()
+    z = torch.stack([prior.draw(context, source) for _ in range(count)])
+    return model.likelihood.mean(model.decode(z, context))
 
 
 def complete(

@@ -1,6 +1,7 @@
 """A model's figures on one split, by the words of the project: bound, samplers side by side, real-data ceiling."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -9,20 +10,25 @@ import torch
 from torch import Tensor
 
 from pipeline import bound, metrics
-from pipeline.data import CLASSES, Split, to_unit
+from pipeline.data import CLASSES, PIXELS, Split, to_unit
 from pipeline.errors import UserError
+from pipeline.likelihood import EXACT_ON_LEVELS
 from pipeline.model import CVAE
 from pipeline.objective import ObjectiveParams
 from pipeline.params import Range
-from pipeline.sample import SAMPLERS, Density, Sampler, draw
+from pipeline.sample import SAMPLERS, Density, Sampler, draw, fit_density
 from pipeline.train import validate
 
 COLLAPSED_DIVERSITY = 0.2
+KNOWN_IMAGES = 10_000  # a sixth of the time of all 55,000; every candidate has the same
+
+
+Draws = Annotated[int, Range(least=1)]  # k of the importance-weighted bound
 
 
 @dataclass(frozen=True)
 class EvaluateParams:
-    nll_draws: Annotated[int, Range(least=1)]  # k of the importance-weighted bound
+    nll_draws: Draws
     seed: Annotated[int, Range(least=0, most=2**31)]
 
 
@@ -85,7 +91,9 @@ def read_split(judge: Reader, split: Split) -> Pictures:
     return Pictures(images, split.labels, judge(images))
 
 
-def read_samples(judge: Reader, model: CVAE, density: Density, real: Pictures, sampler: Sampler, seed: int) -> Pictures:
+def read_samples(
+    judge: Reader, model: CVAE, density: Density | None, real: Pictures, sampler: Sampler, seed: int
+) -> Pictures:
     """As many samples of each class as there are real images, with the judge's reading."""
     images = draw(model, density, real.digits, sampler, seed)
     return Pictures(images, real.digits, judge(images))
@@ -132,6 +140,8 @@ def evaluate(
         "split": split_name,
         "images": len(split),
         "kl_weight": aim.kl_weight,
+        "likelihood": aim.likelihood,
+        "prior": model.architecture.prior,
         "pixels": aim.pixels,
         "nll_draws": params.nll_draws,
         "neighbours": metrics.NEIGHBOURS,
@@ -140,15 +150,65 @@ def evaluate(
     return Evaluation({**fit, **means, "protocol": protocol}, per_class)
 
 
+@dataclass(frozen=True)
+class Yardstick:
+    """What candidates are measured with while they train: a judge, and unseen images as it reads them.
+
+    Densities are fitted to `known`, so many training images as make a fit quick; all candidates share the noise.
+    """
+
+    judge: Reader
+    unseen: Split
+    real: Pictures  # of `unseen`
+    known: Split
+    aim: ObjectiveParams
+    components: int  # Gaussians in each class's mixture
+    seed: int
+
+    def density(self, model: CVAE) -> Density:
+        return fit_density(model, self.known, self.aim.pixels, self.components, self.seed)
+
+    def samples(self, model: CVAE, density: Density | None, sampler: Sampler) -> dict[str, float]:
+        """The sample metrics by name, means over the digits; `prior` needs no density."""
+        return means(compare(self.real, read_samples(self.judge, model, density, self.real, sampler, self.seed)))
+
+    def ceiling(self) -> dict[str, float]:
+        """The same of real images, taken as if they were samples."""
+        return means(compare(self.real, read_split(self.judge, same_classes(self.known, self.real.digits, self.seed))))
+
+    def active_units(self, model: CVAE) -> int:
+        return len(bound.active_dimensions(bound.posteriors(model, self.unseen, self.aim.pixels, self.seed)[0]))
+
+    def nll(self, model: CVAE, draws: int) -> float:
+        """Nats per image of `unseen`, with `draws` importance-weighted draws."""
+        return -float(bound.log_likelihood(model, self.unseen, self.aim.pixels, draws, self.seed).double().mean())
+
+
+def yardstick(
+    judge: Reader, unseen: Split, train: Split, aim: ObjectiveParams, components: int, seed: int
+) -> Yardstick:
+    """A yardstick on `unseen` images, with densities from the first 10,000 training images."""
+    return Yardstick(judge, unseen, read_split(judge, unseen), train[:KNOWN_IMAGES], aim, components, seed)
+
+
+def means(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each figure over rows with a digit each."""
+    table = pd.DataFrame([dict(row) for row in rows]).drop(columns="digit").mean()
+    return {str(name): float(value) for name, value in table.items()}
+
+
 def explain(model: CVAE, split: Split, aim: ObjectiveParams, params: EvaluateParams) -> dict[str, Any]:
     """How well the model explains the images themselves, in nats per image, and with how many latents."""
     means = validate(model, split, aim)
     nll = -bound.log_likelihood(model, split, aim.pixels, params.nll_draws, params.seed).double().mean()
     mu, _ = bound.posteriors(model, split, aim.pixels, params.seed)
-    return {
+    fit = {
         "reconstruction": means.reconstruction,
         "kl": means.kl,
         "elbo": -(means.reconstruction + means.kl),
         "nll": float(nll),
         "active_units": len(bound.active_dimensions(mu)),
     }
+    if aim.likelihood in EXACT_ON_LEVELS:
+        fit["bits_per_dimension"] = fit["nll"] / (PIXELS * math.log(2))
+    return fit

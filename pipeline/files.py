@@ -32,3 +32,15 @@ def write_json(path: Path | str, content: Any) -> None:
     """Plain values as JSON, indented and ending in a line feed."""
     with replacing(path) as part:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def home(root: Path) -> Path:
+    """The user's own project folder, absolute: `root`, or the project in front of DVC's temporary copy of it.
+
+    `dvc exp run --temp` and `--queue` work in `<project>/.dvc/tmp/exps/…`, which DVC deletes afterwards.
+    """
+    root = root.resolve()
+    for folder in (root, *root.parents):
+        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
+            return folder.parents[2]
+    return root

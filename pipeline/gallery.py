@@ -45,6 +45,7 @@ def add_commands(commands: Any) -> None:
     add = _command(commands, "sample", "draw digits from a trained model", sample)
     add.add_argument("digits", metavar="DIGITS", help="8, 1,7 or 0-9")
     _common(add, "samples of each digit (10)", 10)
+    add.add_argument("--shown", choices=("mean", "draw"), help="expected pixels or a draw of them (params.yaml says)")
     add.add_argument("--out", type=Path, metavar="FILE", help=".png: one sheet; .npz: images (N, 28, 28) float32 in "
                      "[0, 1] and labels (N,) (drawn on a terminal; samples.png elsewhere)")  # fmt: skip
 
@@ -125,11 +126,13 @@ def sample(arguments: argparse.Namespace) -> None:
     import torch
 
     from pipeline import pictures
-    from pipeline.sample import draw
+    from pipeline.params import load
+    from pipeline.sample import SampleParams, draw
 
+    shown = arguments.shown or load(SampleParams, "sample").shown
     saved, density, sampler = open_model(arguments)
     labels = torch.tensor(digits).repeat_interleave(arguments.count)
-    images = draw(saved.model, density, labels, sampler, arguments.seed)
+    images = draw(saved.model, density, labels, sampler, arguments.seed, shown)
     # A row a digit where there are several; one digit alone fills rows of ten.
     columns = arguments.count if len(digits) > 1 else min(arguments.count, ROW)
     said = f"{len(images):,} samples of {arguments.digits}, {sampler} sampler, seed {arguments.seed}"

@@ -1,7 +1,8 @@
 """The conditional VAE: an encoder q(z∣x,y), a decoder p(x∣z,y) that hears the label, a prior p(z∣y)."""
 
 import itertools
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,34 +10,63 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import likelihood
-from pipeline.data import CLASSES, PIXELS
+from pipeline import prior as priors
+from pipeline.data import CLASSES, PIXELS, SIDE
 from pipeline.params import Range
 
+Kind = Literal["mlp", "conv", "resnet"]
 Conditioning = Literal["sum", "mean", "product", "concat"]
 Size = Annotated[int, Range(least=1, most=8192)]
+MOST_SCALES = 2  # 28 → 14 → 7, which no further halving divides
 
 
 @dataclass(frozen=True)
 class ModelParams:
-    """A preset, and what to change in it: every other value may be null, which is the preset's."""
+    """A preset, and what to change in it: what is null is the preset's, or the architecture's own size."""
 
     preset: Literal["article", "strong"]
+    architecture: Kind | None
     latent_size: Annotated[int, Range(least=1, most=PIXELS)] | None
     encoder_hidden: tuple[Size, ...] | None
     decoder_hidden: tuple[Size, ...] | None
+    channels: tuple[Size, ...] | None
+    blocks: Annotated[int, Range(least=0, most=64)] | None
     conditioning: Conditioning | None
     encoder_sees_label: bool | None
+    prior: priors.Name
+    prior_components: Annotated[int, Range(least=1, most=1000)]
+
+    def __post_init__(self) -> None:
+        kind = self.architecture or PRESETS[self.preset].architecture
+        if kind == "mlp" and (self.channels or self.blocks):
+            key = "channels" if self.channels else "blocks"
+            value = list(self.channels) if self.channels else self.blocks
+            raise ValueError(f"{key} must be null where architecture is mlp, not {value}")
+        if kind != "mlp" and self.channels is not None and not 1 <= len(self.channels) <= MOST_SCALES:
+            raise ValueError(f"channels must be one or two sizes (for 14 × 14 and 7 × 7), not {list(self.channels)}")
+        if (kind == "resnet" and self.blocks == 0) or (kind == "conv" and self.blocks):
+            rule = "at least 1 where architecture is resnet" if kind == "resnet" else "null or 0 (resnet has blocks)"
+            raise ValueError(f"blocks must be {rule}, not {self.blocks}")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that the shapes of a CVAE depend on."""
+    """Everything that the shapes of a CVAE depend on.
+
+    encoder_hidden, decoder_hidden: the dense layers. channels, blocks: of the convolutions, at 14 × 14 pixels and at
+    7 × 7; none of either in an MLP.
+    """
 
     latent_size: int
     encoder_hidden: tuple[int, ...]
     decoder_hidden: tuple[int, ...]
     conditioning: Conditioning
     encoder_sees_label: bool
+    architecture: Kind = "mlp"
+    channels: tuple[int, ...] = ()
+    blocks: int = 0
+    prior: priors.Name = "standard"
+    prior_components: int = 1
 
 
 PRESETS = {
@@ -44,12 +74,21 @@ PRESETS = {
     "article": Architecture(8, (256, 8), (256,), "sum", encoder_sees_label=False),
     "strong": Architecture(16, (512, 512), (512, 512), "concat", encoder_sees_label=True),
 }
+# What a preset's sizes become where its MLP gives way to convolutions.
+CONVOLUTIONS = {
+    "conv": {"encoder_hidden": (256,), "decoder_hidden": (256,), "channels": (32, 64), "blocks": 0},
+    "resnet": {"encoder_hidden": (256,), "decoder_hidden": (256,), "channels": (32, 64), "blocks": 1},
+}
 
 
 def resolve(params: ModelParams) -> Architecture:
     """The preset with what `params` changes in it."""
     preset = PRESETS[params.preset]
+    if params.architecture in CONVOLUTIONS:
+        preset = replace(preset, architecture=params.architecture, **CONVOLUTIONS[params.architecture])  # type: ignore[arg-type]
     chosen = {field.name: getattr(params, field.name) for field in fields(Architecture)}
+    if params.prior != "mixture":
+        chosen["prior_components"] = 1
     return Architecture(**{name: getattr(preset, name) if value is None else value for name, value in chosen.items()})
 
 
@@ -82,7 +121,7 @@ class Model(nn.Module):
     """What training and checkpoints ask of a model, beside objective.Autoencoder's functions."""
 
     latent_size: int
-    likelihood: likelihood.Bernoulli
+    likelihood: likelihood.Likelihood
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,7 +129,7 @@ class Model(nn.Module):
         return next(self.parameters()).dtype
 
     def context(self, condition: Tensor) -> Any:
-        """What encode, decode and prior are told of the condition."""
+        """What encode, decode and the prior's methods are told of the condition."""
         return condition
 
     def encode(self, images: Tensor, context: Any) -> tuple[Tensor, Tensor]:
@@ -101,34 +140,47 @@ class Model(nn.Module):
         """The likelihood's outputs (..., N, 784) for codes z (..., N, latent)."""
         raise NotImplementedError
 
-    def prior(self, context: Any) -> tuple[Tensor, Tensor]:
-        """p(z∣condition): mu and log_var, each (N, latent)."""
+    def prior(self) -> priors.Prior:
+        """p(z∣condition) as the weights have it now."""
         raise NotImplementedError
 
 
 class CVAE(Model):
-    """An MLP encoder and decoder around a Gaussian latent code; the condition is the label."""
+    """An encoder and a decoder, dense or convolutional, around a Gaussian latent code; the condition is the label."""
 
-    def __init__(self, architecture: Architecture, likelihood_name: likelihood.Name = "bernoulli") -> None:
+    def __init__(
+        self, architecture: Architecture, likelihood_name: likelihood.Name = "bernoulli", sigma: float | None = None
+    ) -> None:
         super().__init__()
         self.architecture = architecture
         self.latent_size = architecture.latent_size
         self.condition = Condition(architecture.conditioning, self.latent_size)
-        width = PIXELS + (CLASSES if architecture.encoder_sees_label else 0)
-        self.encoder = mlp(width, architecture.encoder_hidden)
-        code = (width, *architecture.encoder_hidden)[-1]
+        labels = CLASSES if architecture.encoder_sees_label else 0
+        hidden, channels, blocks = architecture.encoder_hidden, architecture.channels, architecture.blocks
+        self.encoder: Dense | Convolutions
+        self.pixels: Any  # a Linear layer or Deconvolutions
+        if architecture.architecture == "mlp":
+            self.encoder = Dense(PIXELS + labels, hidden)
+            code = (PIXELS + labels, *hidden)[-1]
+        else:
+            self.encoder = Convolutions(labels, channels, blocks, hidden)
+            code = self.encoder.width
         self.mu = nn.Linear(code, self.latent_size)
         self.log_var = nn.Linear(code, self.latent_size)
-        self.decoder = mlp(self.condition.width, architecture.decoder_hidden)
-        self.pixels = nn.Linear((self.condition.width, *architecture.decoder_hidden)[-1], PIXELS)
-        self.likelihood = likelihood.build(likelihood_name)
+        hidden = architecture.decoder_hidden
+        self.decoder = mlp(self.condition.width, hidden)
+        code = (self.condition.width, *hidden)[-1]
+        if architecture.architecture == "mlp":
+            self.pixels = nn.Linear(code, PIXELS)
+        else:
+            self.pixels = Deconvolutions(code, channels, blocks)
+        self.likelihood = likelihood.build(likelihood_name, sigma)
+        self.prior_weights = PriorWeights(architecture)
 
     def encode(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """q(z∣x,y) of images (N, 1, 28, 28) with labels (N,): mu and log_var, each (N, latent)."""
-        x = images.flatten(1)
-        if self.architecture.encoder_sees_label:
-            x = torch.cat([x, one_hot(labels, x.dtype)], dim=-1)
-        code = self.encoder(x)
+        heard = one_hot(labels, images.dtype) if self.architecture.encoder_sees_label else None
+        code = self.encoder(images, heard)
         return self.mu(code), self.log_var(code)
 
     def decode(self, z: Tensor, labels: Tensor) -> Tensor:
@@ -137,10 +189,137 @@ class CVAE(Model):
         # Two dimensions, not three: torch multiplies a (draws · N, latent) matrix in 60 % of the time.
         return self.pixels(self.decoder(joined.flatten(0, -2))).unflatten(0, joined.shape[:-1])
 
-    def prior(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """p(z∣y) of labels (N,): mu and log_var, each (N, latent). The same N(0, I) for every label."""
-        zero = self.mu.weight.new_zeros(len(labels), self.latent_size)
-        return zero, zero
+    def prior(self) -> priors.Prior:
+        """p(z∣y) as the weights have it now."""
+        weights = self.prior_weights
+        if self.architecture.prior == "class":
+            return priors.by_label(weights.mu, weights.log_var)
+        if self.architecture.prior == "mixture":
+            pictures = weights.pseudo_inputs
+            labels = torch.arange(CLASSES, device=pictures.device).repeat_interleave(pictures.shape[1])
+            encoded = self.encode(pictures.sigmoid().view(-1, 1, SIDE, SIDE), labels)
+            return priors.Mixtures(*(part.to(pictures.dtype).view(*pictures.shape[:2], -1) for part in encoded))
+        zero = self.mu.weight.new_zeros(CLASSES, self.latent_size)
+        return priors.by_label(zero, zero)
+
+
+class PriorWeights(nn.Module):
+    """What a prior learns: nothing (`standard`), a Gaussian for each label (`class`), or pictures (`mixture`).
+
+    The pictures are a VampPrior's pseudo-inputs, here some for each label: the encoder makes a component of each, so
+    that the prior is, like the aggregate posterior it stands for, made of posteriors.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        if architecture.prior == "class":
+            self.mu = nn.Parameter(torch.zeros(CLASSES, architecture.latent_size))
+            self.log_var = nn.Parameter(torch.zeros(CLASSES, architecture.latent_size))
+        elif architecture.prior == "mixture":
+            # Logits of grey values, around MNIST's mean of 0.13 and each different from the others.
+            self.pseudo_inputs = nn.Parameter(torch.randn(CLASSES, architecture.prior_components, PIXELS) - 2)
+
+
+class Dense(nn.Sequential):
+    """Images and labels, side by side, through Linear + ReLU for each hidden size."""
+
+    def __init__(self, width: int, hidden: tuple[int, ...]) -> None:
+        super().__init__(*mlp(width, hidden))
+
+    def forward(self, images: Tensor, heard: Tensor | None) -> Tensor:  # type: ignore[override]
+        """(N, 1, 28, 28) and one-hot labels (N, 10), where it may see them, to (N, width)."""
+        x = images.flatten(1)
+        if heard is not None:
+            x = torch.cat([x, heard], dim=-1)
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class Residual(nn.Module):
+    """x + f(x), f two 3 × 3 convolutions, each after its ReLU (He 2016). Without normalisation: see `scale_down`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.relu(self.first(F.relu(x))))
+
+
+def scale_down(network: nn.Module) -> None:
+    """Divides the last weights of each residual block by √(number of blocks): they then add up to a bounded sum.
+
+    In place of a normalisation (after Child 2021): no statistics of a batch, nothing that mixes images or
+    members of a population, and less to compute.
+    """
+    blocks = [part for part in network.modules() if isinstance(part, Residual)]
+    with torch.no_grad():
+        for block in blocks:
+            block.second.weight /= math.sqrt(len(blocks))
+
+
+class Convolutions(nn.Module):
+    """Images by strided convolutions to 14 × 14 and 7 × 7, residual blocks at each, then dense layers.
+
+    It sees the label, where it may, twice: as a bias for each first channel and beside the features.
+    """
+
+    def __init__(self, labels: int, channels: tuple[int, ...], blocks: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stem = halving(1, channels[0])
+        self.bias = nn.Linear(labels, channels[0], bias=False) if labels else None
+        layers = [*residuals(channels[0], blocks), nn.ReLU()]
+        for before, after in itertools.pairwise(channels):
+            layers += [halving(before, after), *residuals(after, blocks), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        features = channels[-1] * side(channels) ** 2 + labels
+        self.dense = mlp(features, hidden)
+        self.width = (features, *hidden)[-1]
+        scale_down(self)
+
+    def forward(self, images: Tensor, heard: Tensor | None) -> Tensor:
+        """(N, 1, 28, 28) and one-hot labels (N, 10), where it may see them, to (N, width)."""
+        x = self.stem(images)
+        if self.bias is None or heard is None:
+            return self.dense(self.body(x).flatten(1))
+        x = self.body(x + self.bias(heard)[..., None, None]).flatten(1)
+        return self.dense(torch.cat([x, heard], dim=-1))
+
+
+class Deconvolutions(nn.Module):
+    """The way back: dense to 7 × 7, residual blocks, transposed convolutions to 14 × 14 and to the 784 pixels."""
+
+    def __init__(self, width: int, channels: tuple[int, ...], blocks: int) -> None:
+        super().__init__()
+        self.shape = (channels[-1], side(channels), side(channels))
+        self.spread = nn.Linear(width, math.prod(self.shape))
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise((*reversed(channels), 1)):
+            doubling = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
+            layers += [*residuals(before, blocks), nn.ReLU(), doubling]
+        self.body = nn.Sequential(*layers)
+        scale_down(self)
+
+    def forward(self, code: Tensor) -> Tensor:
+        """(..., width) to (..., 784)."""
+        x = self.spread(code).view(-1, *self.shape)
+        return self.body(x).reshape(*code.shape[:-1], PIXELS)
+
+
+def halving(before: int, after: int) -> nn.Conv2d:
+    """A convolution from a picture to one of half its side."""
+    return nn.Conv2d(before, after, 4, stride=2, padding=1)
+
+
+def residuals(channels: int, blocks: int) -> list[nn.Module]:
+    return [Residual(channels) for _ in range(blocks)]
+
+
+def side(channels: tuple[int, ...]) -> int:
+    """Pixels along a side of the smallest scale."""
+    return SIDE // 2 ** len(channels)
 
 
 def mlp(width: int, hidden: tuple[int, ...]) -> nn.Sequential:
@@ -154,8 +333,14 @@ def one_hot(labels: Tensor, dtype: torch.dtype) -> Tensor:
     return (labels if labels.ndim == 2 else F.one_hot(labels, CLASSES)).to(dtype)
 
 
-def build(architecture: Architecture, seed: int, likelihood_name: likelihood.Name = "bernoulli") -> CVAE:
-    """An untrained CVAE on the CPU, whose weights depend on `seed` alone."""
+def build(
+    architecture: Architecture, seed: int, likelihood_name: likelihood.Name = "bernoulli", sigma: float | None = None
+) -> CVAE:
+    """An untrained CVAE on the CPU, whose weights depend on `seed` alone; `sigma` is the gaussian likelihood's.
+
+    In eval mode, which only a training step leaves: it is for the one likelihood that takes its σ from the batch.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CVAE(architecture, likelihood_name)
+        # Convolutions of few channels run faster where a pixel's channels lie together.
+        return CVAE(architecture, likelihood_name, sigma).to(memory_format=torch.channels_last).eval()

@@ -1,20 +1,36 @@
-"""The loss in nats per image: reconstruction + kl_weight · kl."""
+"""The loss in nats per image: reconstruction + kl_weight · kl, and what may be done to the KL on the way."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 from pipeline import likelihood
 from pipeline.data import PIXELS, Pixels
 from pipeline.params import Range
+from pipeline.prior import Prior
+
+Schedule = Literal["constant", "warmup", "cyclical", "capacity"]
 
 
 @dataclass(frozen=True)
 class ObjectiveParams:
     kl_weight: Annotated[float, Range(least=0)]
     likelihood: likelihood.Name
+    sigma: Annotated[float, Range(above=0)]  # of the gaussian likelihood, in grey values from 0 to 1
     pixels: Pixels
+    schedule: Schedule
+    schedule_share: Annotated[float, Range(above=0, most=1)]  # of all steps, or of a cycle: the part that rises
+    cycles: Annotated[int, Range(least=1)]
+    capacity: Annotated[float, Range(least=0)]  # nats per image that the KL is led to
+    free_bits: Annotated[float, Range(least=0)] | None  # nats per latent dimension
+
+    def __post_init__(self) -> None:
+        if self.pixels == "binary" and self.likelihood not in likelihood.ON_BINARY_PIXELS:
+            raise ValueError(
+                f"pixels must be grey with likelihood {self.likelihood}, which is no probability on 0 and 1 alone, "
+                f"not {self.pixels!r}: only {', '.join(likelihood.ON_BINARY_PIXELS)} is"
+            )
 
 
 class Autoencoder(Protocol):
@@ -23,29 +39,24 @@ class Autoencoder(Protocol):
     `context` is what it makes of its condition, once for the other three: for the CVAE the label as it is.
     """
 
-    likelihood: likelihood.Bernoulli
+    likelihood: likelihood.Likelihood
 
     def context(self, condition: Tensor) -> Any: ...
     def encode(self, images: Tensor, context: Any) -> tuple[Tensor, Tensor]: ...
     def decode(self, z: Tensor, context: Any) -> Tensor: ...
-    def prior(self, context: Any) -> tuple[Tensor, Tensor]: ...
+    def prior(self) -> Prior: ...
 
 
 class Terms(NamedTuple):
-    """The two terms of the evidence lower bound, each (N,) nats per image."""
+    """The two terms of the evidence lower bound, in nats per image: reconstruction (N,), and kl by latent dimension."""
 
     reconstruction: Tensor
-    kl: Tensor
+    kl_by_dimension: Tensor  # (N, latent)
 
-
-def kl_divergence(mu: Tensor, log_var: Tensor, prior_mu: Tensor, prior_log_var: Tensor) -> Tensor:
-    """KL(N(mu, exp log_var) ‖ N(prior_mu, exp prior_log_var)) of diagonal Gaussians, (..., latent) to (...) nats.
-
-    Kingma & Welling 2014, appendix B, for any prior: ½ Σ [log σ_p²/σ_q² + (σ_q² + (μ_q − μ_p)²) / σ_p² − 1].
-    """
-    ratio = log_var - prior_log_var
-    distance = (mu - prior_mu).square() * (-prior_log_var).exp()
-    return 0.5 * (ratio.exp() + distance - 1 - ratio).sum(-1)
+    @property
+    def kl(self) -> Tensor:
+        """(N,) nats per image."""
+        return self.kl_by_dimension.sum(-1)
 
 
 def terms(model: Autoencoder, images: Tensor, condition: Tensor, noise: Tensor) -> Terms:
@@ -58,12 +69,66 @@ def terms(model: Autoencoder, images: Tensor, condition: Tensor, noise: Tensor) 
     mu, log_var = (parameter.to(noise.dtype) for parameter in model.encode(images, context))
     z = mu + (log_var / 2).exp() * noise
     log_prob = model.likelihood.log_prob(model.decode(z, context), images.flatten(1))
-    return Terms(-log_prob, kl_divergence(mu, log_var, *model.prior(context)))
+    return Terms(-log_prob, model.prior().kl(mu, log_var, z, context))
 
 
-def loss(terms: Terms, kl_weight: float | Tensor) -> Tensor:
-    """E_x[reconstruction + β · kl] (Higgins 2017, eq. 4); at β = 1 minus the evidence lower bound."""
-    return (terms.reconstruction + kl_weight * terms.kl).mean()
+def loss(
+    terms: Terms, kl_weight: float | Tensor, capacity: float | Tensor | None = None, free_bits: float | None = None
+) -> Tensor:
+    """E_x[reconstruction + β · kl] (Higgins 2017, eq. 4); at β = 1 minus the evidence lower bound.
+
+    `capacity` C: reconstruction + β · |kl − C| (Burgess 2018), both means over the batch. `free_bits` λ: a
+    dimension whose KL is below λ nats, on average over the batch, is not pressed any further (Kingma 2016).
+    """
+    if capacity is None and not free_bits:
+        return (terms.reconstruction + kl_weight * terms.kl).mean()
+    kl = terms.kl_by_dimension.mean(0)
+    kl = (kl.clamp(min=free_bits) if free_bits else kl).sum()
+    return terms.reconstruction.mean() + kl_weight * (kl if capacity is None else (kl - capacity).abs())
+
+
+# KL treatments: functions of the step, from 0 to `steps` − 1
+
+
+def warmup(step: int, steps: int, share: float) -> float:
+    """Share of the KL weight: a linear rise over the share `share` of all steps, then 1 (Sønderby 2016).
+
+    >>> [warmup(step, 100, 0.5) for step in (0, 25, 50, 99)]
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    return min(step / (share * steps), 1.0)
+
+
+def cyclical(step: int, steps: int, cycles: int, share: float) -> float:
+    """Share of the KL weight: `cycles` warm-ups one after another, each over `share` of its cycle (Fu 2019).
+
+    >>> [cyclical(step, 100, 2, 0.5) for step in (0, 10, 25, 49, 50, 60, 99)]
+    [0.0, 0.4, 1.0, 1.0, 0.0, 0.4, 1.0]
+    """
+    return warmup(step * cycles % steps, steps, share)
+
+
+def capacity(step: int, steps: int, most: float, share: float) -> float:
+    """Nats per image that the KL is led to: a linear rise to `most` over the share `share` of steps (Burgess 2018).
+
+    >>> [capacity(step, 100, 25.0, 0.5) for step in (0, 10, 50, 99)]
+    [0.0, 5.0, 25.0, 25.0]
+    """
+    return most * warmup(step, steps, share)
+
+
+def pressure(step: int, steps: int, aim: ObjectiveParams) -> tuple[float, float | None]:
+    """What `aim.schedule` makes of a step: the factor of the KL weight, and the capacity where one leads the KL.
+
+    The weight itself is not in it: a population's members share the schedule and differ in their weights.
+    """
+    if aim.schedule == "warmup":
+        return warmup(step, steps, aim.schedule_share), None
+    if aim.schedule == "cyclical":
+        return cyclical(step, steps, aim.cycles, aim.schedule_share), None
+    if aim.schedule == "capacity":
+        return 1.0, capacity(step, steps, aim.capacity, aim.schedule_share)
+    return 1.0, None
 
 
 def from_article_weight(weight: float, batch_size: int) -> float:

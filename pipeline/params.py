@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from pipeline.errors import UserError
+from pipeline.files import replacing
 
 FILE = "params.yaml"
-SECTIONS = ("data", "judge", "model", "objective", "train", "sample", "evaluate", "completion", "tracking")
+SECTIONS = ("data", "judge", "model", "objective", "train", "sample", "evaluate", "tune", "completion", "tracking")
 
 T = TypeVar("T")
 
@@ -98,7 +100,56 @@ def parse(owner: type[T], values: Any, where: str) -> T:
     missing = [key for key in rules if key not in values]
     if missing:
         raise UserError(f"{where}.{missing[0]} is missing")
-    return owner(**{key: _checked(rule, values[key], f"{where}.{key}") for key, rule in rules.items()})
+    checked = {key: _checked(rule, values[key], f"{where}.{key}") for key, rule in rules.items()}
+    try:
+        return owner(**checked)
+    except ValueError as error:  # an owner's own rule, on keys that don't go together: its message begins with one
+        raise UserError(f"{where}.{error}") from None
+
+
+def write(changes: Mapping[tuple[str, str], Any], path: Path | str = FILE) -> dict[tuple[str, str], Any]:
+    """Sets (section, key) values in the file, and nothing else: comments and layout stay. Returns the values before.
+
+    Raises UserError where the file has no such key. Each value must stand on one line, as a scalar.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    content = read(path)
+    path = Path(path)
+    with open(path, encoding="utf-8", newline="") as file:  # line ends stay as they are
+        text = file.read()
+    marked = YAML().load(text)  # knows the line and column of each value
+    lines, before = text.split("\n"), {}
+    for (section, key), value in changes.items():
+        if key not in content.get(section, {}):
+            raise UserError(f"{path}: {section}.{key} is missing")
+        before[section, key] = content[section][key]
+        row, start = marked[section].lc.value(key)
+        line = lines[row]
+        comment = re.search(r"\s+#.*$|\s*$", line[start:])
+        end = start + (comment.start() if comment else len(line[start:]))
+        new = json.dumps(value)  # numbers, words, true, false and null are written alike in JSON and YAML
+        # A comment keeps its column where the spaces before it can give way.
+        rest = line[end:]
+        spare = len(rest) - len(rest.lstrip(" "))
+        room = max(spare - (len(new) - (end - start)), 1) if rest.strip() else 0
+        lines[row] = line[:start] + new + " " * room + rest.lstrip(" ")
+    changed = "\n".join(lines)
+    expected = {name: dict(values) if isinstance(values, Mapping) else values for name, values in content.items()}
+    for (section, key), value in changes.items():
+        expected[section][key] = value
+    try:
+        written = YAML(typ="safe", pure=True).load(changed)
+    except YAMLError:
+        written = None
+    if written != expected:
+        raise UserError(
+            f"{path}: its values can't be changed in place: write each on a line of its own, an empty one as null"
+        )
+    with replacing(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
+        file.write(changed)
+    return before
 
 
 def plain(params: Any) -> dict[str, Any]:
@@ -126,11 +177,16 @@ def _checked(rule: Any, value: Any, where: str) -> Any:
             if value is not None and not limits.holds(value):
                 raise UserError(f"{where} must be {limits}, not {value!r}")
         return value
-    if origin in (Union, types.UnionType):  # the only union in use is `X | None`
-        if value is None:
+    if origin in (Union, types.UnionType):  # `X | None`, or a word in place of a value: `Literal["auto"] | X`
+        if value is None and types.NoneType in arguments:
             return None
-        (inner,) = [argument for argument in arguments if argument is not types.NoneType]
-        return _checked(inner, value, where)
+        words, others = _apart(arguments)
+        if value in words or not others:
+            return value
+        try:
+            return _checked(others[0], value, where)
+        except UserError as error:
+            raise UserError(f"{error}; or {', '.join(words)}" if words else str(error)) from None
     if origin is Literal:
         if value not in arguments:
             hint = _did_you_mean(value, arguments) if isinstance(value, str) else ""
@@ -141,6 +197,13 @@ def _checked(rule: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where} must be a list, not {value!r}")
         return tuple(_checked(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     return _scalar(rule, value, where)
+
+
+def _apart(arguments: tuple[Any, ...]) -> tuple[list[str], list[Any]]:
+    """The words and the other rules of a union."""
+    literal = [argument for argument in arguments if typing.get_origin(argument) is Literal]
+    rest = [argument for argument in arguments if argument not in literal and argument is not types.NoneType]
+    return [word for rule in literal for word in typing.get_args(rule)], rest
 
 
 def _scalar(kind: type, value: Any, where: str) -> Any:

@@ -19,18 +19,30 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from pipeline import objective
-from pipeline.data import PIXELS, Split
+from pipeline.data import PIXELS, SIDE, Split
 from pipeline.device import pick_precision
 from pipeline.model import CVAE, Architecture
 from pipeline.objective import ObjectiveParams
-from pipeline.train import Record, TrainParams, labelled, learning_rate, minibatches, validate
+from pipeline.train import (
+    Means,
+    Record,
+    TrainParams,
+    average,
+    calibrate,
+    decay,
+    labelled,
+    learning_rate,
+    minibatches,
+    validate,
+)
 
 
 @dataclass
 class Population:
     """What M runs carry from epoch to epoch. Row m of each stacked tensor is `members[m]`'s.
 
-    members: the positions, in the list that `start` was given, of those still in; kl_weights: (M,).
+    members: the positions, in the list that `start` was given, of those still in; kl_weights: (M,); pace: (M,), each
+    member's learning rate ÷ that of the params, or None where all have that one.
     """
 
     template: CVAE  # what all have in common; its weights are not read
@@ -39,13 +51,27 @@ class Population:
     optimizer: torch.optim.Adam
     kl_weights: Tensor
     members: list[int]
+    average: dict[str, Tensor] | None  # with train.ema, the averaged weights, which `model` gives
+    pace: Tensor | None = None
     epoch: int = 0
+
+    def step(self) -> None:
+        """One step of Adam, whose update is proportional to the learning rate: each member's own is a share of it."""
+        if self.pace is None:
+            self.optimizer.step()
+            return
+        before = [weight.detach().clone() for weight in self.weights.values()]
+        self.optimizer.step()
+        for old, weight in zip(before, self.weights.values(), strict=True):
+            share = self.pace.view(-1, *[1] * (weight.ndim - 1))
+            weight.detach().copy_(torch.lerp(old, weight.detach(), share))
 
     def model(self, member: int) -> CVAE:
         """A copy of one member as it is now: an ordinary CVAE, which trains, samples and saves alone."""
         row = self._row(member)
         model = copy.deepcopy(self.template)
-        model.load_state_dict({name: tensor[row].detach() for name, tensor in (self.weights | self.buffers).items()})
+        tensors = (self.average or self.weights) | self.buffers
+        model.load_state_dict({name: tensor[row].detach() for name, tensor in tensors.items()})
         return model
 
     def drop(self, members: Collection[int]) -> None:
@@ -61,8 +87,10 @@ class Population:
                 key: value if key == "step" else value[rows] for key, value in adam.state[weight].items()
             }
         self.weights = weights
+        self.average = self.average and {name: mean[rows] for name, mean in self.average.items()}
         self.buffers = {name: buffer[rows] for name, buffer in self.buffers.items()}
         self.kl_weights = self.kl_weights[rows]
+        self.pace = None if self.pace is None else self.pace[rows]
         self.members = [self.members[row] for row in rows]
 
     def _row(self, member: int) -> int:
@@ -79,7 +107,7 @@ class PopulationRecord:
     epoch: int
     step: int
     kl_weight: list[float]
-    learning_rate: float
+    learning_rate: list[float]
     loss: list[float]
     reconstruction: list[float]
     kl: list[float]
@@ -102,23 +130,37 @@ class PopulationRecord:
         return [member for member, *values in figures if not all(map(math.isfinite, values))]
 
 
-def start(models: Sequence[CVAE], kl_weights: Sequence[float], params: TrainParams, device: torch.device) -> Population:
+def start(
+    models: Sequence[CVAE],
+    kl_weights: Sequence[float],
+    params: TrainParams,
+    device: torch.device,
+    learning_rates: Sequence[float] | None = None,
+) -> Population:
     """A population that has not taken a step: copies of the models' weights on the device, and a fresh Adam.
 
-    Raises ValueError where the models differ in more than their weights, or there isn't one KL weight for each.
+    `learning_rates` gives each member a peak of its own in place of `params.learning_rate`. Raises ValueError where
+    the models differ in more than their weights, or there isn't one KL weight (and rate, if any) for each.
     """
     if len(models) != len(kl_weights):
         raise ValueError(f"{len(models)} models need as many KL weights, not {len(kl_weights)}")
+    if learning_rates is not None and len(models) != len(learning_rates):
+        raise ValueError(f"{len(models)} models need as many learning rates, not {len(learning_rates)}")
     if len({(model.architecture, type(model.likelihood)) for model in models}) != 1:
         raise ValueError("the members of a population must share one architecture and likelihood")
     weights, buffers = stack_module_state([model.to(device) for model in models])
+    dtype = models[0].mu.weight.dtype
+    own_rates = None if learning_rates is None else torch.tensor(learning_rates, dtype=dtype, device=device)
+    average = None if params.ema is None else {name: weight.detach().clone() for name, weight in weights.items()}
     return Population(
-        template=copy.deepcopy(models[0]),
+        template=copy.deepcopy(models[0]).eval(),
         weights=weights,
         buffers=buffers,
         optimizer=torch.optim.Adam(weights.values(), lr=params.learning_rate, fused=True),
-        kl_weights=torch.tensor(kl_weights, dtype=models[0].mu.weight.dtype, device=device),
+        kl_weights=torch.tensor(kl_weights, dtype=dtype, device=device),
         members=list(range(len(models))),
+        pace=None if own_rates is None else own_rates / params.learning_rate,
+        average=average,
     )
 
 
@@ -134,7 +176,7 @@ def fit(
     precision = pick_precision(params.precision, device)
     steps_per_epoch = max(len(train) // params.batch_size, 1)
     steps = steps_per_epoch * params.epochs
-    compute = _stacked_loss(population.template, params, device)
+    compute = _stacked_loss(population.template, params, aim, device)
     if device.type == "cpu":
         # glibc hands freed blocks back to the system, and each step then waits for zeroed pages, unless a block as
         # large was freed before: free one now. It saves about a tenth of 16 members' time.
@@ -143,38 +185,45 @@ def fit(
     while population.members and population.epoch < params.epochs:
         began = time.perf_counter()
         members = list(population.members)
-        # Each step leaves its terms here, on the device: reading them there and then would stall a GPU.
-        trace = torch.empty(steps_per_epoch, 2, len(members), device=device, dtype=dtype)
+        # Each step leaves its losses and terms here, on the device: reading them there and then would stall a GPU.
+        trace = torch.empty(steps_per_epoch, 3, len(members), device=device, dtype=dtype)
 
         size, view = population.template.latent_size, labelled(aim.pixels)
         for index, batch in enumerate(minibatches(train, params, view, population.epoch, size, dtype)):
-            rate = learning_rate(population.epoch * steps_per_epoch + index, steps, params.learning_rate, params.warmup)
+            step = population.epoch * steps_per_epoch + index
+            rate = learning_rate(step, steps, params.learning_rate, params.warmup)
+            factor, capacity = objective.pressure(step, steps, aim)
             for group in population.optimizer.param_groups:
                 group["lr"] = rate
 
+            kl_weights = population.kl_weights * factor
+            led_to = None if capacity is None else torch.tensor(capacity, device=device, dtype=dtype)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-                loss, reconstruction, kl = compute(
-                    population.weights, population.buffers, population.kl_weights, *batch
-                )
-            loss.sum().backward()  # the sum's gradient in a member's weights is that of the member's own loss
-            population.optimizer.step()
+                figures = compute(population.weights, population.buffers, kl_weights, led_to, *batch)
+            figures[0].sum().backward()  # the sum's gradient in a member's weights is that of the member's own loss
+            if params.clip is not None:
+                _clip([*population.weights.values()], params.clip)
+            population.step()
             population.optimizer.zero_grad()
+            if population.average is not None and params.ema is not None:
+                average([*population.average.values()], [*population.weights.values()], decay(step, params.ema))
 
-            trace[index, 0], trace[index, 1] = reconstruction.detach(), kl.detach()
+            for row, figure in enumerate(figures):
+                trace[index, row] = figure.detach()
 
-        reconstructions, kls = trace.mean(0).tolist()  # the epoch's only wait for the device
+        losses, reconstructions, kls = trace.mean(0).tolist()  # the epoch's only wait for the device
         seconds = time.perf_counter() - began
         population.epoch += 1
         # One at a time, through the solo code: at 1000 images a batch a CPU gains nothing from stacking.
-        unseen = [validate(population.model(member), validation, aim) for member in members]
-        kl_weights = population.kl_weights.tolist()
+        unseen = [_measure(population, member, train, validation, aim) for member in members]
+        pace = [1.0] * len(members) if population.pace is None else population.pace.tolist()
         yield PopulationRecord(
             members=members,
             epoch=population.epoch,
             step=population.epoch * steps_per_epoch,
-            kl_weight=kl_weights,
-            learning_rate=rate,
-            loss=[r + beta * k for r, beta, k in zip(reconstructions, kl_weights, kls, strict=True)],
+            kl_weight=kl_weights.tolist(),
+            learning_rate=[rate * share for share in pace],
+            loss=losses,
             reconstruction=reconstructions,
             kl=kls,
             validation_reconstruction=[means.reconstruction for means in unseen],
@@ -183,6 +232,24 @@ def fit(
             seconds=seconds,
             images_per_second=[steps_per_epoch * min(params.batch_size, len(train)) / seconds] * len(members),
         )
+
+
+def _measure(population: Population, member: int, train: Split, validation: Split, aim: ObjectiveParams) -> Means:
+    """What train.fit does with a model at an epoch's end."""
+    model = population.model(member)
+    calibrate(model, train, aim)
+    for name, buffer in model.named_buffers():
+        population.buffers[name][population.members.index(member)] = buffer
+    return validate(model, validation, aim)
+
+
+def _clip(weights: Sequence[Tensor], longest: float) -> None:
+    """torch.nn.utils.clip_grad_norm_ for each member by its own: gradients (M, ...) in place."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    shares = (longest / (norms + 1e-6)).clamp(max=1)
+    for gradient in gradients:
+        gradient *= shares.view(-1, *[1] * (gradient.ndim - 1))
 
 
 def auto_size(device: torch.device, architecture: Architecture, batch_size: int) -> int:
@@ -200,10 +267,13 @@ def member_bytes(architecture: Architecture, batch_size: int) -> int:
     """About what one member's training takes, in bytes."""
     with torch.device("meta"):
         weights = sum(weight.numel() for weight in CVAE(architecture).parameters())
-    hidden = sum(architecture.encoder_hidden) + sum(architecture.decoder_hidden)
+    units = sum(architecture.encoder_hidden) + sum(architecture.decoder_hidden)
+    for scale, channels in enumerate(architecture.channels, 1):
+        # Encoder and decoder: the convolution that changes the side, and two (three arrays each) in every block.
+        units += 2 * channels * (SIDE >> scale) ** 2 * (1 + 3 * architecture.blocks)
     # Weight, gradient and Adam's two moments in float32, weight and gradient in bfloat16. For an image, each hidden
     # unit before and after its ReLU and its gradient, and about ten arrays around the likelihood's pixels.
-    return 20 * weights + 4 * batch_size * (3 * hidden + 10 * PIXELS)
+    return 20 * weights + 4 * batch_size * (3 * units + 10 * PIXELS)
 
 
 def _memory(device: torch.device) -> int:
@@ -213,8 +283,10 @@ def _memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-# (weights, buffers, kl_weights, images, labels, noise) to each member's loss, reconstruction and kl, (M,) each
-StackedLoss = Callable[[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+# (weights, buffers, kl_weights, capacity, images, labels, noise) to loss, reconstruction and kl, (M,) each
+StackedLoss = Callable[
+    [dict[str, Tensor], dict[str, Tensor], Tensor, Tensor | None, Tensor, Tensor, Tensor], tuple[Tensor, ...]
+]
 
 
 class _Terms(nn.Module):
@@ -228,18 +300,26 @@ class _Terms(nn.Module):
         return objective.terms(self.model, images, labels, noise)
 
 
-def _stacked_loss(template: CVAE, params: TrainParams, device: torch.device) -> StackedLoss:
+def _stacked_loss(template: CVAE, params: TrainParams, aim: ObjectiveParams, device: torch.device) -> StackedLoss:
     """The model's own code and objective, written for one member, over all of them."""
-    module = _Terms(copy.deepcopy(template))
+    module = _Terms(copy.deepcopy(template)).train()
 
     def member_loss(
-        weights: dict[str, Tensor], buffers: dict[str, Tensor], kl_weight: Tensor, *batch: Tensor
+        weights: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        kl_weight: Tensor,
+        capacity: Tensor | None,
+        *batch: Tensor,
     ) -> tuple[Tensor, ...]:
         state = {f"model.{name}": tensor for name, tensor in (weights | buffers).items()}
         terms: objective.Terms = functional_call(module, state, batch)
-        return objective.loss(terms, kl_weight), terms.reconstruction.mean(), terms.kl.mean()
+        loss = objective.loss(terms, kl_weight, capacity, aim.free_bits)
+        return loss, terms.reconstruction.mean(), terms.kl.mean()
 
-    stacked: StackedLoss = vmap(member_loss, in_dims=(0, 0, 0, None, None, None))
+    for layer in module.modules():
+        if type(layer) in _HALF:
+            layer.__class__ = _HALF[type(layer)]
+    stacked: StackedLoss = vmap(member_loss, in_dims=(0, 0, 0, None, None, None, None))
     if params.compile == "always":
         # 40 s on 2 cores for 10 % (article) or a loss (strong). On a GPU it replays a CUDA graph instead of launching.
         mode = "reduce-overhead" if device.type == "cuda" else None
@@ -249,6 +329,33 @@ def _stacked_loss(template: CVAE, params: TrainParams, device: torch.device) -> 
         if type(layer) is nn.Linear and layer.bias is not None:
             layer.__class__ = _Linear
     return stacked
+
+
+class _Conv2d(nn.Conv2d):
+    """One that brings its bias to the type of its products: under vmap, autocast forgets it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, weight, bias = _autocast(x, self.weight, self.bias)
+        return F.conv2d(x, weight, bias, self.stride, self.padding)
+
+
+class _ConvTranspose2d(nn.ConvTranspose2d):
+    """Likewise."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: ARG002
+        assert not isinstance(self.padding, str)  # which a transposed convolution does not take
+        x, weight, bias = _autocast(x, self.weight, self.bias)
+        return F.conv_transpose2d(x, weight, bias, self.stride, self.padding)
+
+
+_HALF: dict[type[nn.Module], Any] = {nn.Conv2d: _Conv2d, nn.ConvTranspose2d: _ConvTranspose2d}
+
+
+def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The three in the type that autocast multiplies in, where it is on."""
+    half = torch.is_autocast_enabled(x.device.type) and weight.dtype == torch.float32
+    dtype = torch.bfloat16 if half else weight.dtype
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 class _Linear(nn.Linear):

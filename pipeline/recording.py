@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import checkpoint, console, tracking
+from pipeline.files import home
 from pipeline.train import Record, Training
 
 
@@ -38,7 +39,7 @@ def recording(
     After every epoch the state lies in .checkpoints/ under `key`, which stands for data and params. A training that
     was interrupted there goes on, in its own MLflow run; the file goes when all that the block does is done.
     """
-    unfinished = tracking.home(Path.cwd()) / ".checkpoints" / f"{key}.safetensors"
+    unfinished = home(Path.cwd()) / ".checkpoints" / f"{key}.safetensors"
     before = checkpoint.resume_training(unfinished, training)
     if before:
         print(f"going on after epoch {training.epoch}, where this very run was interrupted")

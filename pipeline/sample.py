@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 Sampler = Literal["prior", "fitted"]
 Components = Annotated[int, Range(least=1)]
 SAMPLERS: tuple[Sampler, ...] = ("prior", "fitted")
+Shown = Literal["mean", "draw"]
 
 
 @dataclass(frozen=True)
 class SampleParams:
     sampler: Sampler
     components: Components
+    shown: Shown  # an image is the likelihood's mean, or a draw of its pixels
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def fit_density(model: CVAE, split: Split, pixels: Pixels, components: int, seed
         for digit in range(CLASSES):
             rows = codes[labels == digit]
             if len(rows) < 2:
-                weights[digit, 0], roots[digit] = 1, np.eye(size)  # nothing is known of the class: the prior
+                weights[digit, 0], roots[digit] = 1, np.eye(size)  # nothing is known of the class
                 continue
             mixture = _mixture(rows, min(components, len(rows) // 2), seed)
             count = mixture.n_components
@@ -97,31 +99,55 @@ def _mixture(rows: np.ndarray, components: int, seed: int) -> "GaussianMixture":
         return GaussianMixture(components, random_state=seed, reg_covar=1e-4).fit(rows)
 
 
+@torch.no_grad()
 def prior_codes(model: CVAE, labels: Tensor, seed: int) -> Tensor:
     """Codes z (N, latent) from the model's own p(z∣y); the same labels and seed give the same noise."""
-    mu, log_var = model.prior(labels)
-    source = torch.Generator(labels.device).manual_seed(seed)
-    return mu + (log_var / 2).exp() * torch.randn(mu.shape, generator=source, device=mu.device)
+    return model.prior().draw(labels, torch.Generator(labels.device).manual_seed(seed))
 
 
 @torch.no_grad()
-def decode(model: CVAE, z: Tensor, labels: Tensor) -> Tensor:
-    """Expected images (N, 1, 28, 28) float32 in [0, 1] of codes (N, latent)."""
-    parts = zip(z.split(1000), labels.split(1000), strict=True)
-    images = [model.likelihood.mean(model.decode(z_part, label_part)) for z_part, label_part in parts]
-    return torch.cat(images).view(-1, 1, SIDE, SIDE)
+def decode(model: CVAE, z: Tensor, labels: Tensor, seed: int | None = None) -> Tensor:
+    """Expected images (N, 1, 28, 28) float32 in [0, 1] of codes (N, latent); with a seed, draws of their pixels.
+
+    A draw of a Gaussian's pixels may lie outside [0, 1]: it is cut there, as a screen would.
+    """
+    source = None if seed is None else torch.Generator(z.device).manual_seed(seed)
+    images = []
+    for z_part, label_part in zip(z.split(1000), labels.split(1000), strict=True):
+        outputs = model.decode(z_part, label_part)
+        images.append(model.likelihood.mean(outputs) if source is None else model.likelihood.sample(outputs, source))
+    return torch.cat(images).clamp(0, 1).view(-1, 1, SIDE, SIDE)
 
 
-def codes(model: CVAE, density: Density, labels: Tensor, sampler: Sampler, seed: int) -> Tensor:
-    """Codes z (N, latent) for the asked labels (N,)."""
-    if sampler == "fitted":
-        return density.draw(labels, torch.Generator(labels.device).manual_seed(seed))
-    return prior_codes(model, labels, seed)
+def codes(model: CVAE, density: Density | None, labels: Tensor, sampler: Sampler, seed: int) -> Tensor:
+    """Codes z (N, latent) for the asked labels (N,).
+
+    Raises ValueError where the fitted sampler is asked for without a density.
+    """
+    if sampler == "prior":
+        return prior_codes(model, labels, seed)
+    if density is None:
+        raise ValueError("the fitted sampler needs a density")
+    return density.draw(labels, torch.Generator(labels.device).manual_seed(seed))
 
 
-def draw(model: CVAE, density: Density, labels: Tensor, sampler: Sampler, seed: int) -> Tensor:
-    """Samples (N, 1, 28, 28) float32 in [0, 1] of the asked labels (N,)."""
-    return decode(model, codes(model, density, labels, sampler, seed), labels)
+def draw(
+    model: CVAE,
+    density: Density | None,
+    labels: Tensor,
+    sampler: Sampler,
+    seed: int,
+    shown: Shown = "mean",
+) -> Tensor:
+    """Samples (N, 1, 28, 28) float32 in [0, 1] of the asked labels (N,), from `codes`."""
+    z = codes(model, density, labels, sampler, seed)
+    return decode(model, z, labels, epoch_seed(seed, 1) if shown == "draw" else None)  # other noise than the codes'
+
+
+def preview(model: CVAE) -> np.ndarray:
+    """A sheet of samples from the prior, a row a digit, the same noise at every call: (H, W) uint8."""
+    labels = rows_of_digits(CLASSES).to(model.mu.weight.device)
+    return sheet(decode(model, prior_codes(model, labels, seed=0), labels), columns=CLASSES)
 
 
 def rows_of_digits(columns: int) -> Tensor:
@@ -139,10 +165,11 @@ def sheet(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
     return (255 - whole * 255).round().astype(np.uint8)
 
 
+@torch.no_grad()
 def traverse(model: CVAE, digit: int, dimension: int, values: Tensor) -> Tensor:
     """Images (V, 1, 28, 28) of one digit at the prior's mean, moved along one latent dimension to each value (V,)."""
     labels = torch.full((len(values),), digit, device=values.device)
-    z = model.prior(labels)[0].clone()
+    z = model.prior().mean(labels).clone()
     z[:, dimension] = values
     return decode(model, z, labels)
 
@@ -172,12 +199,13 @@ def _turn(first: Tensor, last: Tensor, share: Tensor) -> Tensor:
 def styles(model: CVAE, density: Density, count: int, sampler: Sampler, seed: int) -> Tensor:
     """Codes (count, 10, latent) of one style in each row, for every digit.
 
-    `prior`: the very same code for all ten. `fitted`: below β = 1 a code still tells its digit, and each class has a
-    region of its own; so one draw of N(0, I) is the style, and its place in each class's Gaussian the code.
+    `prior`: the same noise for all ten, and the very same code where the prior is one for all. `fitted`: below β = 1 a
+    code still tells its digit, and each class has a region of its own; so one draw of N(0, I) is the style, and its
+    place in each class's Gaussian the code.
     """
     if sampler == "prior":
-        labels = torch.zeros(count, dtype=torch.int64, device=density.means.device)
-        return prior_codes(model, labels, seed)[:, None].expand(-1, CLASSES, -1)
+        digits = torch.arange(CLASSES, device=density.means.device)[:, None].expand(-1, count)
+        return torch.stack([prior_codes(model, labels, seed) for labels in digits], 1)
     mean, covariance = density.moments()
     values, axes = torch.linalg.eigh(covariance)
     root = axes * values.clamp_min(0).sqrt().unsqueeze(-2) @ axes.mT  # symmetric: it turns no axis into another

@@ -28,7 +28,7 @@ import urllib.request
 import webbrowser
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
-from pipeline.files import replacing
+from pipeline.files import home, replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,18 +83,6 @@ class Terminated(SystemExit):
 
 
 # Where runs are kept
-
-
-def home(root: Path) -> Path:
-    """The user's own project folder, absolute: `root`, or the project in front of DVC's temporary copy of it.
-
-    `dvc exp run --temp` and `--queue` work in `<project>/.dvc/tmp/exps/…`, which DVC deletes afterwards.
-    """
-    root = root.resolve()
-    for folder in (root, *root.parents):
-        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
-            return folder.parents[2]
-    return root
 
 
 def tracking_uri(root: Path, environment: Mapping[str, str] = os.environ) -> str:
@@ -335,6 +323,65 @@ class Run:
             )
         if self.refused > 1:
             self._warn(f"MLflow refused {self.refused} records of run {self.name}")
+
+
+def tag(run_id: str, values: Mapping[str, Any], uri: str, warn: Warn) -> None:
+    """Tags a run that has ended and leaves it ended; a warning where it can't be reached or isn't there any more."""
+    try:
+        found = _find(run_id, uri)
+    except UserError as error:
+        warn(str(error))
+        return
+    if found is None:
+        warn(f"MLflow run {run_id} isn't at {_shown(uri)} any more: nothing is tagged there")
+        return
+    Run(_Store.at(uri), warn, found.info.run_name, run_id, found.info.experiment_id).tags(values)
+
+
+def close(run_id: str, root: Path = Path()) -> None:
+    """Ends a run as FAILED that a killed process left open; nothing where it has ended, or isn't there."""
+    uri = tracking_uri(root)
+    with suppress(UserError):
+        found = _find(run_id, uri)
+        if found is not None and found.info.status == "RUNNING":
+            Run(_Store.at(uri), _to_stderr, found.info.run_name, run_id, found.info.experiment_id)._end("FAILED")
+
+
+class SideBySide:
+    """Runs that are open at once, by a number each, in whatever order they begin and end; `side_by_side` makes it."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[Run, ExitStack]] = {}
+
+    def begin(self, number: int, context: AbstractContextManager[Run]) -> Run:
+        """Enters what `start` or `resume` gave."""
+        stack = ExitStack()
+        run = stack.enter_context(context)
+        self._open[number] = run, stack
+        return run
+
+    def __getitem__(self, number: int) -> Run:
+        return self._open[number][0]
+
+    def end(self, number: int, error: BaseException | None = None) -> None:
+        """Ends a run well, or as `error` would."""
+        _, stack = self._open.pop(number)
+        stack.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+
+
+@contextmanager
+def side_by_side() -> Iterator[SideBySide]:
+    """Those still open at the end, or at an exception, end with it."""
+    runs = SideBySide()
+    error: BaseException | None = None
+    try:
+        yield runs
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        for number in list(runs._open):
+            runs.end(number, error)
 
 
 @dataclass

@@ -4,19 +4,20 @@ The loop knows no formula (objective.py), no file, tracker or trial: callers log
 records. One Record is one epoch.
 """
 
+import copy
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from pipeline import objective
-from pipeline.data import Pixels, Split, as_pixels, batches, epoch_seed
+from pipeline import likelihood, objective
+from pipeline.data import PIXELS, Pixels, Split, as_pixels, batches, epoch_seed
 from pipeline.device import pick_precision
 from pipeline.errors import UserError
 from pipeline.model import Model
@@ -24,6 +25,7 @@ from pipeline.objective import ObjectiveParams, Terms
 from pipeline.params import Range
 
 VALIDATION_BATCH = 1000
+CALIBRATION = 10_000  # training images that the σ of sigma_optimal is taken from, in a fraction of an epoch's time
 COMPILING_PAYS = 5_000_000  # images: compiling costs up to 40 s, which a default run would not win back
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -36,6 +38,8 @@ class TrainParams:
     batch_size: Annotated[int, Range(least=1)]
     learning_rate: Annotated[float, Range(above=0)]
     warmup: Annotated[float, Range(least=0, below=1)]  # share of all steps in which the rate rises to its peak
+    ema: Annotated[float, Range(above=0, below=1)] | None  # decay of the averaged weights
+    clip: Annotated[float, Range(above=0)] | None  # the longest gradient
     seed: Annotated[int, Range(least=0, most=2**31)]
     device: str  # auto, cpu, cuda, cuda:1, …
     precision: Precision
@@ -44,7 +48,10 @@ class TrainParams:
 
 @dataclass(frozen=True)
 class Record:
-    """One epoch. Losses and their terms in nats per image; the training ones are means over the epoch's batches."""
+    """One epoch. Losses and their terms in nats per image; the training ones are means over the epoch's batches.
+
+    The terms are the true ones whatever pressed on them; `loss` is what was minimised, `kl_weight` its last weight.
+    """
 
     epoch: int
     step: int
@@ -77,11 +84,14 @@ M = TypeVar("M", bound=Model)
 class Training(Generic[M]):
     """What a run carries from epoch to epoch, and a checkpoint from process to process.
 
-    There is no state of a random generator among it: each epoch seeds its own (data.epoch_seed).
+    `model` is what is validated, sampled and saved. The optimizer moves `trained`: with train.ema, `model` is the
+    average of it, and otherwise the same object. There is no state of a random generator among it: each epoch seeds
+    its own (data.epoch_seed).
     """
 
     model: M
     optimizer: torch.optim.Adam
+    trained: M
     epoch: int = 0
 
 
@@ -91,8 +101,9 @@ class Diverged(UserError):
 
 def start(model: M, params: TrainParams, device: torch.device) -> Training[M]:
     """A run that has not taken a step: the model on the device and a fresh Adam over it."""
-    model = model.to(device)
-    return Training(model, torch.optim.Adam(model.parameters(), lr=params.learning_rate, fused=True))
+    model = model.to(device).eval()
+    trained = model if params.ema is None else copy.deepcopy(model)
+    return Training(model, torch.optim.Adam(trained.parameters(), lr=params.learning_rate, fused=True), trained)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
@@ -105,6 +116,21 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     if step < rising:
         return peak * (step + 1) / rising
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+
+
+def decay(step: int, most: float) -> float:
+    """Decay of the averaged weights after step `step`: a short memory at first, when all weights are bad.
+
+    >>> [round(decay(step, 0.999), 3) for step in (0, 90, 10_000)]
+    [0.1, 0.91, 0.999]
+    """
+    return min(most, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def average(means: Sequence[Tensor], weights: Sequence[Tensor], decay: float) -> None:
+    """Moves each mean the share 1 − decay towards its weight, in place (after Polyak & Juditsky 1992)."""
+    torch._foreach_lerp_(list(means), list(weights), 1 - decay)
 
 
 def minibatches(
@@ -147,7 +173,7 @@ def fit(
     Same seed, same machine: the same weights, whether or not the run was interrupted between two records. Raises
     Diverged at the end of the epoch in which a term of the loss stopped being finite.
     """
-    model, optimizer = training.model, training.optimizer
+    model, trained, optimizer = training.model, training.trained, training.optimizer
     device, dtype, view = train.images.device, model.dtype, view or labelled(aim.pixels)
     precision = pick_precision(params.precision, device)
     steps_per_epoch = max(len(train) // params.batch_size, 1)
@@ -156,44 +182,77 @@ def fit(
 
     while training.epoch < params.epochs:
         began = time.perf_counter()
-        # Each step leaves its two terms here, on the device: reading them there and then would stall a GPU.
-        trace = torch.empty(steps_per_epoch, 2, device=device, dtype=dtype)
+        # Each step leaves its loss and terms here, on the device: reading them there and then would stall a GPU.
+        trace = torch.empty(steps_per_epoch, 3, device=device, dtype=dtype)
 
+        trained.train()
         for index, batch in enumerate(minibatches(train, params, view, training.epoch, model.latent_size, dtype)):
             step = training.epoch * steps_per_epoch + index
             rate = learning_rate(step, steps, params.learning_rate, params.warmup)
+            factor, capacity = objective.pressure(step, steps, aim)
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-                terms = compute(model, *batch)
-            objective.loss(terms, aim.kl_weight).backward()
+                terms = compute(trained, *batch)
+            loss = objective.loss(terms, aim.kl_weight * factor, capacity, aim.free_bits)
+            loss.backward()
+            if params.clip is not None:
+                torch.nn.utils.clip_grad_norm_(trained.parameters(), params.clip)
             optimizer.step()
             optimizer.zero_grad()
+            if params.ema is not None:
+                average([*model.parameters()], [*trained.parameters()], decay(step, params.ema))
 
-            trace[index, 0] = terms.reconstruction.detach().mean()
-            trace[index, 1] = terms.kl.detach().mean()
+            trace[index, 0] = loss.detach()
+            trace[index, 1] = terms.reconstruction.detach().mean()
+            trace[index, 2] = terms.kl.detach().mean()
+        trained.eval()
 
-        reconstruction, kl = trace.mean(0).tolist()  # the epoch's only wait for the device
+        means = trace.mean(0).tolist()  # the epoch's only wait for the device
         seconds = time.perf_counter() - began
-        if not math.isfinite(reconstruction + kl):
+        if not all(map(math.isfinite, means)):
             raise Diverged(_divergence(trace.cpu(), training.epoch * steps_per_epoch, params, aim))
         training.epoch += 1
+        calibrate(model, train, aim, view)
         unseen = validate(model, validation, aim, view)
         yield Record(
             epoch=training.epoch,
             step=training.epoch * steps_per_epoch,
-            kl_weight=aim.kl_weight,
+            kl_weight=aim.kl_weight * factor,
             learning_rate=rate,
-            loss=reconstruction + aim.kl_weight * kl,
-            reconstruction=reconstruction,
-            kl=kl,
+            loss=means[0],
+            reconstruction=means[1],
+            kl=means[2],
             validation_reconstruction=unseen.reconstruction,
             validation_kl=unseen.kl,
             validation_elbo=-(unseen.reconstruction + unseen.kl),
             seconds=seconds,
             images_per_second=steps_per_epoch * min(params.batch_size, len(train)) / seconds,
         )
+
+
+@torch.no_grad()
+def calibrate(model: Model, train: Split, aim: ObjectiveParams, view: View | None = None) -> None:
+    """Gives a likelihood that takes its σ from its errors (sigma_optimal) the one σ that all images are judged by.
+
+    From training images alone, with one draw of z each, the same at every call. Other likelihoods are left as they are.
+    """
+    if not isinstance(model.likelihood, likelihood.SigmaOptimal):
+        return
+    source = torch.Generator(train.images.device).manual_seed(0)
+    dtype, view = model.dtype, view or labelled(aim.pixels)
+    total = torch.zeros((), dtype=torch.float64, device=train.images.device)
+    seen = train[:CALIBRATION]
+    for start_row in range(0, len(seen), VALIDATION_BATCH):
+        part = seen[start_row : start_row + VALIDATION_BATCH]
+        images, condition = view(part, source)
+        images, context = images.to(dtype), model.context(condition)
+        mu, log_var = model.encode(images, context)
+        z = mu + (log_var / 2).exp() * torch.randn(mu.shape, generator=source, device=mu.device, dtype=dtype)
+        mean = model.decode(z, context).sigmoid()
+        total += (images.flatten(1) - mean).square().sum()
+    model.likelihood.calibrate((total / (len(seen) * PIXELS)).to(dtype))
 
 
 @dataclass(frozen=True)
@@ -222,7 +281,8 @@ def validate(model: Model, split: Split, aim: ObjectiveParams, view: View | None
 
 def _divergence(trace: Tensor, first_step: int, params: TrainParams, aim: ObjectiveParams) -> str:
     row = int((~trace.isfinite()).any(1).nonzero()[0])
-    term = "reconstruction" if not trace[row, 0].isfinite() else "kl"
+    names = ("loss", "reconstruction", "kl")
+    column = next(index for index in (1, 2, 0) if not trace[row, index].isfinite())
     cause = (
         f"train.learning_rate {params.learning_rate:g} is probably too high, try {params.learning_rate / 10:g}"
         if params.learning_rate > 3e-3
@@ -230,5 +290,4 @@ def _divergence(trace: Tensor, first_step: int, params: TrainParams, aim: Object
         if aim.kl_weight > 1e3
         else "try a lower train.learning_rate, or train.precision float32"
     )
-    value = float(trace[row, 0 if term == "reconstruction" else 1])
-    return f"training stopped: {term} became {value} at step {first_step + row}: {cause}"
+    return f"training stopped: {names[column]} became {float(trace[row, column])} at step {first_step + row}: {cause}"

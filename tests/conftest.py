@@ -1,11 +1,42 @@
 """Fixtures that several test modules share."""
 
 import os
+from collections.abc import Iterator
 
+import postgres
 import pytest
+
+# Tensors this small gain nothing from threads, and where others use the processor, threads that wait for one another
+# took sixty times as long. It must be set before torch is imported; the programs that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pipeline import data, download
 from pipeline.errors import UserError
+
+
+@pytest.fixture(scope="session", autouse=True)
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests and the programs they start see of the machine: neither its owner's settings nor a proxy."""
+    settings = tmp_path_factory.mktemp("settings")
+    fixed = {
+        "GIT_CONFIG_GLOBAL": os.devnull,  # a signing key or a hook would stop the tests' commits
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "DVC_GLOBAL_CONFIG_DIR": str(settings / "dvc"),
+        "DVC_SYSTEM_CONFIG_DIR": str(settings / "dvc-system"),
+        "DVC_SITE_CACHE_DIR": str(settings / "dvc-cache"),
+        "LC_ALL": "C.UTF-8",  # git answers in the user's language
+        "PYTHONUTF8": "1",
+        "COLUMNS": "120",  # tables and help are as wide as the window
+        "NO_PROXY": "localhost,127.0.0.1",
+        "no_proxy": "localhost,127.0.0.1",
+    }
+    unset = ("FORCE_COLOR", "PYTHONWARNINGS", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # git's hooks set the last
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in fixed.items():
+            patch.setenv(name, value)
+        for name in unset:
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +52,15 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> dict[str, data.Split]:
     train, validation = data.split(*data.read_idx_pair(folder, *data.FILES["train"]), 5000, 0)
     test = data.as_split(*data.read_idx_pair(folder, *data.FILES["test"]))
     return {"train": train, "validation": validation, "test": test}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[postgres.Server]:
+    """A PostgreSQL server of our own; skipped where none is installed, but not in CI."""
+    programs = postgres.programs()
+    if programs is None:
+        if os.environ.get("CI"):
+            pytest.fail("no PostgreSQL server is installed: .ci/run does it, on Debian, as root")
+        pytest.skip("no PostgreSQL server is installed (on Debian: apt-get install postgresql)")
+    with postgres.running(programs) as server:
+        yield server

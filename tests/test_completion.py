@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from settings import train_params
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Independent, Normal, kl_divergence
 
 from pipeline import checkpoint, completion, judge
 from pipeline.bound import importance_weighted
@@ -17,12 +18,10 @@ from pipeline.completion import AIM, Completer, build, condition, draw_masks, ma
 from pipeline.data import Split
 from pipeline.errors import UserError
 from pipeline.objective import terms
-from pipeline.train import TrainParams, fit, start
+from pipeline.train import fit, start
 
 COUNT = 6
-PARAMS = TrainParams(
-    epochs=6, batch_size=20, learning_rate=3e-3, warmup=0.1, seed=7, device="cpu", precision="float32", compile="never"
-)
+PARAMS = train_params(epochs=6, learning_rate=3e-3)
 
 
 def source(seed: int = 0) -> torch.Generator:
@@ -56,7 +55,7 @@ def exact(model: Completer, images: Tensor, given: Tensor) -> Tensor:
     """log ∫ p(hidden∣z,seen) p(z∣seen) dz by the trapezoid rule on a fine grid, (N,) nats, from plain formulas."""
     z = torch.linspace(-30, 30, 6001)
     context = model.context(given)
-    mu, log_var = model.prior(context)
+    mu, log_var = model.prior_parameters(context)
     logits = model.decode(z[:, None, None].expand(-1, len(images), 1), context)
     hidden = (given[:, :784] == 0).double()
     cost = F.binary_cross_entropy_with_logits(
@@ -235,6 +234,25 @@ def test_the_network_s_likelihood_is_exact_and_needs_one_draw() -> None:
     assert nll == pytest.approx(float(both.reconstruction.mean()), rel=1e-5)
 
 
+def test_the_prior_is_a_gaussian_of_what_is_seen() -> None:
+    """Its density, divergence, mean and draws are those of its parameters, a row for each condition."""
+    ours, (images, given) = model(2), shown(split())
+    context, prior = ours.context(given), ours.prior()
+    mu, log_var = ours.prior_parameters(context)
+    before = Independent(Normal(mu, (log_var / 2).exp()), 1)
+    q_mu, q_log_var = ours.encode(images, context)
+    q = Independent(Normal(q_mu, (q_log_var / 2).exp()), 1)
+    z = q.sample()
+    assert torch.pdist(mu).min() > 0
+    assert torch.allclose(prior.log_prob(z, context), before.log_prob(z), rtol=1e-4)
+    assert torch.allclose(prior.kl(q_mu, q_log_var, z, context).sum(-1), kl_divergence(q, before), rtol=1e-4)
+    assert torch.equal(prior.mean(context), mu)
+    generator = source()
+    draws = torch.stack([prior.draw(context, generator) for _ in range(4000)])
+    assert torch.allclose((draws.mean(0) - mu) / before.stddev, torch.zeros(()), atol=0.1)
+    assert torch.allclose(draws.std(0) / before.stddev, torch.ones(()), atol=0.1)
+
+
 def test_the_posterior_begins_at_the_prior_s_scale() -> None:
     """q is told as what x changes in p(z∣seen): with a silent encoder it is the prior, and the KL is 0."""
     silent = model(3)
@@ -243,7 +261,7 @@ def test_the_posterior_begins_at_the_prior_s_scale() -> None:
             weight.zero_()
     images, given = shown(split())
     context = silent.context(given)
-    for q, p in zip(silent.encode(images, context), silent.prior(context), strict=True):
+    for q, p in zip(silent.encode(images, context), silent.prior_parameters(context), strict=True):
         assert torch.equal(q, p)
 
 

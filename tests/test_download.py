@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import itertools
 import os
 import signal
 import socket
@@ -113,12 +114,14 @@ def listening(talk: Callable[[socket.socket], None] | None = None) -> Iterator[s
             thread.join()
 
 
-def trickle(call: socket.socket, head: bytes, seconds: float) -> None:
+def trickle(call: socket.socket, head: bytes, done: threading.Event) -> None:
+    """A byte now and then, for minutes if nobody hangs up."""
     call.recv(4096)
     call.sendall(head)
-    for _ in range(int(seconds / 0.02)):
+    for _ in range(6000):
+        if done.wait(0.02):
+            break
         call.sendall(b"\0")
-        time.sleep(0.02)
 
 
 def folder_of(path: Path, files: Site) -> str:
@@ -264,21 +267,22 @@ def test_a_server_that_never_answers_is_left(raw: Path, tmp_path: Path) -> None:
     assert_whole(raw)
 
 
-@pytest.mark.parametrize(
-    ("head", "seconds", "words"),
-    [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", 9, "comes too slowly"),
-        (b"HTTP/1.1 200 OK\r\n\r\n", 9, "comes too slowly"),
-        (b"HTTP/1.1 200 OK\r\nX-Endless: ", 1.5, "no answer in time"),
-    ],
-    ids=["body", "endless body", "headers"],
-)
+@pytest.mark.parametrize("length", ["Content-Length: 1000\r\n", ""], ids=["body", "endless body"])
+def test_a_server_whose_body_trickles_is_left(raw: Path, monkeypatch: pytest.MonkeyPatch, length: str) -> None:
+    """By a clock of our own, a second further at each look: how busy the machine is does not matter."""
+    monkeypatch.setattr(download, "time", types.SimpleNamespace(monotonic=itertools.count().__next__))
+    head, done = f"HTTP/1.1 200 OK\r\n{length}\r\n".encode(), threading.Event()
+    with listening(lambda call: trickle(call, head, done)) as slow:
+        assert "comes too slowly" in reason(raw, slow)
+        done.set()
+
+
 @pytest.mark.usefixtures("hasty")
-def test_a_server_that_trickles_is_left(raw: Path, head: bytes, seconds: float, words: str) -> None:
-    begun = time.monotonic()
-    with listening(lambda call: trickle(call, head, seconds)) as slow:
-        assert words in reason(raw, slow)
-        assert time.monotonic() - begun < 5
+def test_a_server_whose_headers_trickle_is_left(raw: Path) -> None:
+    done = threading.Event()
+    with listening(lambda call: trickle(call, b"HTTP/1.1 200 OK\r\nX-Endless: ", done)) as slow:
+        assert "no answer in time" in reason(raw, slow)
+        done.set()
 
 
 def test_a_server_that_speaks_no_http_is_left(raw: Path) -> None:
@@ -536,26 +540,33 @@ def is_running(pid: int) -> bool:
 
 
 def assert_gone(pids: Path) -> None:
-    deadline = time.monotonic() + 2
+    """Each process is, soon: the kernel ends it when it comes to it, and none would end by itself for minutes."""
+    deadline = time.monotonic() + 60
     while any(is_running(int(pid)) for pid in pids.read_text().split()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-HANG = 'sleep 60 & echo $$ $! > "{}"\n'
+HANG = 'sleep 600 & echo $$ $! > "{}"\n'
 
 
 def test_an_npm_that_hangs_is_ended_with_its_children(
     raw: Path, tmp_path: Path, npm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "NPM_LONGEST", 0.5)
-    npm(HANG.format(tmp_path / "pids") + "wait")
-    assert "npm took longer than 0.5 s" in reason(raw, NPM)
-    assert_gone(tmp_path / "pids")
+    pids = tmp_path / "pids"
+    pids.touch()
+    npm(HANG.format(pids) + "wait")
+    for seconds in (0.5, 5.0, 50.0):
+        monkeypatch.setattr(download, "NPM_LONGEST", seconds)
+        assert f"npm took longer than {seconds:g} s" in reason(raw, NPM)
+        if pids.read_text():  # or else the machine was too busy to start it in that time
+            break
+    assert pids.read_text()
+    assert_gone(pids)
 
 
 def test_an_interrupt_ends_npm_and_leaves_nothing(raw: Path, tmp_path: Path, npm: Callable[[str], Path]) -> None:
-    npm(HANG.format(tmp_path / "pids") + "echo half > x.tgz; sleep 0.3; kill -INT $PPID; wait")
+    npm(HANG.format(tmp_path / "pids") + "echo half > x.tgz; sleep 1; kill -INT $PPID; wait")
     # A shell that starts the tests in the background has told them to ignore Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -9,7 +9,7 @@ import pytest
 from imports import MODULES, ROOT, closure
 from ruamel.yaml import YAML
 
-from pipeline import completion, download, evaluation, judge, model, objective, sample, tracking, train
+from pipeline import completion, download, evaluation, judge, model, objective, sample, study, tracking, train
 from pipeline.params import SECTIONS, load
 
 STAGES: dict[str, dict[str, Any]] = {
@@ -27,6 +27,7 @@ OWNERS: dict[str, type[Any]] = {
     "sample": sample.SampleParams,
     "evaluate": evaluation.EvaluateParams,
     "completion": completion.CompletionParams,
+    "tune": study.TuneParams,
     "tracking": tracking.TrackingParams,
 }
 

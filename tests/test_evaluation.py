@@ -1,15 +1,17 @@
 """Evaluation on tiny data with a judge whose verdict is known."""
 
 import json
+import math
 from functools import cache
 from typing import NamedTuple
 
 import pandas as pd
 import pytest
 import torch
+from settings import objective_params
 from torch import Tensor, nn
 
-from pipeline import evaluation, metrics
+from pipeline import evaluation, likelihood, metrics
 from pipeline.data import Split, to_unit
 from pipeline.errors import UserError
 from pipeline.evaluation import EvaluateParams, Evaluation, Pictures
@@ -18,7 +20,7 @@ from pipeline.objective import ObjectiveParams
 from pipeline.sample import Density
 
 SMALL = Architecture(4, (32,), (32,), "concat", encoder_sees_label=True)
-AIM = ObjectiveParams(kl_weight=0.5, likelihood="bernoulli", pixels="grey")
+AIM = objective_params(kl_weight=0.5)
 PARAMS = EvaluateParams(nll_draws=50, seed=0)
 SAMPLE_FIGURES = ("class_accuracy", "diversity", "frechet", "precision", "recall", "density", "coverage")
 
@@ -111,7 +113,19 @@ def test_the_record_holds_k_and_the_pixel_protocol() -> None:
         "test",
         120,
     )
-    assert run(ignoring_z(), ObjectiveParams(2.0, "bernoulli", "binary")).summary["protocol"]["pixels"] == "binary"
+    assert run(ignoring_z(), objective_params(kl_weight=2.0, pixels="binary")).summary["protocol"]["pixels"] == "binary"
+
+
+@pytest.mark.parametrize("name", likelihood.LIKELIHOODS)
+def test_every_likelihood_is_measured_and_only_the_exact_one_in_bits(name: likelihood.Name) -> None:
+    model = build(SMALL, 0, name, sigma=0.2)
+    summary = run(model, objective_params(likelihood=name)).summary
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert summary["protocol"]["likelihood"] == name
+    assert ("bits_per_dimension" in summary) == (name == "discretized_logistic")
+    if name == "discretized_logistic":
+        assert summary["bits_per_dimension"] == pytest.approx(summary["nll"] / 784 / math.log(2))
+        assert summary["bits_per_dimension"] > 0
 
 
 def test_a_row_for_each_sampler_and_digit() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -181,3 +182,103 @@ def test_completions_stand_between_what_is_seen_and_the_truth() -> None:
         assert 0 < places[0] < 30 < places[1] < 60
         assert places[-1] > 8 * 30 - 30
     saved(figure)
+
+
+# The study's
+
+
+def trials(states: list[str]) -> pd.DataFrame:
+    """A study's table: a trial for each state, of which failed ones know nothing."""
+    count = len(states)
+    weight = np.geomspace(0.01, 100, count) if count > 1 else np.ones(count)
+    table = pd.DataFrame({"trial": range(count), "state": states, "kl_weight": weight})
+    table["validation_kl"], table["validation_reconstruction"] = 30 / (1 + weight), 70 + 10 * weight**0.5
+    for name in ("frechet", "class_accuracy", "diversity"):
+        for sampler in ("prior", "fitted"):
+            table[f"validation_{sampler}_{name}"] = 0.3 + weight / 200
+    table["value_frechet"] = table["validation_fitted_frechet"]
+    table["value_reconstruction"] = table["validation_reconstruction"]
+    table["feasible"] = True
+    unknown = ~table["state"].isin(["COMPLETE", "PRUNED"])
+    table.loc[unknown, [name for name in table.columns if "_" in name and name != "kl_weight"]] = np.nan
+    table["feasible"] = table["feasible"].astype(object).where(~unknown, None)
+    return table
+
+
+STUDIES = [["COMPLETE", "PRUNED", "COMPLETE", "FAILED", "RUNNING"], ["COMPLETE"], ["PRUNED", "PRUNED"], ["FAILED"]]
+
+
+@pytest.mark.parametrize("states", STUDIES)
+def test_a_study_is_drawn_whatever_became_of_its_trials(states: list[str]) -> None:
+    table = trials(states)
+    for figure in (
+        figures.study_weights(table, ["frechet", "class_accuracy", "kl", "diversity"], {"frechet": 0.4}, 1.0),
+        figures.rate_distortion(table),
+        figures.study_history(table, "frechet", lower_is_better=True),
+        figures.pareto(table, ["reconstruction", "frechet"], [0]),
+    ):
+        saved(figure)
+
+
+def test_both_samplers_and_the_ceiling_stand_in_one_panel() -> None:
+    figure = figures.study_weights(trials(["COMPLETE"] * 3), ["frechet", "diversity"], {"frechet": 0.4}, 1.0)
+    frechet, diversity = figure.axes
+    assert {line.get_label() for line in frechet.lines} >= {"prior", "fitted", "real images"}
+    assert "real images" not in {line.get_label() for line in diversity.lines}
+    assert (frechet.get_xscale(), frechet.get_yscale(), diversity.get_yscale()) == ("log", "log", "linear")
+
+
+def test_pruned_trials_are_hollow() -> None:
+    figure = figures.study_weights(trials(["COMPLETE", "PRUNED", "PRUNED"]), ["frechet"], {}, None)
+    hollow = [points for points in figure.axes[0].collections if "pruned" in str(points.get_label())]
+    assert [len(np.asarray(points.get_offsets())) for points in hollow] == [2, 2]
+    assert all(len(points.get_facecolor()) == 0 for points in hollow)
+
+
+def test_rate_and_distortion_are_named_by_their_weights() -> None:
+    text = words(figures.rate_distortion(trials(["COMPLETE", "COMPLETE", "PRUNED"])))
+    assert "0.01" in text
+    assert "elbo −" in text
+
+
+def test_the_best_so_far_never_gets_worse() -> None:
+    table = trials(["COMPLETE"] * 4).assign(value_frechet=[3.0, 5.0, 1.0, 2.0])
+    (line,) = figures.study_history(table, "frechet", lower_is_better=True).axes[0].lines
+    assert list(np.asarray(line.get_ydata())) == [3.0, 3.0, 1.0, 1.0]
+    (line,) = figures.study_history(table, "frechet", lower_is_better=False).axes[0].lines
+    assert list(np.asarray(line.get_ydata())) == [3.0, 5.0, 5.0, 5.0]
+
+
+def test_what_misses_the_constraint_is_no_best_so_far() -> None:
+    table = trials(["COMPLETE"] * 3).assign(value_frechet=[1.0, 5.0, 4.0], feasible=[False, True, True])
+    (line,) = figures.study_history(table, "frechet", lower_is_better=True).axes[0].lines
+    assert list(np.asarray(line.get_ydata())) == [5.0, 4.0]
+
+
+def test_a_trial_far_out_neither_hides_the_others_nor_takes_forever() -> None:
+    table = trials(["COMPLETE", "COMPLETE", "PRUNED"])
+    table.loc[2, ["validation_kl", "validation_reconstruction"]] = 1e9
+    axes = saved_axes(figures.rate_distortion(table))
+    assert axes.get_xlim()[1] < 100
+    assert len(axes.lines) < 40
+
+
+def saved_axes(figure: Figure) -> Axes:
+    saved(figure)
+    return figure.axes[0]
+
+
+def test_importances_are_sorted() -> None:
+    figure = figures.importances({"a": 0.2, "b": 0.7, "c": 0.1})
+    saved(figure)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_strips_stand_below_one_another_with_their_weights(rows: int) -> None:
+    strips = [(f"β = {row}", sheet(1, 10), sheet(1, 10)) for row in range(rows)]
+    figure = figures.weight_strips(strips, ("left", "right"))
+    saved(figure)
+    assert [len(axes.get_yticks()) for axes in figure.axes] == [rows, rows]
+    assert "β = 0" in words(figure)
+    assert "left" in words(figure)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import replacing, sha256, write_json
+from pipeline.files import home, replacing, sha256, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -84,3 +84,16 @@ def test_what_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc" * 100_000)
     assert sha256(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("/p", "/p"),
+        ("/p/.dvc/tmp/exps/standalone/tmpab12", "/p"),
+        ("/p/.dvc/tmp/exps/tmpab12", "/p"),
+        ("/p/dvc/tmp/exps/tmpab12", "/p/dvc/tmp/exps/tmpab12"),
+    ],
+)
+def test_home_is_the_project_that_dvc_copied(folder: str, expected: str) -> None:
+    assert home(Path(folder)) == Path(expected)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from imports import ROOT
 from PIL import Image
+from settings import model_params
 
 from pipeline import checkpoint, cli, completion, judge, pictures
-from pipeline.model import ModelParams, build, resolve
+from pipeline.model import build, resolve
 from pipeline.params import read
 
 
@@ -27,7 +28,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "means": torch.arange(10.0)[:, None, None].expand(10, 1, 2),
         "roots": torch.eye(2).expand(10, 1, 2, 2),
     }
-    model = build(resolve(ModelParams("strong", 2, (8,), (8,), None, None)), 0)
+    model = build(resolve(model_params(latent_size=2, encoder_hidden=(8,), decoder_hidden=(8,))), 0)
     with torch.no_grad():
         for weight in (*model.decoder.parameters(), model.pixels.weight):
             weight *= 5  # so that codes and labels show

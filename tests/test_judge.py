@@ -1,6 +1,9 @@
 """The judge: a seeded fit that keeps its best weights, augmentation that does what it says, files, and the bars."""
 
-from collections.abc import Iterator
+import copy
+import dataclasses
+import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +18,8 @@ from pipeline import data
 from pipeline.data import CLASSES, SIDE, Split
 from pipeline.errors import UserError
 from pipeline.judge import FEATURES, Judge, JudgeParams, JudgeRecord, augment, build, fit, load, read, save
-from pipeline.params import load as params_of
 
 TINY = JudgeParams(epochs=3, batch_size=32, learning_rate=3e-3, seed=0)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """A batch this small gains nothing from threads, and loses much where the tests share the processor."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def toy(size: int, seed: int = 0) -> Split:
@@ -44,6 +37,16 @@ def fitted(params: JudgeParams = TINY) -> tuple[Judge, list[JudgeRecord]]:
     return judge, list(fit(judge, toy(160), toy(50, seed=1), params))
 
 
+@cache
+def _tiny() -> Judge:
+    return fitted()[0]
+
+
+def tiny() -> Judge:
+    """A trained judge of its own for each test, though trained once."""
+    return copy.deepcopy(_tiny())
+
+
 def weights(judge: Judge) -> Tensor:
     return torch.cat([tensor.flatten().float() for tensor in judge.state_dict().values()])
 
@@ -58,15 +61,16 @@ def test_shapes() -> None:
 
 
 def test_a_seed_gives_the_weights_and_leaves_the_global_generator_alone() -> None:
+    once = dataclasses.replace(TINY, epochs=2, batch_size=64)
     state = torch.get_rng_state()
-    first, _ = fitted()
+    first, _ = fitted(once)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(1234)
-    second, _ = fitted()
+    second, _ = fitted(once)
     assert torch.equal(weights(first), weights(second))
     other = build(0)
     assert torch.equal(weights(other), weights(build(0)))
-    list(fit(other, toy(160), toy(50, seed=1), JudgeParams(3, 32, 3e-3, seed=1)))
+    list(fit(other, toy(160), toy(50, seed=1), dataclasses.replace(once, seed=1)))
     assert not torch.equal(weights(first), weights(other))
 
 
@@ -89,7 +93,7 @@ def test_the_weights_stay_finite_where_one_batch_is_all_there_is() -> None:
 
 
 def test_reading_does_not_depend_on_the_type_or_on_the_neighbours() -> None:
-    judge, _ = fitted()
+    judge = tiny()
     judge.train()
     images = toy(1100, seed=2).images
     features, labels = read(judge, images)
@@ -138,7 +142,7 @@ def test_augmentation_moves_blurs_and_fades() -> None:
 
 
 def test_a_saved_judge_reads_as_before(tmp_path: Path) -> None:
-    judge, _ = fitted()
+    judge = tiny()
     path = tmp_path / "models" / "judge.safetensors"
     save(judge, path, {"seed": "0"})
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
@@ -170,9 +174,9 @@ def test_what_is_no_judge_is_refused_with_the_remedy(tmp_path: Path, content: st
 
 @pytest.fixture(scope="module")
 def trained(mnist: dict[str, Split]) -> Judge:
-    params = params_of(JudgeParams, "judge", ROOT / "params.yaml")
-    judge = build(params.seed)
-    for _ in fit(judge, mnist["train"], mnist["validation"], params):
+    """A tenth of the default's training: enough to tell what its augmentations are good for."""
+    judge = build(seed=0)
+    for _ in fit(judge, mnist["train"][:10_000], mnist["validation"][:200], JudgeParams(4, 64, 0.005, seed=0)):
         pass
     return judge
 
@@ -188,20 +192,26 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
 
 @pytest.mark.slow
 def test_sharp_soft_and_grey_digits_are_read_right(mnist: dict[str, Split], trained: Judge) -> None:
-    images, labels = data.to_unit(mnist["test"].images), mnist["test"].labels
+    """The default judge's own bars are higher: `python -m benchmarks.judge` holds them."""
+    test = mnist["test"][:2000]
+    images, labels = data.to_unit(test.images), test.labels
 
     def accuracy(changed: Tensor) -> float:
         return float((read(trained, changed).labels == labels).float().mean())
 
-    assert accuracy(images) >= 0.994
-    # Behind each bar, what a judge gets that trained in the same way but on unaltered images.
-    assert accuracy(blurred(images, 1.0)) >= 0.992  # 0.989
-    assert accuracy(blurred(images, 1.5)) >= 0.985  # 0.951
-    assert accuracy(blurred(images, 2.0)) >= 0.970  # 0.626
-    assert accuracy(0.5 * images) >= 0.992  # 0.992
-    assert accuracy(0.3 * images) >= 0.985  # 0.970
-    assert accuracy(0.1 + 0.5 * images) >= 0.980  # 0.574
-    assert accuracy(0.6 * blurred(images, 1.5)) >= 0.980  # 0.746
+    # Behind each bar, what this training reaches, and what it reaches on unaltered images.
+    assert accuracy(images) >= 0.975  # 0.989, 0.985
+    assert accuracy(blurred(images, 1.0)) >= 0.970  # 0.986, 0.981
+    assert accuracy(blurred(images, 1.5)) >= 0.965  # 0.982, 0.950
+    assert accuracy(blurred(images, 2.0)) >= 0.940  # 0.968, 0.675
+    assert accuracy(0.5 * images) >= 0.970  # 0.988, 0.983
+    assert accuracy(0.3 * images) >= 0.965  # 0.983, 0.957
+    assert accuracy(0.1 + 0.5 * images) >= 0.960  # 0.984, 0.646
+    assert accuracy(0.6 * blurred(images, 1.5)) >= 0.950  # 0.976, 0.842
 
-    means = torch.stack([images[labels == digit].mean(0) for digit in range(CLASSES)])
+    means = torch.stack([data.to_unit(mnist["test"].of_class(digit).images).mean(0) for digit in range(CLASSES)])
     assert read(trained, means).labels.tolist() == list(range(CLASSES))
+
+
+def test_the_recorded_judge_reads_the_test_digits() -> None:
+    assert json.loads((ROOT / "reports/metrics.json").read_text(encoding="utf-8"))["judge_accuracy"] >= 0.994

@@ -2,16 +2,36 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from settings import MODEL, model_params
 from torch import Tensor, nn
 
-from pipeline.model import CVAE, PRESETS, Architecture, Condition, Conditioning, ModelParams, build, one_hot, resolve
+from pipeline.errors import UserError
+from pipeline.model import (
+    CVAE,
+    PRESETS,
+    Architecture,
+    Condition,
+    Conditioning,
+    Convolutions,
+    ModelParams,
+    build,
+    one_hot,
+    resolve,
+)
+from pipeline.params import parse
 
 KINDS: tuple[Conditioning, ...] = ("sum", "mean", "product", "concat")
 SMALL = Architecture(4, (16,), (16,), "concat", encoder_sees_label=True)
 LABELS = torch.arange(10)
+CONVOLUTIONS: list[dict[str, Any]] = [
+    {},
+    {"architecture": "conv", "channels": (8,)},
+    {"architecture": "resnet", "channels": (6, 8), "blocks": 2},
+]
 
 
 def draws(*shape: int, seed: int = 0) -> Tensor:
@@ -56,7 +76,7 @@ def test_the_strong_preset_shows_the_label_to_both_halves() -> None:
 
 def test_nulls_are_the_preset_s() -> None:
     for name, architecture in PRESETS.items():
-        assert resolve(ModelParams(name, None, None, None, None, None)) == architecture  # type: ignore[arg-type]
+        assert resolve(model_params(preset=name)) == architecture
 
 
 @pytest.mark.parametrize(
@@ -71,26 +91,27 @@ def test_nulls_are_the_preset_s() -> None:
     ],
 )
 def test_one_value_changes_that_value_alone(change: dict[str, object]) -> None:
-    params = replace(ModelParams("strong", None, None, None, None, None), **change)  # type: ignore[arg-type]
-    assert resolve(params) == replace(PRESETS["strong"], **change)  # type: ignore[arg-type]
+    assert resolve(model_params(**change)) == replace(PRESETS["strong"], **change)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("kind", "sees", "encoder", "decoder"), list(itertools.product(KINDS, (False, True), ((), (8,)), ((), (8, 6))))
 )
+@pytest.mark.parametrize("convolutions", CONVOLUTIONS)
 def test_any_architecture_encodes_and_decodes(
-    kind: Conditioning, sees: bool, encoder: tuple[int, ...], decoder: tuple[int, ...]
+    kind: Conditioning, sees: bool, encoder: tuple[int, ...], decoder: tuple[int, ...], convolutions: dict[str, Any]
 ) -> None:
-    model = build(Architecture(3, encoder, decoder, kind, sees), 0)
+    model = build(Architecture(3, encoder, decoder, kind, sees, **convolutions), 0)
     mu, log_var = model.encode(images(5), LABELS[:5])
     assert mu.shape == log_var.shape == (5, 3)
     assert model.decode(mu, LABELS[:5]).shape == (5, 784)
     assert model.decode(draws(2, 7, 5, 3), LABELS[:5]).shape == (2, 7, 5, 784)
 
 
+@pytest.mark.parametrize("convolutions", CONVOLUTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_codes_decode_as_each_would_alone(kind: Conditioning) -> None:
-    model, z = build(replace(SMALL, conditioning=kind), 0), draws(6, 10, 4)
+def test_many_codes_decode_as_each_would_alone(kind: Conditioning, convolutions: dict[str, Any]) -> None:
+    model, z = build(replace(SMALL, conditioning=kind, **convolutions), 0), draws(6, 10, 4)
     together = model.decode(z, LABELS)
     for row in range(6):
         assert torch.allclose(together[row], model.decode(z[row], LABELS), atol=1e-6)
@@ -148,13 +169,59 @@ def test_a_label_is_projected_to_nothing_negative(kind: Conditioning) -> None:
     assert (combined - {"sum": 1, "mean": 0.5, "product": 0}[kind]).min() == 0
 
 
+def test_convolutions_of_an_image_do_not_depend_on_its_neighbours() -> None:
+    """No statistics of a batch: what is measured on one image is what is measured on many."""
+    model = build(replace(SMALL, **CONVOLUTIONS[2]), 0).double().train()
+    x = images(10).double()
+    together, alone = model.encode(x, LABELS)[0], model.encode(x[3:4], LABELS[3:4])[0]
+    assert torch.allclose(together[3:4], alone)
+    assert torch.allclose(model.decode(together, LABELS)[3:4], model.decode(together[3:4], LABELS[3:4]))
+
+
+def test_the_convolutional_presets_halve_the_picture_twice() -> None:
+    for kind, blocks in (("conv", 0), ("resnet", 1)):
+        architecture = resolve(model_params(architecture=kind))
+        assert (architecture.channels, architecture.blocks) == ((32, 64), blocks)
+        assert replace(architecture, architecture="mlp", channels=(), blocks=0) == replace(
+            PRESETS["strong"], encoder_hidden=(256,), decoder_hidden=(256,)
+        )
+        assert build(architecture, 0).pixels.shape == (64, 7, 7)
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 16])
+def test_deeper_residual_networks_start_no_louder(blocks: int) -> None:
+    spread = Convolutions(0, (16, 16), blocks, ())(images(20), None).std()
+    assert 0.5 < spread / Convolutions(0, (16, 16), 1, ())(images(20), None).std() < 2
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"channels": [8]}, r"channels must be null where architecture is mlp, not \[8\]"),
+        ({"blocks": 2}, "blocks must be null where architecture is mlp, not 2"),
+        ({"architecture": "conv", "blocks": 2}, r"blocks must be null or 0 \(resnet has blocks\), not 2"),
+        ({"architecture": "resnet", "blocks": 0}, "blocks must be at least 1 where architecture is resnet, not 0"),
+        ({"architecture": "conv", "channels": []}, r"channels must be one or two sizes .*, not \[\]"),
+        ({"architecture": "resnet", "channels": [8, 8, 8]}, r"channels must be one or two sizes .*, not \[8, 8, 8\]"),
+        ({"architecture": "cnn"}, "architecture must be one of mlp, conv, resnet, not 'cnn'"),
+        ({"prior": "vamp"}, "prior must be one of standard, class, mixture, not 'vamp'"),
+        ({"prior_components": 0}, "prior_components must be at least 1"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused_in_one_line(change: dict[str, Any], rule: str) -> None:
+    with pytest.raises(UserError, match=rf"^p\.yaml: model\.{rule}") as caught:
+        parse(ModelParams, MODEL | change, "p.yaml: model")
+    assert "\n" not in str(caught.value)
+
+
 def test_one_hot_marks_the_label() -> None:
     assert one_hot(torch.tensor([2, 0]), torch.float64).tolist() == [[0, 0, 1] + [0] * 7, [1] + [0] * 9]
 
 
+@pytest.mark.parametrize("convolutions", CONVOLUTIONS)
 @pytest.mark.parametrize("sees", [False, True])
-def test_the_encoder_knows_the_label_only_where_it_is_shown(sees: bool) -> None:
-    model, x = build(replace(SMALL, encoder_sees_label=sees), 0), images(10)
+def test_the_encoder_knows_the_label_only_where_it_is_shown(sees: bool, convolutions: dict[str, Any]) -> None:
+    model, x = build(replace(SMALL, encoder_sees_label=sees, **convolutions), 0), images(10)
     first, second = model.encode(x, LABELS), model.encode(x, LABELS.flip(0))
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other) != sees
@@ -163,13 +230,6 @@ def test_the_encoder_knows_the_label_only_where_it_is_shown(sees: bool) -> None:
 def test_the_encoder_looks_at_the_image() -> None:
     model = build(SMALL, 0)
     assert not torch.allclose(model.encode(images(10), LABELS)[0], model.encode(1 - images(10), LABELS)[0])
-
-
-def test_the_prior_is_a_standard_normal_for_every_label() -> None:
-    mu, log_var = build(SMALL, 0).prior(LABELS)
-    assert mu.shape == log_var.shape == (10, 4)
-    assert not mu.any()
-    assert not log_var.any()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_others() -> None:
@@ -187,8 +247,8 @@ def test_building_leaves_the_global_generator_alone() -> None:
 
 
 def test_every_weight_takes_part_in_the_loss() -> None:
-    for kind in KINDS:
-        model = build(Architecture(16, (16,), (16,), kind, encoder_sees_label=True), 0)
+    for kind, convolutions in itertools.product(KINDS, CONVOLUTIONS):
+        model = build(Architecture(16, (16,), (16,), kind, encoder_sees_label=True, **convolutions), 0)
         mu, log_var = model.encode(images(10), LABELS)
         model.decode(mu + log_var, LABELS).sum().backward()
         assert all(weight.grad is not None and weight.grad.any() for weight in model.parameters())

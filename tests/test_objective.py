@@ -1,16 +1,22 @@
 """The objective: divergences and bounds as the papers define them, in nats per image at any batch size."""
 
 import dataclasses
+import doctest
+import itertools
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from settings import OBJECTIVE, objective_params
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
-from pipeline import objective
+from pipeline import likelihood, objective
+from pipeline.errors import UserError
 from pipeline.model import CVAE, PRESETS, Architecture, build
-from pipeline.objective import Terms
+from pipeline.objective import ObjectiveParams, Terms
+from pipeline.params import parse
 
 SMALL = Architecture(3, (12,), (12,), "concat", encoder_sees_label=True)
 
@@ -30,36 +36,6 @@ def small() -> CVAE:
 
 def gradient(model: CVAE, loss: Tensor) -> Tensor:
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
-
-
-def test_kl_is_that_of_two_gaussians() -> None:
-    mu, log_var, prior_mu, prior_log_var = (draws(5, 3, seed=seed) for seed in range(4))
-    posterior, prior = (Independent(Normal(m, (v / 2).exp()), 1) for m, v in ((mu, log_var), (prior_mu, prior_log_var)))
-    expected = kl_divergence(posterior, prior)
-    assert torch.allclose(objective.kl_divergence(mu, log_var, prior_mu, prior_log_var), expected)
-
-
-def test_kl_of_a_gaussian_from_itself_is_zero() -> None:
-    mu, log_var = draws(5, 3), draws(5, 3, seed=1)
-    assert objective.kl_divergence(mu, log_var, mu, log_var).abs().max() == 0
-
-
-@pytest.mark.parametrize("moved", range(4))
-def test_kl_is_positive_where_any_parameter_differs(moved: int) -> None:
-    parameters = [draws(5, 3), draws(5, 3, seed=1), draws(5, 3), draws(5, 3, seed=1)]
-    parameters[moved] = parameters[moved] + 0.01 * draws(5, 3, seed=2)
-    assert objective.kl_divergence(*parameters).min() > 0
-
-
-def test_kl_is_no_symmetric_distance() -> None:
-    mu, log_var = draws(1, 3), draws(1, 3, seed=1)
-    there = objective.kl_divergence(mu, log_var, 0 * mu, 0 * log_var)
-    assert not torch.allclose(there, objective.kl_divergence(0 * mu, 0 * log_var, mu, log_var))
-
-
-def test_gradients_of_kl_agree_with_finite_differences() -> None:
-    parameters = [draws(4, 3, seed=seed).requires_grad_() for seed in range(4)]
-    assert torch.autograd.gradcheck(objective.kl_divergence, parameters)
 
 
 def test_the_terms_are_those_of_the_evidence_lower_bound() -> None:
@@ -105,7 +81,7 @@ def test_gradients_flow_through_the_draw_to_the_encoder() -> None:
 
 
 def test_the_weight_multiplies_the_kl_alone() -> None:
-    terms = Terms(torch.tensor([100.0, 80.0]), torch.tensor([3.0, 5.0]))
+    terms = Terms(torch.tensor([100.0, 80.0]), torch.tensor([[1.0, 2.0], [5.0, 0.0]]))
     assert [objective.loss(terms, weight).item() for weight in (0.0, 1.0, 10.0)] == [90, 94, 130]
 
 
@@ -135,6 +111,112 @@ def test_the_article_s_loss_points_the_way_of_ours_at_the_converted_weight(
     )
     ours = objective.loss(objective.terms(model, images, labels, noise), objective.from_article_weight(weight, size))
     assert torch.allclose(784 * gradient(model, article), gradient(model, ours), rtol=1e-6, atol=1e-12)
+
+
+def random_terms(count: int = 12) -> Terms:
+    """Half of the five dimensions have a KL above 1 nat on average, half below."""
+    parts = draws(count, 5).abs() * torch.tensor([0.1, 3.0, 0.9, 6.0, 0.2], dtype=torch.float64)
+    return Terms(100 + draws(count, seed=1), parts)
+
+
+def test_the_kl_is_the_sum_over_dimensions() -> None:
+    terms = random_terms()
+    assert torch.equal(terms.kl, terms.kl_by_dimension.sum(-1))
+
+
+def test_without_a_treatment_the_loss_is_the_plain_one() -> None:
+    terms = random_terms()
+    for off in (None, 0.0):
+        assert objective.loss(terms, 0.3, None, off) == (terms.reconstruction + 0.3 * terms.kl).mean()
+
+
+def test_a_dimension_within_its_free_bits_costs_them_and_has_no_gradient() -> None:
+    """Below λ on average over the batch: single images may lie above."""
+    reconstruction, parts = random_terms()
+    parts.requires_grad_()
+    loss = objective.loss(Terms(reconstruction, parts), 2.0, free_bits=1.0)
+    means = parts.mean(0)
+    assert loss.item() == pytest.approx((reconstruction.mean() + 2 * means.clamp(min=1).sum()).item())
+    (gradient,) = torch.autograd.grad(loss, parts)
+    assert [bool(column.any()) for column in gradient.T] == [bool(mean > 1) for mean in means]
+    assert (parts[:, means < 1] > 1).any()
+
+
+def test_more_free_bits_never_lower_the_loss() -> None:
+    losses = [objective.loss(random_terms(), 1.0, free_bits=nats).item() for nats in (0.0, 0.1, 0.5, 2.0, 10.0)]
+    assert all(later >= earlier - 1e-12 for earlier, later in itertools.pairwise(losses))
+    assert losses[0] < losses[-1]
+
+
+def test_a_capacity_pulls_the_kl_from_both_sides() -> None:
+    reconstruction, parts = random_terms()
+    parts.requires_grad_()
+    kl = parts.detach().sum(-1).mean().item()
+    for capacity, sign in ((kl - 2, 1), (kl + 2, -1)):
+        loss = objective.loss(Terms(reconstruction, parts), 3.0, capacity)
+        assert loss.item() == pytest.approx(reconstruction.mean().item() + 3 * 2)
+        (gradient,) = torch.autograd.grad(loss, parts)
+        assert (gradient.sign() == sign).all()
+
+
+def test_a_capacity_of_nothing_is_no_treatment() -> None:
+    assert objective.loss(random_terms(), 0.7, 0.0).item() == pytest.approx(objective.loss(random_terms(), 0.7).item())
+
+
+def test_a_linear_schedule_rises_and_stays() -> None:
+    shares = [objective.warmup(step, 200, 0.25) for step in range(200)]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[50], shares[-1]) == (0, 1, 1)
+    assert shares[25] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 100, 4296])
+@pytest.mark.parametrize("cycles", [1, 3, 4, 200])
+def test_a_cyclical_schedule_begins_each_cycle_at_nothing(steps: int, cycles: int) -> None:
+    shares = [objective.cyclical(step, steps, cycles, 0.5) for step in range(steps)]
+    assert all(0 <= share <= 1 for share in shares)
+    if steps >= 4 * cycles:
+        starts = [0, *(step for step in range(1, steps) if shares[step] < shares[step - 1])]
+        assert starts == [math.ceil(cycle * steps / cycles) for cycle in range(cycles)]
+        assert max(shares[start] for start in starts) < 2 * cycles / steps
+        assert sum(share == 1 for share in shares) == pytest.approx(steps / 2, abs=2 * cycles)
+
+
+def test_one_cycle_is_a_warmup() -> None:
+    assert [objective.cyclical(step, 60, 1, 0.5) for step in range(60)] == [
+        objective.warmup(step, 60, 0.5) for step in range(60)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", (1.0, None)),
+        ("warmup", (0.5, None)),
+        ("cyclical", (0.5, None)),
+        ("capacity", (1.0, 12.5)),
+    ],
+)
+def test_each_schedule_presses_in_its_own_way(schedule: str, expected: tuple[float, float | None]) -> None:
+    step = {"warmup": 25, "cyclical": 5, "capacity": 25}.get(schedule, 3)
+    aim = objective_params(schedule=schedule, schedule_share=0.5, cycles=5, capacity=25.0)
+    assert objective.pressure(step, 100, aim) == expected
+
+
+@pytest.mark.parametrize("name", [name for name in likelihood.LIKELIHOODS if name != "bernoulli"])
+def test_binary_pixels_under_a_density_are_refused_in_one_line(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(ObjectiveParams, OBJECTIVE | {"likelihood": name, "pixels": "binary"}, "p.yaml: objective")
+    message = str(caught.value)
+    assert message.startswith(f"p.yaml: objective.pixels must be grey with likelihood {name}")
+    assert "not 'binary'" in message
+    assert "\n" not in message
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    outcome = doctest.testmod(objective)
+    assert outcome.attempted >= 5
+    assert outcome.failed == 0
 
 
 def test_article_weights_convert_there_and_back() -> None:

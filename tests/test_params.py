@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+from settings import OBJECTIVE
 
 from pipeline import params
 from pipeline.download import DataParams
@@ -80,12 +81,13 @@ def test_comments_and_order_do_not_matter(tmp_path: Path) -> None:
 def test_a_small_number_may_be_written_in_any_way(text: str, tmp_path: Path) -> None:
     """DVC writes 1e-5 without a point, which YAML 1.1 takes for a text."""
     path = tmp_path / "p.yaml"
-    path.write_text(f"objective: {{kl_weight: {text}, likelihood: bernoulli, pixels: grey}}", encoding="utf-8")
+    rest = ", ".join(f"{key}: {value or 0}" for key, value in OBJECTIVE.items() if key != "kl_weight")
+    path.write_text(f"objective: {{kl_weight: {text}, {rest}}}", encoding="utf-8")
     assert params.load(ObjectiveParams, "objective", path).kl_weight == 1e-5
 
 
 def test_a_whole_number_will_do_for_a_number() -> None:
-    value = params.parse(ObjectiveParams, {"kl_weight": 1, "likelihood": "bernoulli", "pixels": "grey"}, "o").kl_weight
+    value = params.parse(ObjectiveParams, OBJECTIVE | {"kl_weight": 1}, "o").kl_weight
     assert (value, type(value)) == (1.0, float)
 
 
@@ -260,13 +262,134 @@ def test_one_key_that_is_not_there_is_missing(content: str, tmp_path: Path) -> N
 
 
 def test_flat_names_every_value_by_section_and_key() -> None:
-    named = params.flat({"train": parse(), "sample": SampleParams("prior", 3)})
+    named = params.flat({"train": parse(), "sample": SampleParams("prior", 3, "mean")})
     assert named["train.sizes"] == [4, 5]
     assert named["sample.components"] == 3
-    assert len(named) == len(GOOD) + 2
+    assert len(named) == len(GOOD) + 3
 
 
 def test_a_digest_tells_values_apart_and_forgets_the_order_of_keys() -> None:
     assert params.digest({"a": 1, "b": 2}) == params.digest({"b": 2, "a": 1})
     assert params.digest({"a": 1}) != params.digest({"a": 2})
     assert params.digest(1, 2) != params.digest([1, 2], [])
+
+
+@pytest.mark.parametrize("value", ["auto", 3])
+def test_a_word_may_stand_in_place_of_a_number(value: Any) -> None:
+    @dataclass(frozen=True)
+    class Sized:
+        size: Literal["auto"] | Annotated[int, Range(least=1)]
+
+    assert params.parse(Sized, {"size": value}, "p.yaml: tune").size == value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0, "p.yaml: tune.size must be at least 1, not 0; or auto"),
+        ("many", "p.yaml: tune.size must be a whole number, not 'many'; or auto"),
+        (None, "p.yaml: tune.size must be a whole number, not None; or auto"),
+    ],
+)
+def test_neither_the_word_nor_a_number_is_said_so(value: Any, message: str) -> None:
+    @dataclass(frozen=True)
+    class Sized:
+        size: Literal["auto"] | Annotated[int, Range(least=1)]
+
+    with pytest.raises(UserError) as caught:
+        params.parse(Sized, {"size": value}, "p.yaml: tune")
+    assert str(caught.value) == message
+
+
+# Writing
+
+TEXT = """\
+# What matters
+
+model:
+  latent_size: null    # the preset's
+  conditioning: sum
+objective:
+  kl_weight: 0.3         # β; 1 is the bound
+  'pixels': "grey"  # quoted
+train:
+  learning_rate: 1e-3
+"""
+
+
+def write(text: str, changes: dict[tuple[str, str], Any], folder: Path) -> str:
+    path = folder / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    sections = ("model", "objective", "train")
+    assert set(params.write(changes, path)) == set(changes)
+    assert all(params.read(path)[section][key] == value for (section, key), value in changes.items())
+    assert set(params.read(path)) == set(sections)
+    return path.read_text(encoding="utf-8")
+
+
+def test_a_value_is_written_in_place_and_its_comment_stays_where_it_was(tmp_path: Path) -> None:
+    changed = write(TEXT, {("objective", "kl_weight"): 0.1234}, tmp_path)
+    assert changed == TEXT.replace("kl_weight: 0.3         #", "kl_weight: 0.1234      #")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "old", "new"),
+    [
+        (("objective", "kl_weight"), 2, "0.3         #", "2           #"),
+        (("objective", "kl_weight"), 0.2837465123456789, "0.3         #", "0.2837465123456789 #"),
+        (("objective", "pixels"), "binary", '"grey"  #', '"binary" #'),
+        (("model", "latent_size"), 8, "null    #", "8       #"),
+        (("model", "conditioning"), "concat", "sum\n", '"concat"\n'),
+        (("train", "learning_rate"), 5e-4, "1e-3\n", "0.0005\n"),
+    ],
+)
+def test_whatever_the_value_the_rest_stays(
+    key: tuple[str, str], value: Any, old: str, new: str, tmp_path: Path
+) -> None:
+    assert write(TEXT, {key: value}, tmp_path) == TEXT.replace(old, new)
+
+
+def test_line_ends_stay_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(TEXT.replace("\n", "\r\n").encode())
+    params.write({("objective", "kl_weight"): 0.1234, ("train", "learning_rate"): 0.1}, path)
+    changed = path.read_bytes()
+    assert changed.count(b"\n") == changed.count(b"\r\n") == TEXT.count("\n")
+    assert params.read(path)["train"] == {"learning_rate": 0.1}
+
+
+def test_several_values_are_written_at_once_and_the_old_ones_told(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT, encoding="utf-8")
+    before = params.write({("objective", "kl_weight"): 1.0, ("train", "learning_rate"): 0.01}, path)
+    assert before == {("objective", "kl_weight"): 0.3, ("train", "learning_rate"): 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TEXT.replace("kl_weight", "weight"), "objective.kl_weight is missing"),
+        ("objective: {kl_weight: 0.3, pixels: grey}\n", "can't be changed in place: write each on a line of its own"),
+        ("objective:\n  kl_weight:\n    0.3\n  other: 1\n", None),
+    ],
+)
+def test_a_file_that_cannot_be_changed_is_left_as_it_is(text: str, message: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    if message is None:
+        params.write({("objective", "kl_weight"): 0.5}, path)
+        assert params.read(path)["objective"] == {"kl_weight": 0.5, "other": 1}
+        return
+    with pytest.raises(UserError, match=message):
+        params.write({("objective", "kl_weight"): 0.5}, path)
+    assert path.read_text(encoding="utf-8") == text
+
+
+def test_the_repositorys_own_params_can_be_promoted_into(tmp_path: Path) -> None:
+    text = OURS.read_text(encoding="utf-8")
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    keys = [("objective", "kl_weight"), ("train", "learning_rate"), ("model", "latent_size"), ("model", "conditioning")]
+    params.write(dict(zip(keys, [0.5, 0.001, 8, "sum"], strict=True)), path)
+    changed = path.read_text(encoding="utf-8").splitlines()
+    assert sum(old != new for old, new in zip(text.splitlines(), changed, strict=True)) == 4

@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from settings import objective_params, train_params
 from torch import Tensor, nn
 
 from pipeline import likelihood, population
@@ -25,10 +28,8 @@ VARIANTS = [
     Architecture(5, (16,), (), "product", encoder_sees_label=False),
 ]
 KL_WEIGHTS = [0.01, 1.0, 30.0]
-PARAMS = TrainParams(
-    epochs=3, batch_size=20, learning_rate=1e-3, warmup=0.1, seed=7, device="cpu", precision="float32", compile="never"
-)
-AIM = ObjectiveParams(kl_weight=-1.0, likelihood="bernoulli", pixels="grey")  # a population reads its own KL weights
+PARAMS = train_params()
+AIM = objective_params(kl_weight=-1.0)  # a population reads its own KL weights
 
 
 def noisy(count: int, seed: int) -> Split:
@@ -48,7 +49,8 @@ def models(architecture: Architecture = SMALL, dtype: torch.dtype = torch.float6
 
 
 def weights(model: CVAE) -> Tensor:
-    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    """And what it has learned without a gradient."""
+    return torch.cat([tensor.detach().flatten() for tensor in model.state_dict().values()])
 
 
 def train(
@@ -64,10 +66,14 @@ def alone(model: CVAE, kl_weight: float, params: TrainParams, aim: ObjectivePara
 
 
 def assert_solo(
-    members: Population, records: list[PopulationRecord], originals: list[CVAE], aim: ObjectiveParams
+    members: Population,
+    records: list[PopulationRecord],
+    originals: list[CVAE],
+    aim: ObjectiveParams,
+    params: TrainParams = PARAMS,
 ) -> None:
     """Every member still in `members` has the weights and the records of its solo run, from `originals`' weights."""
-    params = dataclasses.replace(PARAMS, epochs=len(records))
+    params = dataclasses.replace(params, epochs=len(records))
     for member in members.members:
         model, expected = alone(originals[member], KL_WEIGHTS[member], params, aim)
         torch.testing.assert_close(weights(members.model(member)), weights(model), rtol=0, atol=1e-10)
@@ -82,7 +88,7 @@ def assert_solo(
     ids=[architecture.conditioning for architecture in VARIANTS],
 )
 def test_a_member_is_its_solo_run_over_100_steps(architecture: Architecture, pixels: str) -> None:
-    aim = ObjectiveParams(-1.0, "bernoulli", pixels)  # type: ignore[arg-type]
+    aim = objective_params(kl_weight=-1.0, pixels=pixels)
     members, records = train(models(architecture), dataclasses.replace(PARAMS, epochs=10), aim)
     assert records[-1].step == 100
     assert_solo(members, records, models(architecture), aim)
@@ -102,6 +108,90 @@ def test_a_likelihood_with_weights_of_its_own_trains_in_each_member(monkeypatch:
     members, records = train(models())
     assert len(set(members.weights["likelihood.temperature"].tolist())) == len(KL_WEIGHTS)
     assert_solo(members, records, models(), AIM)
+
+
+def test_each_member_may_have_a_learning_rate_of_its_own() -> None:
+    rates = [5e-4, 1e-3, 4e-3]
+    members = start(models(), KL_WEIGHTS, PARAMS, CPU, rates)
+    records = []
+    for record in fit(members, TRAIN, VALIDATION, PARAMS, AIM):
+        records.append(record)
+        if record.epoch == 2:
+            members.drop([1])
+    for member in (0, 2):
+        params = dataclasses.replace(PARAMS, learning_rate=rates[member])
+        model, expected = alone(models()[member], KL_WEIGHTS[member], params, AIM)
+        torch.testing.assert_close(weights(members.model(member)), weights(model), rtol=0, atol=1e-10)
+        assert records[0].of(member).learning_rate == pytest.approx(expected[0].learning_rate)
+    assert members.pace is not None
+    assert len(members.pace) == 2
+
+
+CONVOLUTIONAL = replace(SMALL, architecture="resnet", channels=(3, 4), blocks=1)
+TREATMENTS: dict[str, tuple[Architecture, dict[str, Any], dict[str, Any]]] = {
+    "continuous bernoulli": (SMALL, {"likelihood": "continuous_bernoulli"}, {}),
+    "gaussian": (SMALL, {"likelihood": "gaussian"}, {}),
+    "sigma learned": (SMALL, {"likelihood": "sigma_learned"}, {}),
+    "sigma optimal": (SMALL, {"likelihood": "sigma_optimal"}, {}),
+    "sigma optimal, averaged": (SMALL, {"likelihood": "sigma_optimal"}, {"ema": 0.9}),
+    "discretized logistic": (SMALL, {"likelihood": "discretized_logistic"}, {}),
+    "class prior": (replace(SMALL, prior="class"), {}, {}),
+    "mixture prior": (replace(SMALL, prior="mixture", prior_components=2), {"free_bits": 0.2}, {}),
+    "warmup": (SMALL, {"schedule": "warmup", "schedule_share": 0.7}, {}),
+    "cyclical": (SMALL, {"schedule": "cyclical", "cycles": 3}, {}),
+    "capacity": (SMALL, {"schedule": "capacity", "capacity": 4.0}, {}),
+    "free bits": (SMALL, {"free_bits": 0.5}, {}),
+    "capacity and free bits": (SMALL, {"schedule": "capacity", "free_bits": 0.5}, {}),
+    "averaged": (SMALL, {}, {"ema": 0.95}),
+    "clipped": (SMALL, {}, {"clip": 3.0}),
+    "conv": (replace(CONVOLUTIONAL, architecture="conv", blocks=0), {}, {}),
+    "resnet, blind": (replace(CONVOLUTIONAL, encoder_sees_label=False, conditioning="sum"), {}, {}),
+    "resnet, everything": (
+        replace(CONVOLUTIONAL, prior="mixture", prior_components=2),
+        {"likelihood": "sigma_optimal", "schedule": "cyclical", "free_bits": 0.1},
+        {"ema": 0.9, "clip": 5.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TREATMENTS)
+def test_a_member_is_its_solo_run_under_any_treatment(name: str) -> None:
+    architecture, objective, options = TREATMENTS[name]
+    aim, params = objective_params(kl_weight=-1.0, **objective), train_params(**options)
+
+    def originals() -> list[CVAE]:
+        seeds = range(len(KL_WEIGHTS))
+        return [build(architecture, seed, aim.likelihood, aim.sigma).to(torch.float64) for seed in seeds]
+
+    members, records = train(originals(), params, aim)
+    assert_solo(members, records, originals(), aim, params)
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9}])
+def test_an_average_stays_with_its_member_when_others_leave(options: dict[str, Any]) -> None:
+    params, aim = train_params(**options), objective_params(kl_weight=-1.0, likelihood="sigma_optimal")
+
+    def originals() -> list[CVAE]:
+        return [build(SMALL, seed, "sigma_optimal").double() for seed in range(3)]
+
+    members = start(originals(), KL_WEIGHTS, params, CPU)
+    records = []
+    for record in fit(members, TRAIN, VALIDATION, params, aim):
+        records.append(record)
+        if record.epoch == 1:
+            members.drop([0])
+    assert_solo(members, records, originals(), aim, params)
+
+
+def test_a_gradient_is_clipped_by_its_own_length() -> None:
+    """A neighbour with a gradient as long as you like does not shorten a member's own."""
+    params = train_params(clip=3.0)
+    quiet, _ = train(models(), params)
+    loud = models()
+    with torch.no_grad():
+        loud[2].pixels.weight *= 300
+    members, _ = train(loud, params)
+    assert torch.equal(weights(members.model(0)), weights(quiet.model(0)))
 
 
 @pytest.mark.parametrize("leavers", [[0], [1], [2, 0]])
@@ -145,6 +235,14 @@ def test_bfloat16_ends_near_its_solo_run() -> None:
     for member, model in enumerate(models(dtype=torch.float32)):
         _, expected = alone(model, KL_WEIGHTS[member], params, AIM)
         assert records[-1].of(member).validation_elbo == pytest.approx(expected[-1].validation_elbo, rel=0.01)
+
+
+def test_convolutions_train_in_bfloat16_too() -> None:
+    params = train_params(precision="bfloat16")
+    originals = [build(CONVOLUTIONAL, seed) for seed in range(3)]
+    _, records = train(originals, params)
+    _, expected = alone(build(CONVOLUTIONAL, 1), KL_WEIGHTS[1], params, AIM)
+    assert records[-1].of(1).validation_elbo == pytest.approx(expected[-1].validation_elbo, rel=0.02)
 
 
 def test_bfloat16_multiplies_in_bfloat16() -> None:
@@ -191,6 +289,8 @@ def test_what_cannot_be_stacked_is_refused() -> None:
         start([build(SMALL, 0), build(VARIANTS[1], 0)], [1.0, 1.0], PARAMS, CPU)
     with pytest.raises(ValueError, match="2 models need as many KL weights, not 3"):
         start(models()[:2], KL_WEIGHTS, PARAMS, CPU)
+    with pytest.raises(ValueError, match="3 models need as many learning rates, not 1"):
+        start(models(), KL_WEIGHTS, PARAMS, CPU, [1e-3])
 
 
 def test_one_who_is_not_in_cannot_leave() -> None:
@@ -208,6 +308,11 @@ def test_memory_bounds_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert auto_size(CPU, strong, 128) == 5
     monkeypatch.setattr(population, "_memory", lambda _: 0)
     assert auto_size(CPU, strong, 128) == 1
+
+
+def test_convolutions_take_memory_for_what_they_compute() -> None:
+    conv, more = (replace(PRESETS["strong"], architecture="conv", channels=size) for size in ((32, 64), (64, 64)))
+    assert member_bytes(more, 128) - member_bytes(conv, 128) > 128 * 2 * 32 * 14 * 14 * 3 * 4
 
 
 def test_memory_is_asked_of_this_machine() -> None:

@@ -1,11 +1,13 @@
 """Samples: codes from the density they are said to come from, and pictures where they belong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pipeline import sample
+from pipeline import likelihood, prior, sample
 from pipeline.bound import posteriors
 from pipeline.data import Split, to_unit
 from pipeline.model import CVAE, Architecture, build
@@ -147,15 +149,12 @@ def test_the_prior_s_codes_are_standard_normal() -> None:
     assert torch.allclose(torch.cov(z.T), torch.eye(2), atol=0.03)
 
 
-def test_the_prior_s_codes_come_from_what_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prior_s_codes_come_from_what_the_model_says() -> None:
     """A prior that differs by label: mean y, variance e⁻⁶."""
-    ours = model()
-
-    def prior(labels: Tensor) -> tuple[Tensor, Tensor]:
-        mu = labels[:, None].float().expand(-1, 2)
-        return mu, torch.full_like(mu, -6.0)
-
-    monkeypatch.setattr(ours, "prior", prior)
+    ours = build(replace(SMALL, prior="class"), 0)
+    with torch.no_grad():
+        ours.prior_weights.mu.copy_(LABELS[:, None])
+        ours.prior_weights.log_var.fill_(-6.0)
     z = sample.prior_codes(ours, LABELS.repeat(500), seed=0).view(500, 10, 2)
     assert torch.allclose(z.mean(0), LABELS[:, None].float().expand(10, 2), atol=0.02)
     assert z.std(0).mean().item() == pytest.approx(np.exp(-3), rel=0.05)
@@ -201,6 +200,42 @@ def test_an_image_is_the_likelihood_s_mean() -> None:
     with torch.no_grad():
         expected = model().decode(z, LABELS).sigmoid()
     assert torch.allclose(sample.decode(model(), z, LABELS).flatten(1), expected)
+
+
+@pytest.mark.parametrize("sampler", sample.SAMPLERS)
+def test_a_sample_may_be_shown_as_a_draw_of_its_pixels(sampler: sample.Sampler) -> None:
+    """Of the same codes: many draws have the image shown else as their mean."""
+    means = sample.draw(model(), density(), LABELS, sampler, seed=4)
+    drawn = sample.draw(model(), density(), LABELS, sampler, seed=4, shown="draw")
+    assert set(drawn.unique().tolist()) == {0, 1}
+    assert torch.equal(sample.draw(model(), density(), LABELS, sampler, seed=4, shown="draw"), drawn)
+    many = sample.decode(model(), torch.zeros(3000, 2), torch.zeros(3000, dtype=torch.int64), seed=1)
+    assert torch.allclose(many.mean(0), sample.decode(model(), torch.zeros(1, 2), LABELS[:1])[0], atol=0.05)
+    assert abs(drawn.mean() - means.mean()) < 0.02
+
+
+@pytest.mark.parametrize("name", likelihood.LIKELIHOODS)
+def test_an_image_of_any_likelihood_lies_between_black_and_white(name: likelihood.Name) -> None:
+    ours, z = build(SMALL, 0, name, sigma=2.0), torch.randn(10, 2, generator=source())
+    for seed in (None, 0):
+        images = sample.decode(ours, z, LABELS, seed)
+        assert images.shape == (10, 1, 28, 28)
+        assert images.dtype == torch.float32
+        assert 0 <= images.min() <= images.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["class", "mixture"])
+def test_a_learned_prior_is_drawn_from_and_walked_through(name: prior.Name) -> None:
+    ours = build(replace(SMALL, prior=name, prior_components=3), 0)
+    with torch.no_grad():
+        for weight in ours.prior_weights.parameters():
+            weight.add_(3 * torch.rand(weight.shape, generator=source()))
+    z = sample.prior_codes(ours, LABELS, seed=0)
+    assert torch.equal(z, ours.prior().draw(LABELS, source()).detach())
+    assert not z.requires_grad
+    (mean,) = ours.prior().mean(LABELS[4:5]).detach()
+    middle = sample.traverse(ours, 4, 1, mean[1:])
+    assert torch.allclose(middle, sample.decode(ours, mean[None], LABELS[4:5]))
 
 
 def test_a_sheet_s_rows_are_the_digits() -> None:
@@ -278,6 +313,16 @@ def test_a_style_of_the_prior_is_one_code_for_all_digits() -> None:
     assert z.shape == (3, 10, 2)
     assert torch.equal(z, z[:, :1].expand(-1, 10, -1))
     assert torch.pdist(z[:, 0]).min() > 0
+
+
+def test_a_style_has_the_same_place_in_the_prior_of_each_label() -> None:
+    ours = build(replace(SMALL, prior="class"), seed=0)
+    ours.prior_weights.mu.data += torch.arange(10.0)[:, None]
+    ours.prior_weights.log_var.data += LABELS[:, None].log1p()
+    z = sample.styles(ours, density(), 3, "prior", seed=1)
+    place = (z - LABELS[:, None]) / (1 + LABELS[:, None]).sqrt()
+    assert torch.allclose(place, place[:, :1].expand(-1, 10, -1), atol=1e-5)
+    assert torch.pdist(place[:, 0]).min() > 0
 
 
 def test_a_fitted_style_has_the_same_place_in_every_class() -> None:

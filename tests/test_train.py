@@ -1,28 +1,30 @@
 """Training: deterministic, resumable, honest about divergence."""
 
 import dataclasses
+import doctest
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from settings import model_params, objective_params, train_params
 from torch import Tensor
 
-from pipeline import checkpoint, objective
+from pipeline import checkpoint, likelihood, objective
+from pipeline import train as train_module
 from pipeline.data import Split, batches, to_unit
 from pipeline.errors import UserError
-from pipeline.model import CVAE, PRESETS, Architecture, ModelParams, build
+from pipeline.model import CVAE, PRESETS, Architecture, build
 from pipeline.objective import ObjectiveParams
 from pipeline.params import plain
 from pipeline.train import Diverged, Training, TrainParams, fit, forward, learning_rate, start, validate
 
 CPU = torch.device("cpu")
 SMALL = Architecture(4, (32,), (32,), "concat", encoder_sees_label=True)
-PARAMS = TrainParams(
-    epochs=3, batch_size=20, learning_rate=1e-3, warmup=0.1, seed=7, device="cpu", precision="float32", compile="never"
-)
-AIM = ObjectiveParams(kl_weight=1.0, likelihood="bernoulli", pixels="grey")
+PARAMS = train_params()
+AIM = objective_params()
 
 
 def blobs(count: int, seed: int) -> Split:
@@ -85,7 +87,7 @@ def test_a_record_adds_up() -> None:
 
 @pytest.mark.parametrize("pixels", ["grey", "binary"])
 def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(tmp_path: Path, pixels: str) -> None:
-    aim = ObjectiveParams(kl_weight=1.0, likelihood="bernoulli", pixels=pixels)  # type: ignore[arg-type]
+    aim = objective_params(pixels=pixels)
     path = tmp_path / "unfinished.safetensors"
     first = start(build(SMALL, PARAMS.seed), PARAMS, CPU)
     for record in fit(first, TRAIN, VALIDATION, PARAMS, aim):
@@ -99,6 +101,149 @@ def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(tmp_path: Path,
     assert torch.equal(weights(second), weights(train(aim=aim)))
 
 
+TREATMENTS: list[dict[str, Any]] = [
+    {"schedule": "warmup"},
+    {"schedule": "cyclical", "cycles": 2, "free_bits": 0.5},
+    {"schedule": "capacity", "capacity": 5.0, "kl_weight": 3.0},
+    {"likelihood": "sigma_optimal"},
+    {"likelihood": "discretized_logistic"},
+]
+
+
+@pytest.mark.parametrize("treatment", TREATMENTS, ids=lambda treatment: next(iter(treatment.values())))
+@pytest.mark.parametrize("options", [{"ema": 0.9, "clip": 5.0}, {}], ids=["averaged", "plain"])
+def test_under_any_treatment_an_interrupted_run_ends_the_same(
+    tmp_path: Path, treatment: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """In every tensor of the model: a σ that was calibrated, and averaged weights, among them."""
+    aim, params = objective_params(**treatment), train_params(**options)
+
+    def fresh() -> Training[CVAE]:
+        return start(build(replace(SMALL, prior="class"), 0, aim.likelihood, aim.sigma), params, CPU)
+
+    path, first, second, whole = tmp_path / "unfinished.safetensors", fresh(), fresh(), fresh()
+    next(fit(first, TRAIN, VALIDATION, params, aim))
+    checkpoint.save_training(path, first, {})
+    checkpoint.resume_training(path, second)
+    for training in (second, whole):
+        *_, record = fit(training, TRAIN, VALIDATION, params, aim)
+        assert math.isfinite(record.loss + record.validation_elbo)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], tensor), name
+
+
+def test_the_average_is_what_is_validated_and_saved() -> None:
+    """The plain reference: the weights after every step, averaged by hand with the decay of that step."""
+    params = train_params(epochs=2, ema=0.8)
+    training = start(build(SMALL, 0).double(), params, CPU)
+    means = {name: weight.detach().clone() for name, weight in training.model.named_parameters()}
+    steps: list[dict[str, Tensor]] = []
+    step_of_adam = training.optimizer.step
+
+    def step() -> None:
+        step_of_adam()
+        steps.append({name: weight.detach().clone() for name, weight in training.trained.named_parameters()})
+
+    training.optimizer.step = step  # type: ignore[assignment]
+    *_, record = fit(training, TRAIN, VALIDATION, params, AIM)
+    for index, taken in enumerate(steps):
+        keep = min(0.8, (1 + index) / (10 + index))
+        means = {name: keep * mean + (1 - keep) * taken[name] for name, mean in means.items()}
+    for name, weight in training.model.named_parameters():
+        torch.testing.assert_close(weight.detach(), means[name], rtol=0, atol=1e-12)
+    assert not torch.equal(weights(training), torch.cat([w.detach().flatten() for w in training.trained.parameters()]))
+    assert record.validation_reconstruction == validate(training.model, VALIDATION, AIM).reconstruction
+
+
+def test_averaging_does_not_change_what_is_trained() -> None:
+    plain_run, averaged = train(), train(train_params(ema=0.99))
+    for weight, other in zip(plain_run.model.parameters(), averaged.trained.parameters(), strict=True):
+        assert torch.equal(weight, other)
+
+
+def test_a_long_gradient_is_cut_to_its_length_and_a_short_one_left_alone() -> None:
+    """By one step of plain Adam's first moment, 0.1 · gradient."""
+    lengths = []
+    for clip in (None, 2.0, 1e6):
+        training = train(train_params(epochs=1, batch_size=210, clip=clip))
+        moments = [training.optimizer.state[weight]["exp_avg"].flatten() for weight in training.trained.parameters()]
+        lengths.append(10 * float(torch.cat(moments).norm()))
+    assert lengths[0] > 2
+    assert lengths[1] == pytest.approx(2, rel=1e-4)
+    assert lengths[2] == pytest.approx(lengths[0])
+
+
+def test_a_record_shows_the_true_terms_under_any_pressure() -> None:
+    """At the same weights: the first epoch of one step, whose terms come before any change."""
+    params = train_params(epochs=1, batch_size=210)
+    records = [
+        next(fit(start(build(SMALL, 0), params, CPU), TRAIN, VALIDATION, params, aim))
+        for aim in (AIM, objective_params(free_bits=3.0), objective_params(schedule="capacity", kl_weight=9.0))
+    ]
+    assert len({(record.reconstruction, record.kl) for record in records}) == 1
+    assert len({record.loss for record in records}) == 3
+
+
+@pytest.mark.parametrize("schedule", ["warmup", "cyclical"])
+def test_a_record_shows_the_weight_that_pressed_last(schedule: str) -> None:
+    aim, params = objective_params(schedule=schedule, kl_weight=2.0, cycles=3, schedule_share=1.0), train_params()
+    shown = [record.kl_weight for record in fit(start(build(SMALL, 0), params, CPU), TRAIN, VALIDATION, params, aim)]
+    expected = {"warmup": [9 / 30, 19 / 30, 29 / 30], "cyclical": [0.9, 0.9, 0.9]}[schedule]
+    assert shown == pytest.approx([2 * share for share in expected])
+
+
+def test_a_capacity_leads_the_kl() -> None:
+    """A strong weight holds the KL where it is led, above where β would have left it."""
+    params = train_params(epochs=30)
+    aim = objective_params(schedule="capacity", kl_weight=50.0, capacity=8.0, schedule_share=0.3)
+    *_, led = fit(start(build(SMALL, 0), params, CPU), TRAIN, VALIDATION, params, aim)
+    *_, pressed = fit(start(build(SMALL, 0), params, CPU), TRAIN, VALIDATION, params, objective_params(kl_weight=50.0))
+    assert led.kl == pytest.approx(8, abs=1)
+    assert pressed.kl < 2
+
+
+def test_free_bits_keep_dimensions_alive() -> None:
+    params = train_params(epochs=30)
+    aim = objective_params(kl_weight=50.0, free_bits=1.0)
+    *_, record = fit(start(build(SMALL, 0), params, CPU), TRAIN, VALIDATION, params, aim)
+    assert record.kl > 3  # of the 4 that are free
+
+
+def test_sigma_is_that_of_the_training_images_and_travels_with_the_model(tmp_path: Path) -> None:
+    params, aim = train_params(epochs=2), objective_params(likelihood="sigma_optimal")
+    training = start(build(SMALL, 0, "sigma_optimal"), params, CPU)
+    *_, record = fit(training, TRAIN, VALIDATION, params, aim)
+    model = training.model
+    assert isinstance(model.likelihood, likelihood.SigmaOptimal)
+    # At this very σ the images that it was taken from cost D/2 (log 2πσ² + 1) on average, with whatever draws of z.
+    log_sigma = float(model.likelihood.log_sigma)
+    expected = 784 * (0.5 * math.log(2 * math.pi) + log_sigma + 0.5)
+    assert validate(model, TRAIN, aim).reconstruction == pytest.approx(expected, abs=0.02 * 784)
+    assert validate(model, VALIDATION, aim).reconstruction == record.validation_reconstruction
+    saved_params = {"model": plain(model_params(encoder_hidden=(32,), decoder_hidden=(32,), latent_size=4))}
+    checkpoint.save_model(tmp_path / "m.safetensors", model, {}, saved_params | {"objective": plain(aim)})
+    loaded = checkpoint.load_model(tmp_path / "m.safetensors").model
+    assert validate(loaded, VALIDATION, aim).reconstruction == record.validation_reconstruction
+
+
+def test_between_records_nothing_depends_on_the_batch() -> None:
+    """Whoever measures a model that is still in training measures the model, whatever mode it was handed over in."""
+    params, aim = train_params(epochs=2), objective_params(likelihood="sigma_optimal")
+    training = start(build(SMALL, 0, "sigma_optimal").train(), params, CPU)
+    assert not training.model.training
+    for _ in fit(training, TRAIN, VALIDATION, params, aim):
+        assert not any(part.training for part in training.model.modules())
+
+
+def test_a_density_above_one_is_no_divergence() -> None:
+    """Black pictures under a narrow Gaussian: a reconstruction far below 0, and all is well."""
+    dark = Split(torch.zeros(60, 1, 28, 28, dtype=torch.uint8), torch.arange(60) % 10)
+    aim, params = objective_params(likelihood="gaussian", sigma=0.05), train_params(epochs=20, learning_rate=1e-2)
+    *_, record = fit(start(build(SMALL, 0, "gaussian", 0.05), params, CPU), dark, dark, params, aim)
+    assert record.reconstruction < -1000
+    assert record.validation_elbo > 1000
+
+
 def test_no_checkpoint_means_a_fresh_start(tmp_path: Path) -> None:
     training = start(build(SMALL, 0), PARAMS, CPU)
     assert checkpoint.resume_training(tmp_path / "none.safetensors", training) is None
@@ -107,13 +252,35 @@ def test_no_checkpoint_means_a_fresh_start(tmp_path: Path) -> None:
 
 def test_a_model_comes_back_from_its_file(tmp_path: Path) -> None:
     model = build(PRESETS["article"], 5)
-    params = {"model": plain(ModelParams("article", None, None, None, None, None)), "objective": plain(AIM)}
+    params = {"model": plain(model_params(preset="article")), "objective": plain(AIM)}
     checkpoint.save_model(tmp_path / "m.safetensors", model, {"weights": torch.ones(3)}, params)
     saved = checkpoint.load_model(tmp_path / "m.safetensors")
     assert saved.params == params
     assert saved.density["weights"].tolist() == [1, 1, 1]
     for name, weight in model.state_dict().items():
         assert torch.equal(saved.model.state_dict()[name], weight)
+
+
+@pytest.mark.parametrize("key", ["architecture", "prior", "blocks"])
+def test_a_model_of_another_version_is_named_in_one_line(tmp_path: Path, key: str) -> None:
+    params = {"model": plain(model_params(preset="article")), "objective": plain(AIM)}
+    del params["model"][key]
+    checkpoint.save_model(tmp_path / "old.safetensors", build(PRESETS["article"], 0), {}, params)
+    with pytest.raises(UserError, match=rf"of another version .*model\.{key} is missing.*dvc repro train") as caught:
+        checkpoint.load_model(tmp_path / "old.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_do_not_fit_their_params_are_named_in_one_line(tmp_path: Path) -> None:
+    params = {"model": plain(model_params(preset="strong")), "objective": plain(AIM)}
+    checkpoint.save_model(tmp_path / "old.safetensors", build(PRESETS["article"], 0), {}, params)
+    with pytest.raises(UserError, match="of another version") as caught:
+        checkpoint.load_model(tmp_path / "old.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    assert doctest.testmod(train_module).failed == 0
 
 
 def test_a_divergence_names_step_term_and_cause() -> None:

@@ -39,7 +39,8 @@ DIGIT = 5  # whose traversal is shown
 
 
 def main() -> None:
-    params, sampler = load(EvaluateParams, "evaluate"), load_key(sample.Sampler, "sample", "sampler")
+    params = load(EvaluateParams, "evaluate")
+    sampler, shown = load_key(sample.Sampler, "sample", "sampler"), load_key(sample.Shown, "sample", "shown")
     device = pick_device(load_key(str, "train", "device"))
     experiment = load(tracking.TrackingParams, "tracking").experiment
     for path in (RUN, HISTORY):
@@ -59,7 +60,7 @@ def main() -> None:
         with replacing(PER_CLASS) as part:
             result.per_class.to_csv(part, index=False)
         PICTURES.mkdir(parents=True, exist_ok=True)
-        for name, figure in pictures(model, density, test, aim, result, sampler):
+        for name, figure in pictures(model, density, test, aim, result, sampler, shown):
             with replacing(PICTURES / f"{name}.png") as part:
                 figure.savefig(part, format="png")
 
@@ -85,17 +86,24 @@ def flatten(result: Evaluation) -> dict[str, float]:
 
 
 def pictures(
-    model: CVAE, density: Density, test: Split, aim: ObjectiveParams, result: Evaluation, sampler: sample.Sampler
+    model: CVAE,
+    density: Density,
+    test: Split,
+    aim: ObjectiveParams,
+    result: Evaluation,
+    sampler: sample.Sampler,
+    shown: sample.Shown,
 ) -> Iterator[tuple[str, "Figure"]]:
     """Every figure with its name. Codes come from fixed seeds, so that two runs' pictures compare."""
     labels = sample.rows_of_digits(COLUMNS).to(test.labels.device)
     drawn = {name: sample.draw(model, density, labels, name, seed=0) for name in sample.SAMPLERS}
-    shown = torch.cat([test.of_class(digit).images[:COLUMNS] for digit in range(CLASSES)])
-    sheets = {"real": sample.sheet(to_unit(shown), COLUMNS)}
+    first = torch.cat([test.of_class(digit).images[:COLUMNS] for digit in range(CLASSES)])
+    sheets = {"real": sample.sheet(to_unit(first), COLUMNS)}
     sheets |= {name: sample.sheet(images, COLUMNS) for name, images in drawn.items()}
     notes = {name: _note(result.summary[name]) for name in sheets}
-    title = f"Samples of each digit, β = {aim.kl_weight:g}, {sampler} sampler"
-    yield "samples", figures.sample_grid(sheets[sampler], title)
+    title = f"Samples of each digit, β = {aim.kl_weight:g}, {sampler} sampler{', draws' if shown == 'draw' else ''}"
+    asked = sample.draw(model, density, labels, sampler, 0, shown)
+    yield "samples", figures.sample_grid(sample.sheet(asked, COLUMNS), title)
     yield "samplers", figures.sampler_grids(sheets, notes)
 
     mu, _ = bound.posteriors(model, test, aim.pixels)

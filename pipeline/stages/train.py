@@ -6,13 +6,12 @@ A run that was killed goes on from its last epoch to the very weights it would h
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from pipeline import checkpoint, console, data, sample, tracking
 from pipeline.device import pick_device, pick_precision
 from pipeline.files import replacing, sha256, write_json
-from pipeline.model import CVAE, ModelParams, build, resolve
+from pipeline.model import ModelParams, build, resolve
 from pipeline.objective import ObjectiveParams
 from pipeline.params import digest, flat, load, load_key, plain
 from pipeline.recording import recording
@@ -37,23 +36,26 @@ def main() -> None:
     hashes = {"data": sha256(PREPARED), "params": digest(saved)}
     notes = {"device": str(device), "precision": str(pick_precision(params.precision, device)).removeprefix("torch.")}
 
-    training = start(build(architecture, params.seed, aim.likelihood), params, device)
+    training = start(build(architecture, params.seed, aim.likelihood, aim.sigma), params, device)
     size = sum(weight.numel() for weight in training.model.parameters())
-    print(f"{model_params.preset} CVAE of {size:,} weights, β = {aim.kl_weight:g}, on {device} in {notes['precision']}")
+    usual = {"mlp", "bernoulli", "standard"}
+    unusual = [word for word in (architecture.architecture, aim.likelihood, architecture.prior) if word not in usual]
+    words = " ".join([model_params.preset, *unusual])
+    print(f"{words} CVAE of {size:,} weights, β = {aim.kl_weight:g}, on {device} in {notes['precision']}")
 
     with recording(
         "train",
         training,
         params.epochs,
         digest(hashes),
-        name=f"{model_params.preset} β={aim.kl_weight:g}",
+        name=f"{words} β={aim.kl_weight:g}",
         experiment=experiment,
         params=flat(sections),
         tags={"data_hash": hashes["data"], "params_hash": hashes["params"], **notes},
     ) as record:
         run = record.run
         run.dataset("mnist", hashes["data"], str(PREPARED), "train")
-        record.follow(fit(training, split, validation, params, aim), lambda: preview(training.model))
+        record.follow(fit(training, split, validation, params, aim), lambda: sample.preview(training.model))
 
         density = sample.fit_density(training.model, split, aim.pixels, components, params.seed)
         checkpoint.save_model(MODEL, training.model, density.tensors(), saved)
@@ -62,12 +64,6 @@ def main() -> None:
         run.artifact(HISTORY)
         run.model(MODEL)
         write_json(RUN, {"run_id": run.run_id, "tracking_uri": run.uri, "hashes": hashes})
-
-
-def preview(model: CVAE) -> np.ndarray:
-    """A sheet of samples from the prior, the same codes at every epoch: (H, W) uint8."""
-    labels = sample.rows_of_digits(10).to(model.mu.weight.device)
-    return sample.sheet(sample.decode(model, sample.prior_codes(model, labels, seed=0), labels), columns=10)
 
 
 if __name__ == "__main__":

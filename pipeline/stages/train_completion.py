@@ -38,7 +38,16 @@ def main() -> None:
     todo = (("network", 0, params.network_epochs, NETWORK), ("cvae", params.latent_size, params.epochs, COMPLETER))
     for model, latent_size, epochs, path in todo:
         recipe = TrainParams(
-            epochs, params.batch_size, params.learning_rate, params.warmup, params.seed, name, precision, compiling
+            epochs=epochs,
+            batch_size=params.batch_size,
+            learning_rate=params.learning_rate,
+            warmup=params.warmup,
+            ema=None,
+            clip=None,
+            seed=params.seed,
+            device=name,
+            precision=precision,
+            compile=compiling,
         )
         training = start(completion.build(latent_size, params.hidden, params.seed), recipe, device)
         size = sum(weight.numel() for weight in training.model.parameters())

@@ -1,0 +1,33 @@
+"""Params for tests, plain and quick; a test names what it is about."""
+
+from typing import Any
+
+from pipeline.model import ModelParams
+from pipeline.objective import ObjectiveParams
+from pipeline.train import TrainParams
+
+OBJECTIVE: dict[str, Any] = {
+    "kl_weight": 1.0, "likelihood": "bernoulli", "sigma": 0.1, "pixels": "grey", "schedule": "constant",
+    "schedule_share": 0.5, "cycles": 4, "capacity": 25.0, "free_bits": None,
+}  # fmt: skip
+TRAIN: dict[str, Any] = {
+    "epochs": 3, "batch_size": 20, "learning_rate": 1e-3, "warmup": 0.1, "ema": None, "clip": None, "seed": 7,
+    "device": "cpu", "precision": "float32", "compile": "never",
+}  # fmt: skip
+MODEL: dict[str, Any] = {
+    "preset": "strong", "architecture": None, "latent_size": None, "encoder_hidden": None, "decoder_hidden": None,
+    "channels": None, "blocks": None, "conditioning": None, "encoder_sees_label": None, "prior": "standard",
+    "prior_components": 10,
+}  # fmt: skip
+
+
+def objective_params(**changes: Any) -> ObjectiveParams:
+    return ObjectiveParams(**OBJECTIVE | changes)
+
+
+def train_params(**changes: Any) -> TrainParams:
+    return TrainParams(**TRAIN | changes)
+
+
+def model_params(**changes: Any) -> ModelParams:
+    return ModelParams(**MODEL | changes)

@@ -180,8 +180,11 @@ def _checked(rule: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):  # `X | None`, or a word in place of a value: `Literal["auto"] | X`
         if value is None and types.NoneType in arguments:
             return None
-        words, others = _apart(arguments)
-        if value in words or not others:
+        rules = [argument for argument in arguments if argument is not types.NoneType]
+        if len(rules) == 1:
+            return _checked(rules[0], value, where)
+        words, others = _apart(rules)
+        if value in words:
             return value
         try:
             return _checked(others[0], value, where)
@@ -199,11 +202,10 @@ def _checked(rule: Any, value: Any, where: str) -> Any:
     return _scalar(rule, value, where)
 
 
-def _apart(arguments: tuple[Any, ...]) -> tuple[list[str], list[Any]]:
+def _apart(rules: list[Any]) -> tuple[list[str], list[Any]]:
     """The words and the other rules of a union."""
-    literal = [argument for argument in arguments if typing.get_origin(argument) is Literal]
-    rest = [argument for argument in arguments if argument not in literal and argument is not types.NoneType]
-    return [word for rule in literal for word in typing.get_args(rule)], rest
+    literal = [rule for rule in rules if typing.get_origin(rule) is Literal]
+    return [word for rule in literal for word in typing.get_args(rule)], [rule for rule in rules if rule not in literal]
 
 
 def _scalar(kind: type, value: Any, where: str) -> Any:

@@ -5,6 +5,7 @@ import difflib
 import importlib
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -154,6 +155,10 @@ def report(_: argparse.Namespace) -> None:
     )
     if figures["collapsed"]:
         print("COLLAPSED: the latent code carries nothing, or samples of a class are all alike. Lower the KL weight.\n")
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        best = json.loads(Path("reports/study/best.json").read_text(encoding="utf-8"))
+        found = f"β = {best['kl_weight']:.3g} is best, with {console.figures(best['values'])} on validation"
+        print(f"Study      {found} (reports/study/; `cvae promote` takes it over)")
     print(
         "Look at    reports/figures/samplers.png, samples of every digit from both samplers beside real ones\n"
         "Compare    make ui, every run with its curves, figures and samples\n"

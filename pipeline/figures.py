@@ -155,7 +155,7 @@ def study_weights(
         if metric in real:
             axes.axhline(real[metric], color=INK, linewidth=0.9, linestyle=":", label="real images")
         if best is not None:
-            axes.axvline(best, color=ACCENT, linewidth=0.9, alpha=0.5)
+            axes.axvline(best, color=ACCENT, linewidth=0.9, alpha=0.5, label="best")
         if metric == "frechet":
             _logarithmic(axes.yaxis)
         _logarithmic(axes.xaxis)
@@ -270,7 +270,7 @@ def importances(shares: Mapping[str, float]) -> "Figure":
 def weight_strips(strips: Sequence[tuple[str, np.ndarray, np.ndarray]], notes: tuple[str, str]) -> "Figure":
     """From collapse to chaos: a row a KL weight, its label and two strips (28, W), all from the same noise."""
     names = [label for label, _, _ in strips]
-    figure = _figure(9.2, 0.6 + 0.46 * len(strips))
+    figure = _figure(9.2, 0.5 + 0.42 * len(strips))
     for index, (axes, note) in enumerate(zip(figure.subplots(1, 2), notes, strict=True)):
         rows = [np.pad(pictures[index], ((1, 1), (0, 0)), constant_values=255) for _, *pictures in strips]
         _sheet(axes, np.concatenate(rows), names if index == 0 else [""] * len(names))

@@ -402,12 +402,16 @@ class Study:
                 candidate.trial.report(candidate.figures[self._key(self.setting.tune.objectives[0])], candidate.epochs)
 
     def losers(self, candidates: Sequence[Candidate], epoch: int) -> list[Candidate]:
-        """Those who are not in the better half of all the study's trials that have reported at this epoch."""
+        """Those who are not in the better half of all the study's trials that have reported at this epoch.
+
+        What people ask about is trained to its end: they want to see it beside the best.
+        """
         reported = [trial.intermediate_values[epoch] for trial in self.trials() if epoch in trial.intermediate_values]
         (name,) = self.setting.tune.objectives
         values = [candidate.figures[self._key(name)] for candidate in candidates]
         kept = halve(values, reported, name in LOWER_IS_BETTER)
-        return [candidate for candidate, stays in zip(candidates, kept, strict=True) if not stays]
+        pairs = zip(candidates, kept, strict=True)
+        return [candidate for candidate, stays in pairs if not stays and "asked" not in candidate.trial.user_attrs]
 
     def keep_strip(self, candidate: Candidate, strip: np.ndarray) -> None:
         from PIL import Image

@@ -291,6 +291,44 @@ def test_more_trials_go_on_with_the_same_study(project: Project, tmp_path: Path)
     pd.testing.assert_frame_equal(trials.head(4), first, check_dtype=False)
 
 
+def test_a_study_of_several_objectives_and_parameters_draws_its_front(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    settings = ("tune.objectives=[reconstruction,kl]", "tune.latent_size=[2,4]", "tune.epochs=1")
+    project.run("dvc", "exp", "run", *(word for setting in settings for word in ("-S", setting)), "tune")
+    best, trials = project.json("reports/study/best.json"), pd.read_csv(project.folder / "reports/study/trials.csv")
+    assert set(trials["state"]) == {"COMPLETE"}
+    assert best["trial"] in best["front"]
+    assert set(best["params"]) == {"objective.kl_weight", "model.latent_size"}
+    pictures = {path.name for path in (project.folder / "reports/study/figures").iterdir()}
+    assert {"pareto.png", "importances.png"} < pictures
+
+
+def test_ctrl_c_ends_a_study_cleanly(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    text = (project.folder / "params.yaml").read_text(encoding="utf-8")
+    (project.folder / "params.yaml").write_text(text.replace("  trials: 4", "  trials: 40"), encoding="utf-8")
+    known, tune = project.runs(), [sys.executable, "-u", "-m", "pipeline.stages.tune"]
+    with subprocess.Popen(
+        tune, cwd=project.folder, env=project.environment, encoding="utf-8", stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("tune 6/40"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 130
+    assert re.search(r"^\d+ of 40 trials are done; the same command goes on$", rest, re.MULTILINE)
+    assert "Traceback" not in rest
+    new = {run_id: run for run_id, run in project.runs().items() if run_id not in known}
+    assert {str(run["status"]) for run in new.values()} <= {"FINISHED", "KILLED"}
+    assert [run["status"] for run in new.values() if run.get("tags.kind") == "study"] == ["KILLED"]
+    with closing(sqlite3.connect(project.folder / "optuna.db")) as database:
+        states = {state for (state,) in database.execute("SELECT state FROM trials")}
+    assert states <= {"COMPLETE", "PRUNED", "FAIL", "WAITING"}
+
+
 def test_git_sees_no_weights_even_without_dvcs_ignore_files(project: Project, tmp_path: Path) -> None:
     project = project.copy(tmp_path / "copy")
     for path in project.folder.rglob("*/.gitignore"):

@@ -214,17 +214,16 @@ def test_each_trial_begins_and_ends_and_has_an_event_for_each_epoch(finished: tu
     assert epochs == list(range(1, len(epochs) + 1))
 
 
-def test_half_of_a_batch_leaves_at_each_rung(finished: tuple[Study, list[Event]]) -> None:
+def test_the_worse_half_of_a_batch_leaves_at_each_rung_but_not_what_was_asked_about(
+    finished: tuple[Study, list[Event]],
+) -> None:
     found, _ = finished
-    first = found.table().head(4)  # a third of eight, but at least four, are asked at once
-    assert sorted(first["epochs"]) == [1, 1, 2, 4]
-
-
-def test_the_best_of_a_rung_stays(finished: tuple[Study, list[Event]]) -> None:
-    found, _ = finished
-    at_one = {trial.number: trial.intermediate_values[1] for trial in found.trials()[:4]}
-    pruned = {trial.number for trial in found.trials()[:4] if trial.user_attrs["epochs"] == 1}
-    assert max(at_one[number] for number in at_one if number not in pruned) < min(at_one[number] for number in pruned)
+    first = found.trials()[:4]  # a third of eight, but at least four, are asked at once
+    at_one = [trial.intermediate_values[1] for trial in first]
+    for trial in first:
+        better = sum(value < trial.intermediate_values[1] for value in at_one)
+        assert (trial.user_attrs["epochs"] > 1) == (better < 2 or "asked" in trial.user_attrs)
+    assert [trial.state.name for trial in first if "asked" in trial.user_attrs] == ["COMPLETE", "COMPLETE"]
 
 
 def test_the_table_has_both_samplers_of_every_trial(finished: tuple[Study, list[Event]]) -> None:

@@ -213,7 +213,8 @@ def promote(arguments: argparse.Namespace) -> None:
     # Optuna takes no tag on a trial that has ended: the study says which one it was.
     found.remember("promoted", chosen.number)
     if chosen.run_id and chosen.tracking_uri:
-        tracking.tag(chosen.run_id, {"promoted": "true"}, chosen.tracking_uri, console.warn)
+        stores = dict.fromkeys([tracking.tracking_uri(Path()), chosen.tracking_uri])  # the folder may have moved
+        tracking.tag(chosen.run_id, {"promoted": "true"}, list(stores), console.warn)
     print(f"trial {chosen.number}, {console.figures(chosen.values)} on validation. `dvc repro` trains with it.")
 
 

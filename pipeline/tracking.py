@@ -27,7 +27,7 @@ import urllib.error
 import urllib.request
 import webbrowser
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -325,17 +325,16 @@ class Run:
             self._warn(f"MLflow refused {self.refused} records of run {self.name}")
 
 
-def tag(run_id: str, values: Mapping[str, Any], uri: str, warn: Warn) -> None:
-    """Tags a run that has ended and leaves it ended; a warning where it can't be reached or isn't there any more."""
-    try:
-        found = _find(run_id, uri)
-    except UserError as error:
-        warn(str(error))
-        return
-    if found is None:
-        warn(f"MLflow run {run_id} isn't at {_shown(uri)} any more: nothing is tagged there")
-        return
-    Run(_Store.at(uri), warn, found.info.run_name, run_id, found.info.experiment_id).tags(values)
+def tag(run_id: str, values: Mapping[str, Any], uris: Sequence[str], warn: Warn) -> None:
+    """Tags a run that has ended and leaves it ended, in the first store that has it; a warning where none has."""
+    for uri in uris:
+        with suppress(UserError):
+            found = _find(run_id, uri)
+            if found is not None:
+                run = Run(_Store.at(uri), warn, found.info.run_name, run_id, found.info.experiment_id)
+                run.tags(values)
+                return
+    warn(f"MLflow run {run_id} isn't at {' or '.join(map(_shown, uris))}: nothing is tagged there")
 
 
 def close(run_id: str, root: Path = Path()) -> None:

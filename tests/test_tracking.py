@@ -306,11 +306,11 @@ def test_runs_side_by_side_end_each_in_its_own_way(root: Path, warnings: list[st
 def test_an_ended_run_is_tagged_and_stays_ended(root: Path, warnings: list[str]) -> None:
     with tracking.start("r", "e", root=root) as run:
         pass
-    tracking.tag(run.run_id, {"promoted": "true"}, run.uri, warnings.append)
+    tracking.tag(run.run_id, {"promoted": "true"}, [f"sqlite:///{root}/moved.db", run.uri], warnings.append)
     assert kept(run).data.tags["promoted"] == "true"
     assert kept(run).info.status == "FINISHED"
     assert not warnings
-    tracking.tag("0" * 32, {"promoted": "true"}, run.uri, warnings.append)
+    tracking.tag("0" * 32, {"promoted": "true"}, [run.uri], warnings.append)
     assert len(warnings) == 1
     assert "nothing is tagged" in warnings[0]
 

@@ -39,7 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sample": {"components": 2},
     "evaluate": {"nll_draws": 20},
     "completion": {"latent_size": 4, "hidden": 64, "epochs": 8, "network_epochs": 4, "batch_size": 32},
-    "tune": {"trials": 4, "epochs": 3, "kl_weight": [0.1, 10]},
+    "tune": {"trials": 6, "epochs": 3, "population": 6, "kl_weight": [0.1, 10]},  # of the worse three, one may be pruned
 }
 
 
@@ -226,7 +226,7 @@ def test_the_study_comes_last_and_evaluation_can_do_without_it(project: Project)
 def test_the_study_leaves_a_table_a_best_weight_and_pictures(project: Project) -> None:
     trials = pd.read_csv(project.folder / "reports/study/trials.csv")
     best = project.json("reports/study/best.json")
-    assert len(trials) == 4
+    assert len(trials) == 6
     assert set(trials["state"]) == {"COMPLETE", "PRUNED"}
     complete = trials[trials["state"] == "COMPLETE"]
     chosen = trials[trials["trial"] == best["trial"]].iloc[0]
@@ -243,7 +243,7 @@ def test_each_trial_is_a_run_below_the_studys_under_the_names_of_a_training(proj
     trained = runs[project.json("models/run.json")["run_id"]]
     trials = pd.read_csv(project.folder / "reports/study/trials.csv")
     (parent,) = (run_id for run_id, run in runs.items() if run.get("tags.kind") == "study")
-    assert runs[parent]["metrics.trials"] == 4
+    assert runs[parent]["metrics.trials"] == 6
     for row in trials.to_dict("records"):
         run = runs[row["run_id"]]
         assert run["tags.mlflow.parentRunId"] == parent
@@ -284,11 +284,11 @@ def test_more_trials_go_on_with_the_same_study(project: Project, tmp_path: Path)
     project = project.copy(tmp_path / "copy")
     first = pd.read_csv(project.folder / "reports/study/trials.csv")
     name = project.json("reports/study/best.json")["study"]
-    project.run("dvc", "exp", "run", "-S", "tune.trials=5", "tune")
+    project.run("dvc", "exp", "run", "-S", "tune.trials=7", "tune")
     trials = pd.read_csv(project.folder / "reports/study/trials.csv")
-    assert len(trials) == 5
+    assert len(trials) == 7
     assert project.json("reports/study/best.json")["study"] == name
-    pd.testing.assert_frame_equal(trials.head(4), first, check_dtype=False)
+    pd.testing.assert_frame_equal(trials.head(6), first, check_dtype=False)
 
 
 def test_a_study_of_several_objectives_and_parameters_draws_its_front(project: Project, tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_a_study_of_several_objectives_and_parameters_draws_its_front(project: P
 def test_ctrl_c_ends_a_study_cleanly(project: Project, tmp_path: Path) -> None:
     project = project.copy(tmp_path / "copy")
     text = (project.folder / "params.yaml").read_text(encoding="utf-8")
-    (project.folder / "params.yaml").write_text(text.replace("  trials: 4", "  trials: 40"), encoding="utf-8")
+    (project.folder / "params.yaml").write_text(text.replace("  trials: 6", "  trials: 40"), encoding="utf-8")
     known, tune = project.runs(), [sys.executable, "-u", "-m", "pipeline.stages.tune"]
     with subprocess.Popen(
         tune, cwd=project.folder, env=project.environment, encoding="utf-8", stdout=subprocess.PIPE,
@@ -314,7 +314,7 @@ def test_ctrl_c_ends_a_study_cleanly(project: Project, tmp_path: Path) -> None:
     ) as process:  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("tune 6/40"):
+            if line.startswith("tune 8/40"):
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stdout.read()

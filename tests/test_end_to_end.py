@@ -39,7 +39,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sample": {"components": 2},
     "evaluate": {"nll_draws": 20},
     "completion": {"latent_size": 4, "hidden": 64, "epochs": 8, "network_epochs": 4, "batch_size": 32},
-    "tune": {"trials": 6, "epochs": 3, "population": 6, "kl_weight": [0.1, 10]},  # of the worse three, one may be pruned
+    "tune": {
+        "trials": 6,
+        "epochs": 3,
+        "population": 6,
+        "kl_weight": [0.1, 10],
+    },  # of the worse three, one may be pruned
 }
 
 

@@ -3,16 +3,16 @@
 import json
 import math
 from functools import cache
-from typing import NamedTuple
 
 import pandas as pd
 import pytest
 import torch
+from bands import banded, judge
 from settings import objective_params
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline import evaluation, likelihood, metrics
-from pipeline.data import Split, to_unit
+from pipeline.data import to_unit
 from pipeline.errors import UserError
 from pipeline.evaluation import EvaluateParams, Evaluation, Pictures
 from pipeline.model import CVAE, Architecture, build
@@ -25,27 +25,7 @@ PARAMS = EvaluateParams(nll_draws=50, seed=0)
 SAMPLE_FIGURES = ("class_accuracy", "diversity", "frechet", "precision", "recall", "density", "coverage")
 
 
-class Reading(NamedTuple):
-    features: Tensor
-    labels: Tensor
-
-
-def judge(images: Tensor) -> Reading:
-    """Reads a digit from the brightest of ten bands; its features are the bands' means."""
-    bands = images.flatten(1)[:, :780].view(-1, 10, 78).mean(-1)
-    return Reading(bands, bands.argmax(1))
-
-
-def split(per_class: int, seed: int) -> Split:
-    """Pictures whose digit is a bright band."""
-    labels = torch.arange(10).repeat(per_class)
-    images = torch.randint(0, 120, (len(labels), 784), generator=torch.Generator().manual_seed(seed))
-    for image, label in zip(images, labels.tolist(), strict=True):
-        image[78 * label : 78 * label + 78] += 130
-    return Split(images.view(-1, 1, 28, 28).byte(), labels)
-
-
-TRAIN, TEST = split(30, 0), split(12, 1)
+TRAIN, TEST = banded(30, 0), banded(12, 1)
 DENSITY = Density(torch.ones(10, 1), torch.ones(10, 1, 4), torch.eye(4).expand(10, 1, 4, 4))
 
 

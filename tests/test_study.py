@@ -12,18 +12,17 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import optuna
 import pytest
 import torch
+from bands import banded, judge
 from imports import ROOT
 from optuna.trial import TrialState
 from settings import objective_params, train_params
-from torch import Tensor
 
 from pipeline import evaluation, population, study
-from pipeline.data import Split
 from pipeline.errors import UserError
 from pipeline.evaluation import Yardstick
 from pipeline.model import Architecture
@@ -56,26 +55,7 @@ SETTING = Setting(
 )
 
 
-class Reading(NamedTuple):
-    features: Tensor
-    labels: Tensor
-
-
-def judge(images: Tensor) -> Reading:
-    """Reads a digit from the brightest of ten bands; its features are the bands' means."""
-    bands = images.flatten(1)[:, :780].view(-1, 10, 78).mean(-1)
-    return Reading(bands, bands.argmax(1))
-
-
-def bands(per_class: int, seed: int) -> Split:
-    labels = torch.arange(10).repeat(per_class)
-    images = torch.randint(0, 120, (len(labels), 784), generator=torch.Generator().manual_seed(seed))
-    for image, label in zip(images, labels.tolist(), strict=True):
-        image[78 * label : 78 * label + 78] += 130
-    return Split(images.view(-1, 1, 28, 28).byte(), labels)
-
-
-TRAIN, VALIDATION = bands(12, 0), bands(7, 1)
+TRAIN, VALIDATION = banded(12, 0), banded(7, 1)
 
 
 @pytest.fixture(autouse=True)

@@ -308,11 +308,21 @@ def test_a_study_of_several_objectives_and_parameters_draws_its_front(project: P
     assert {"pareto.png", "importances.png"} < pictures
 
 
+# A shell that starts tests in the background makes them, and what they start, deaf to Ctrl-C.
+INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from pipeline import console
+from pipeline.stages import tune
+console.run(tune.main)
+"""
+
+
 def test_ctrl_c_ends_a_study_cleanly(project: Project, tmp_path: Path) -> None:
     project = project.copy(tmp_path / "copy")
     text = (project.folder / "params.yaml").read_text(encoding="utf-8")
     (project.folder / "params.yaml").write_text(text.replace("  trials: 6", "  trials: 40"), encoding="utf-8")
-    known, tune = project.runs(), [sys.executable, "-u", "-m", "pipeline.stages.tune"]
+    known, tune = project.runs(), [sys.executable, "-u", "-c", INTERRUPTIBLE]
     with subprocess.Popen(
         tune, cwd=project.folder, env=project.environment, encoding="utf-8", stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import re
@@ -21,11 +20,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from settings import model_params, objective_params
 
 from pipeline import checkpoint, tracking
 from pipeline.errors import UserError
-from pipeline.model import ModelParams, build, resolve
-from pipeline.params import parse
+from pipeline.model import build, resolve
+from pipeline.params import plain
 from pipeline.sample import Density
 
 pytestmark = [
@@ -515,9 +515,9 @@ def test_server_that_does_not_answer_at_the_start_is_an_error(root: Path, monkey
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model's file."""
     path = tmp_path_factory.mktemp("weights") / "cvae.safetensors"
-    plain = {field.name: None for field in dataclasses.fields(ModelParams)} | {"preset": "article"}
-    params = {"model": plain, "objective": {"likelihood": "bernoulli"}, "sample": {"sampler": "fitted"}}
-    architecture = resolve(parse(ModelParams, plain, "model"))
+    chosen = model_params(preset="article")
+    params = {"model": plain(chosen), "objective": plain(objective_params()), "sample": {"sampler": "fitted"}}
+    architecture = resolve(chosen)
     size = architecture.latent_size
     density = Density(torch.ones(10, 1), torch.zeros(10, 1, size), torch.eye(size).expand(10, 1, size, size))
     model = build(architecture, 0, "bernoulli")

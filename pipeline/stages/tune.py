@@ -1,4 +1,4 @@
-"""The study: which KL weight, and why. Into reports/study; about three minutes on two cores with the default budget.
+"""The study: which KL weight, and why. Into reports/study; some ten minutes on two cores without bfloat16.
 
 The study itself lies in a database (optuna.db, or what OPTUNA_STORAGE names) and goes on where it was left, however it
 was left; the files here are exports of it. Each trial is a run in MLflow, below one run for the study.

@@ -1,6 +1,6 @@
 """What the judge reads right of MNIST's test images, sharp, soft and grey, against the bars; a miss is exit status 1.
 
-    python -m benchmarks.judge                               # about a minute and a half on 2 cores
+    python -m benchmarks.judge                               # about a minute on 2 cores
     python -m benchmarks.judge models/judge.safetensors      # of a trained one: seconds
 
 Samples of a VAE are softer and greyer than the data: beside each bar stands what a judge reaches that was trained in

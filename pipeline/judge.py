@@ -74,10 +74,10 @@ class Judge(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _block(1, 32, kernel=5, stride=2),
-            _block(32, 32, pool=2),
-            _block(32, 64),
-            _block(64, 64, pool=2),
+            _block(1, 16, kernel=5, stride=2),
+            _block(16, 32, pool=2),
+            _block(32, 64, pool=2),
+            _block(64, 64),
             nn.Flatten(),
             nn.Linear(64 * 3 * 3, FEATURES),
             nn.ReLU(),

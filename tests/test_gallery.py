@@ -231,6 +231,25 @@ def test_a_mask_s_name_and_its_picture_say_the_same(drawer: Path, monkeypatch: p
     assert not np.array_equal(a, c)
 
 
+def test_a_block_lies_where_the_seed_has_it(drawer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run(monkeypatch, f"complete bar.png --mask block --count 1 --seed {seed} --out {name}.png") == 0
+    a, b, c = (picture(drawer / f"{name}.png")[:84, :84] for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_a_run_s_completer_is_fetched_and_used(drawer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(uri: str, root: Path) -> Path:
+        assert (uri, root) == ("runs:/0123abcd", Path())
+        return drawer / "models/completer.safetensors"
+
+    monkeypatch.setattr("pipeline.tracking.download_model", fetch)
+    assert run(monkeypatch, "complete bar.png --mask top --model runs:/0123abcd --out run.png") == 0
+    assert run(monkeypatch, "complete bar.png --mask top --out own.png") == 0
+    assert np.array_equal(picture(drawer / "run.png"), picture(drawer / "own.png"))
+
+
 def test_a_digit_is_insisted_on(
     drawer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

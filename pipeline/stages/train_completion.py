@@ -1,4 +1,4 @@
-"""Trains what completes pictures: the conditional CVAE and the network beside it. About four minutes on two cores.
+"""Trains what completes pictures: the conditional CVAE and the network beside it. About three minutes on two cores.
 
 The same fit, checkpoints and records as the CVAE's: only what the models are shown differs (completion.masked).
 """

@@ -14,6 +14,7 @@ dvc exp run --temp --name completion-long \
     -S completion.learning_rate=0.001 \
     -S evaluate_completion.images=null \
     "$@" completion/dvc.yaml
+trap 'rm -f reports/.completion*.part' EXIT
 found=refs/exps/$(git rev-parse HEAD | sed 's|^..|&/|')/completion-long
 for name in completion.json completions.png; do
     git show "$found:reports/$name" > "reports/.$name.part"

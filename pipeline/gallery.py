@@ -151,8 +151,8 @@ def sample(arguments: argparse.Namespace) -> None:
 def interpolate(arguments: argparse.Namespace) -> None:
     """From one digit to another."""
     digits = digit_of(arguments.first), digit_of(arguments.last)
-    check_draw(arguments, 1)
     out, steps = where_to(arguments.out, arguments.usual, (".png", ".gif")), steps_of(arguments)
+    check_draw(arguments, steps)
 
     import torch
 
@@ -191,10 +191,10 @@ def traverse(arguments: argparse.Namespace) -> None:
 
 def morph(arguments: argparse.Namespace) -> None:
     """One code under all labels."""
-    check_draw(arguments, 10)
     out = where_to(arguments.out, arguments.usual, (".png", ".gif"))
     animated = out is not None and out.suffix == ".gif"
     steps = max(steps_of(arguments) // 10, 1) if animated else 1
+    check_draw(arguments, 10 * steps)
     if arguments.steps is not None and not animated:
         raise UserError("--steps is for a .gif: the strip holds the ten digits")
 

@@ -133,6 +133,25 @@ def test_a_model_file_of_another_kind_is_refused(
         assert "holds no cvae of this project (its kind is 'judge')" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [
+        ("interpolate 3 8", "10,000"),
+        ("interpolate 3 8 --steps 1000", "100"),
+        ("morph", "10,000"),
+        ("morph --steps 500 --out m.gif", "200"),
+        ("sample 0-9", "10,000"),
+    ],
+)
+def test_a_count_may_not_make_more_pictures_than_memory_holds(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, most: str
+) -> None:
+    for count in (0, 20_000, 10**9):
+        assert run(monkeypatch, f"{words} --count {count}") == 2
+        assert capsys.readouterr().err == f"error: --count must be from 1 to {most}, not {count:,}\n"
+    assert sorted(path.name for path in project.iterdir()) == ["models", "params.yaml"]
+
+
 def test_a_run_s_model_is_fetched_and_used(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(uri: str, root: Path) -> Path:
         assert (uri, root) == ("runs:/0123abcd", Path())

@@ -9,8 +9,8 @@ dvc exp remove completion-long >/dev/null 2>&1 || true
 dvc exp run --temp --name completion-long \
     -S completion.hidden=768 \
     -S completion.latent_size=48 \
-    -S completion.epochs=40 \
-    -S completion.network_epochs=20 \
+    -S completion.epochs=36 \
+    -S completion.network_epochs=18 \
     -S completion.learning_rate=0.001 \
     -S evaluate_completion.images=null \
     "$@" completion/dvc.yaml

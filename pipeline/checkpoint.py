@@ -83,6 +83,14 @@ def load_weights(
     return model.to(device).eval().requires_grad_(requires_grad=False)
 
 
+def kind(path: Path | str) -> str:
+    """What a safetensors file of this project holds; empty for any other."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("kind", "")
+
+
 def save_training(path: Path | str, training: Training[Any], notes: Mapping[str, Any]) -> None:
     """An unfinished run between two epochs, with its caller's notes (plain values)."""
     tensors = {MODEL + name: tensor for name, tensor in training.model.state_dict().items()}

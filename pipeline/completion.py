@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import checkpoint, likelihood
@@ -42,7 +43,7 @@ AIM = ObjectiveParams(  # the evidence lower bound, all along
     capacity=0.0,
     free_bits=None,
 )
-DRAWS = 100  # k of the importance-weighted bound
+SCORING_DRAWS = 100  # k of the bound that completions are ranked by
 GUESSES = 10  # completions of which the best counts
 VEIL = 0.2  # the grey of what is hidden
 LOOKED_AT = 1000  # images whose completions are compared with one another
@@ -62,6 +63,13 @@ class CompletionParams:
     batch_size: Annotated[int, Range(least=1)]
     learning_rate: Annotated[float, Range(above=0)]
     warmup: Annotated[float, Range(least=0, below=1)]
+    seed: Annotated[int, Range(least=0, most=2**31)]
+
+
+@dataclass(frozen=True)
+class EvaluateCompletionParams:
+    images: Annotated[int, Range(least=CLASSES)] | None  # of the split, every class in its share; None: all of them
+    draws: Annotated[int, Range(least=1)]  # k of the importance-weighted bound
     seed: Annotated[int, Range(least=0, most=2**31)]
 
 
@@ -120,15 +128,65 @@ class Completer(Model):
 
     def decode(self, z: Tensor, context: Context) -> Tensor:
         """Logits (..., N, 784) for codes z (..., N, latent); those of visible pixels are ±1000."""
+        logits = self.pixels(self.decode_features(z, context))
+        return torch.where(context.seen == 0, logits, CERTAIN * context.seen.to(logits.dtype))
+
+    def decode_features(self, z: Tensor, context: Context) -> Tensor:
+        """What all pixels' logits are made of, (..., N, hidden); what the condition adds is the same for all draws."""
         first = self.decoder_in(context.features)
         first = first + self.decoder_code(z) if self.latent_size else first.expand(*z.shape[:-1], -1)
         first = first.flatten(0, -2).relu()
-        logits = self.pixels(first + self.decoder(first)).unflatten(0, z.shape[:-1])
-        return torch.where(context.seen == 0, logits, CERTAIN * context.seen.to(logits.dtype))
+        return (first + self.decoder(first)).unflatten(0, z.shape[:-1])
 
     def _nothing(self, context: Context) -> tuple[Tensor, Tensor]:
         none = context.features.new_zeros(len(context.features), 0, dtype=self.dtype)
         return none, none
+
+
+class HiddenAlone(Model):
+    """A Completer whose outputs are those of the hidden pixels (784,) bool alone, where every condition hides the same.
+
+    The same bound for fewer products: of three visible quadrants half the time, of one four fifths.
+    """
+
+    def __init__(self, whole: Completer, hidden: Tensor) -> None:
+        super().__init__()
+        self.whole, self.latent_size = whole, whole.latent_size
+        self.weight, self.bias = whole.pixels.weight[hidden], whole.pixels.bias[hidden]
+        self.likelihood = BinaryPixels(hidden)
+
+    def context(self, condition: Tensor) -> Context:
+        return self.whole.context(condition)
+
+    def prior(self) -> Prior:
+        return self.whole.prior()
+
+    def encode(self, images: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        return self.whole.encode(images, context)
+
+    def decode(self, z: Tensor, context: Context) -> Tensor:
+        """Logits (..., N, number hidden)."""
+        return F.linear(self.whole.decode_features(z, context), self.weight, self.bias)
+
+
+class BinaryPixels(likelihood.Likelihood):
+    """The Bernoulli likelihood of those of the 784 pixels that `where` (784,) bool says, all 0 or 1.
+
+    log p = −Σ log(1 + e^(±logit)): one expression in place of the cross entropy's two.
+    """
+
+    def __init__(self, where: Tensor) -> None:
+        super().__init__()
+        self.where = where
+
+    def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
+        return -F.softplus((1 - 2 * pixels[..., self.where]) * outputs).sum(-1)
+
+
+def log_likelihood(model: Completer, images: Tensor, condition: Tensor, k: int, source: torch.Generator) -> Tensor:
+    """The importance-weighted bound on log p(hidden∣seen), (N,) nats, of binary images whose conditions all hide the
+    same pixels: bound.importance_weighted's figure."""
+    return importance_weighted(HiddenAlone(model, condition[0, :PIXELS] == 0), images, condition, k, source)
 
 
 def condition(images: Tensor, visible: Tensor, labels: Tensor, known: Tensor, drawn: Tensor) -> Tensor:
@@ -185,14 +243,19 @@ def _halves(count: int, source: torch.Generator) -> Tensor:
 
 def _blocks(count: int, source: torch.Generator) -> Tensor:
     """A rectangle of 6 to 22 pixels a side, hidden or alone visible."""
+    hides = torch.rand(count, 1, 1, generator=source, device=source.device) < 0.5
+    return _rectangles(count, source) ^ hides
+
+
+def _rectangles(count: int, source: torch.Generator) -> Tensor:
     places = torch.arange(SIDE, device=source.device)
-    chance = torch.rand(5, count, 1, generator=source, device=source.device)
+    chance = torch.rand(4, count, 1, generator=source, device=source.device)
     inside = []
-    for size, place in (chance[:2], chance[2:4]):
+    for size, place in (chance[:2], chance[2:]):
         length = 6 + 17 * size
         start = (SIDE - length) * place
         inside.append((places >= start) & (places < start + length))
-    return (inside[0][:, :, None] & inside[1][:, None, :]) ^ (chance[4] < 0.5)[:, :, None]
+    return inside[0][:, :, None] & inside[1][:, None, :]
 
 
 def _cells(count: int, source: torch.Generator) -> Tensor:
@@ -229,6 +292,11 @@ def named_masks() -> dict[str, Tensor]:
     quadrants = {f"{a}-{b}": halves[a] & halves[b] for a in ("top", "bottom") for b in ("left", "right")}
     hidden = halves | quadrants
     return {name: ~mask for name, mask in hidden.items()} | {f"all-but-{name}": quadrants[name] for name in quadrants}
+
+
+def random_block(seed: int) -> Tensor:
+    """What is visible, (28, 28) bool, around a hidden rectangle of 6 to 22 pixels a side that `seed` chooses."""
+    return ~_rectangles(1, torch.Generator().manual_seed(seed))[0]
 
 
 def build(latent_size: int, hidden: int, seed: int) -> Completer:
@@ -280,7 +348,7 @@ def complete(
     label, known = torch.full((1,), digit or 0, device=image.device), no if digit is None else ~no
     given = condition(image.view(1, 1, SIDE, SIDE), visible.view(1, -1), label, known, no)
     images = guesses(model, given, count, source).view(count, 1, SIDE, SIDE)
-    scores = importance_weighted(model, (images >= 0.5).float(), given.expand(count, -1), DRAWS, source)
+    scores = log_likelihood(model, (images >= 0.5).float(), given.expand(count, -1), SCORING_DRAWS, source)
     order = scores.argsort(descending=True)
     return Completions(images[order].squeeze(1), scores[order])
 
@@ -310,60 +378,94 @@ def published_view(split: Split, pixels: Binarised, number: int, label: bool, se
     return images, condition(images, visible, split.labels, *flags)
 
 
+def shares(split: Split, images: int | None) -> Split:
+    """So many images of a split, every class in its share of them, always the same ones; all of them where it has no
+    more, or for None."""
+    if images is None or images >= len(split):
+        return split
+    by_class = split.labels.argsort(stable=True)
+    return split[by_class[torch.arange(images, device=by_class.device) * len(split) // images]]
+
+
+class Estimate(NamedTuple):
+    """A mean over images, and its standard error."""
+
+    mean: float
+    error: float
+
+
 def negative_log_likelihood(
-    model: Completer, split: Split, pixels: Binarised, number: int, label: bool, seed: int
-) -> float:
-    """Mean −log p(hidden∣seen) in nats an image, by the importance-weighted bound (exact for the network)."""
+    model: Completer, split: Split, pixels: Binarised, number: int, label: bool, draws: int, seed: int
+) -> Estimate:
+    """−log p(hidden∣seen) in nats an image, by the bound with k = `draws`; the network's is exact."""
     source = torch.Generator(split.images.device).manual_seed(seed)
     images, given = published_view(split, pixels, number, label, seed)
-    draws = DRAWS if model.latent_size else 1
-    return -float(importance_weighted(model, images, given, draws, source).double().mean())
+    bound = log_likelihood(model, images, given, draws if model.latent_size else 1, source).double()
+    return Estimate(-float(bound.mean()), float(bound.std()) / len(bound) ** 0.5)
 
 
 def evaluate(
-    completer: Completer, network: Completer, judge: Reader, split: Split, seed: int, show: Callable[[str], None]
+    completer: Completer,
+    network: Completer,
+    judge: Reader,
+    split: Split,
+    params: EvaluateCompletionParams,
+    show: Callable[[str], None],
 ) -> dict[str, Any]:
-    """All figures on `split`, as reports/completion.json holds them; `show` hears of each as it is there."""
+    """All figures, as reports/completion.json holds them; `show` hears of each likelihood as it is there."""
+    some, seed = shares(split, params.images), params.seed
     likelihoods: dict[str, dict[str, dict[str, float]]] = {}
+    errors: dict[str, dict[str, dict[str, float]]] = {}
     for pixels in ("thresholded", "drawn"):
-        for number in (1, 2, 3):
-            figures = dict(_likelihoods(completer, network, split, pixels, number, seed))
-            likelihoods.setdefault(pixels, {})[str(number)] = figures
-            show(f"{pixels}, {number} quadrants: {', '.join(f'{name} {value:.2f}' for name, value in figures.items())}")
+        for number in ("1", "2", "3"):
+            found = dict(_likelihoods(completer, network, some, pixels, int(number), params))
+            likelihoods.setdefault(pixels, {})[number] = {name: estimate.mean for name, estimate in found.items()}
+            errors.setdefault(pixels, {})[number] = {name: estimate.error for name, estimate in found.items()}
+            words = ", ".join(f"{name} {estimate.mean:.2f} ± {estimate.error:.2f}" for name, estimate in found.items())
+            show(f"{pixels}, {number} quadrants: {words}")
     return {
         **likelihoods,
-        "squared_error": {str(number): squared_errors(completer, network, split, number, seed) for number in (1, 2, 3)},
-        "diversity": {str(number): diversity(completer, judge, split, number, seed) for number in (1, 2, 3)},
+        "squared_error": {str(number): squared_errors(completer, network, some, number, seed) for number in (1, 2, 3)},
+        "diversity": {str(number): diversity(completer, judge, some, number, seed) for number in (1, 2, 3)},
+        "standard_error": errors,
+        "protocol": protocol(len(some), len(split), params),
     }
 
 
 def _likelihoods(
-    completer: Completer, network: Completer, split: Split, pixels: Binarised, number: int, seed: int
-) -> Iterator[tuple[str, float]]:
+    completer: Completer,
+    network: Completer,
+    split: Split,
+    pixels: Binarised,
+    number: int,
+    params: EvaluateCompletionParams,
+) -> Iterator[tuple[str, Estimate]]:
     for name, model, label in (
         ("cvae", completer, False),
         ("cvae_label", completer, True),
         ("network", network, False),
     ):
-        yield name, negative_log_likelihood(model, split, pixels, number, label, seed)
+        yield name, negative_log_likelihood(model, split, pixels, number, label, params.draws, params.seed)
 
 
-def protocol(images: int, seed: int) -> dict[str, Any]:
+def protocol(images: int, of: int, params: EvaluateCompletionParams) -> dict[str, Any]:
     """How the figures are measured, in words."""
     return {
         "split": "test",
         "images": images,
+        "of": of,
         "unit": "nats per image, -log p(hidden | visible), summed over the hidden pixels",
         "thresholded": "pixel = grey value >= 0.5",
         "drawn": "one fixed Bernoulli draw of each pixel with its grey value as chance",
         "model": "one model for all masks, both kinds of pixels (it is told which), with and without the label",
         "visible": {"1": "bottom left", "2": "left half", "3": "all but bottom right"},
-        "cvae": f"importance-weighted bound with k = {DRAWS} draws from q",
+        "cvae": f"importance-weighted bound with k = {params.draws} draws from q",
         "cvae_label": "the same, the label told",
         "network": "exact: the same layers without z, the label not told",
         "squared_error": f"thresholded, expected hidden pixels; the best of {GUESSES} is the one nearest the truth",
-        "diversity": f"{GUESSES} completions of each of the first {min(images, LOOKED_AT):,} images, thresholded",
-        "seed": seed,
+        "diversity": f"{GUESSES} completions of each of {min(images, LOOKED_AT):,} images, thresholded",
+        "draws": params.draws,
+        "seed": params.seed,
     }
 
 
@@ -382,13 +484,13 @@ def squared_errors(completer: Completer, network: Completer, split: Split, numbe
 
 
 def diversity(completer: Completer, judge: Reader, split: Split, number: int, seed: int) -> dict[str, float]:
-    """How far ten completions of one picture differ, means over the split's first images.
+    """How far ten completions of one picture differ, means over up to 1,000 images, every class in its share.
 
     distance: mean pairwise distance over the hidden pixels ÷ that of the real images over the same pixels, so that 1
     is as if nothing were seen; digits: how many different digits the judge reads among the ten.
     """
     source = torch.Generator(split.images.device).manual_seed(seed)
-    images, given = published_view(split[slice(0, LOOKED_AT)], "thresholded", number, label=False, seed=seed)
+    images, given = published_view(shares(split, LOOKED_AT), "thresholded", number, label=False, seed=seed)
     hidden = given[0, :PIXELS] == 0
     several = torch.cat([guesses(completer, row, GUESSES, source) for row in given.split(500)], dim=1)
     distances = [mean_distance(rows[:, hidden]) for rows in several.unbind(1)]

@@ -1,6 +1,7 @@
 """Arrays and frames to figures: matplotlib without a display, one look for all."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LEVELS = 32  # of each colour in a file
 INK, FAINT, ACCENT = "#1b1f24", "#8a929c", "#c2410c"
 SAMPLER_COLOURS = {"prior": "#94a3b8", "fitted": "#c2410c", "real": "#334155"}
 # Tableau 10
@@ -22,6 +24,23 @@ BETTER = {
     "frechet": "lower is better",
     "coverage": "higher is better",
 }
+
+
+def save(figure: "Figure", path: Path) -> np.ndarray:
+    """Writes a PNG of up to 256 colours in 32 levels, white as it is, and returns the picture (H, W, 3) uint8.
+
+    It looks the same, and sheets of digits take a third of the space.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3]
+    step = 255 / (LEVELS - 1)
+    picture = ((drawn / step).round() * step).round().astype(np.uint8)
+    Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
+    return picture
 
 
 def sample_grid(sheet: np.ndarray, title: str) -> "Figure":

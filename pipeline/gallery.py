@@ -26,6 +26,7 @@ ROW = 10
 STRIP = 10  # pictures of a strip where nobody says how many
 FRAMES = 30  # … and of an animation
 MILLISECONDS = 60  # a frame
+BLOCK = "block"
 SPREAD = 3.0  # how far a traversal goes from the prior's mean, in its standard deviations
 
 EXAMPLES = {
@@ -35,7 +36,8 @@ EXAMPLES = {
     "cvae interpolate 4 9 --seed 2 --out way.gif",
     "traverse": "cvae traverse 5\ncvae traverse 5 --dimension 2 --out fives.gif",
     "complete": "cvae complete INPUT.png --mask top --count 8 --out completions.png\n"
-    "cvae complete INPUT.png --mask all-but-bottom-left --digit 3\ncvae complete INPUT.png --mask MASK.png",
+    "cvae complete INPUT.png --mask all-but-bottom-left --digit 3\ncvae complete INPUT.png --mask MASK.png\n"
+    "cvae complete INPUT.png --mask top --model runs:/RUN_ID",
     "morph": "cvae morph\ncvae morph --count 6 --out styles.png\ncvae morph --seed 3 --out digits.gif",
 }
 
@@ -69,11 +71,12 @@ def add_commands(commands: Any) -> None:
     add.add_argument("input", type=Path, metavar="INPUT", help="a picture of 28 × 28 pixels, light ink on black or "
                      "dark ink on white; thresholded at half grey")  # fmt: skip
     add.add_argument("--mask", required=True, metavar="MASK", help="what is hidden: top, bottom, left, right, "
-                     "top-left …, all-but-top-left …, or a picture that is white where pixels are hidden")  # fmt: skip
+                     "top-left …, all-but-top-left …, block (somewhere, as the seed has it), or a picture that is "
+                     "white where pixels are hidden")  # fmt: skip
     add.add_argument("--digit", metavar="D", help="insist that it is this digit")
     add.add_argument("--count", type=int, default=8, metavar="N", help="completions (8)")
     add.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed draws the same completions (0)")
-    add.add_argument("--model", type=Path, default=Path(COMPLETER), metavar="FILE", help=f"the weights ({COMPLETER})")
+    _model(add, COMPLETER)
     add.add_argument("--judge", type=Path, default=Path(JUDGE), metavar="FILE", help=f"who reads them ({JUDGE})")
     add.add_argument("--out", type=Path, metavar="FILE", help=".png: what is seen, then the completions "
                      "(drawn on a terminal; completions.png elsewhere)")  # fmt: skip
@@ -148,8 +151,8 @@ def sample(arguments: argparse.Namespace) -> None:
 def interpolate(arguments: argparse.Namespace) -> None:
     """From one digit to another."""
     digits = digit_of(arguments.first), digit_of(arguments.last)
-    check_draw(arguments, 1)
     out, steps = where_to(arguments.out, arguments.usual, (".png", ".gif")), steps_of(arguments)
+    check_draw(arguments, steps)
 
     import torch
 
@@ -188,10 +191,10 @@ def traverse(arguments: argparse.Namespace) -> None:
 
 def morph(arguments: argparse.Namespace) -> None:
     """One code under all labels."""
-    check_draw(arguments, 10)
     out = where_to(arguments.out, arguments.usual, (".png", ".gif"))
     animated = out is not None and out.suffix == ".gif"
     steps = max(steps_of(arguments) // 10, 1) if animated else 1
+    check_draw(arguments, 10 * steps)
     if arguments.steps is not None and not animated:
         raise UserError("--steps is for a .gif: the strip holds the ten digits")
 
@@ -214,8 +217,8 @@ def complete(arguments: argparse.Namespace) -> None:
     from pipeline import completion, judge, pictures
 
     image = read_input(arguments.input)
-    visible = read_mask(arguments.mask)
-    model, reader = completion.load(arguments.model), judge.load(arguments.judge)
+    visible = read_mask(arguments.mask, arguments.seed)
+    model, reader = completion.load(model_file(arguments.model)), judge.load(arguments.judge)
     if not model.latent_size:
         raise UserError(f"{arguments.model} is the deterministic network, which has one answer: name {COMPLETER}")
     found = completion.complete(model, image, visible, digit, arguments.count, arguments.seed)
@@ -248,8 +251,11 @@ def read_input(path: Path) -> "Tensor":
     return torch.from_numpy(grey >= 0.5).float()
 
 
-def read_mask(name: str) -> "Tensor":
-    """What is visible (28, 28) bool under a mask's name or file. Raises UserError where that is all or nothing."""
+def read_mask(name: str, seed: int) -> "Tensor":
+    """What is visible (28, 28) bool under a mask's name or file; `seed` chooses where a block lies.
+
+    Raises UserError where that is all or nothing.
+    """
     import torch
 
     from pipeline import completion
@@ -259,8 +265,10 @@ def read_mask(name: str) -> "Tensor":
     masks = completion.named_masks()
     if name in masks:
         return masks[name]
+    if name == BLOCK:
+        return completion.random_block(seed)
     if not Path(name).exists():
-        raise UserError(f"--mask {name} is no file and none of {', '.join(masks)}")
+        raise UserError(f"--mask {name} is no file and none of {', '.join([*masks, BLOCK])}")
     grey, _ = read_grey(Path(name), SIDE)
     visible = torch.from_numpy(grey < 0.5)
     if visible.all() or not visible.any():

@@ -23,7 +23,10 @@ from pipeline.errors import UserError
 from pipeline.files import replacing
 
 FILE = "params.yaml"
-SECTIONS = ("data", "judge", "model", "objective", "train", "sample", "evaluate", "tune", "completion", "tracking")
+SECTIONS = (
+    "data", "judge", "model", "objective", "train", "sample", "evaluate", "tune", "completion", "evaluate_completion",
+    "tracking",
+)  # fmt: skip
 
 T = TypeVar("T")
 

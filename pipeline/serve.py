@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline import checkpoint, sample
+from pipeline import checkpoint, completion, sample
 from pipeline.data import CLASSES, SIDE
 from pipeline.errors import UserError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 USUAL: sample.Sampler = "fitted"
+MOST_COMPLETIONS = 1000
 
 
 class Generator:
@@ -55,6 +56,46 @@ class Generator:
         return sample.draw(self.saved.model, self.density, label, sampler, int(seed))[0, 0].numpy()
 
 
-def _load_pyfunc(path: str) -> Generator:
+class Completer:
+    """A trained model that completes pictures."""
+
+    def __init__(self, model: completion.Completer) -> None:
+        self.model = model
+
+    def predict(self, pictures: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+        """Completions (N, count, 28, 28) float32 in [0, 1] of pictures (N, 28, 28): ink from 0 to 1, thresholded at
+        half, and −1 where hidden.
+
+        params: `count` (8), `digit` to insist on (−1: none), `seed` (0). Those of a picture come likeliest first.
+        Raises UserError for a picture that hides everything or nothing, and for any other value.
+        """
+        given = {"count": 8, "digit": -1, "seed": 0} | (params or {})
+        count, digit, seed = (int(given[name]) for name in ("count", "digit", "seed"))
+        if not 1 <= count <= MOST_COMPLETIONS:
+            raise UserError(f"count must be from 1 to {MOST_COMPLETIONS:,}, not {count:,}")
+        if digit not in range(-1, CLASSES):
+            raise UserError(f"digit must be from 0 to {CLASSES - 1}, or −1 for none, not {digit}")
+        if not 0 <= seed < 2**63:
+            raise UserError(f"seed must be a whole number from 0 on, not {seed}")
+        pictures = np.asarray(pictures, np.float32)
+        if pictures.shape[1:] != (SIDE, SIDE):
+            raise UserError(f"pictures must be (N, {SIDE}, {SIDE}), not {pictures.shape}")
+        hidden = pictures == -1
+        if not (hidden | ((pictures >= 0) & (pictures <= 1))).all():
+            raise UserError("a pixel must be from 0 to 1, or −1 where it is hidden")
+        if (hidden.all((1, 2)) | ~hidden.any((1, 2))).any():
+            raise UserError("a picture must hide something, as −1, and show something")
+        told = None if digit == -1 else digit
+        found = [
+            completion.complete(self.model, torch.from_numpy(ink), torch.from_numpy(~veiled), told, count, seed).images
+            for ink, veiled in zip((pictures >= 0.5).astype(np.float32), hidden, strict=True)
+        ]
+        return torch.stack(found).numpy() if found else np.empty((0, count, SIDE, SIDE), np.float32)
+
+
+def _load_pyfunc(path: str) -> Generator | Completer:
     """What MLflow calls with the path of the weights inside the model's folder."""
-    return Generator(checkpoint.load_model(Path(path)))
+    weights = Path(path)
+    if checkpoint.kind(weights) == completion.KIND:
+        return Completer(completion.load(weights))
+    return Generator(checkpoint.load_model(weights))

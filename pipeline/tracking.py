@@ -34,7 +34,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
@@ -71,6 +71,7 @@ ENVIRONMENT = {
 }
 
 Warn = Callable[[str], None]
+Served = Literal["samples", "completions"]  # what a packaged model answers requests with
 
 
 @dataclass(frozen=True)
@@ -281,14 +282,14 @@ class Run:
         entry = DatasetInput(data, [InputTag("mlflow.data.context", context)])
         self._put(lambda: self._client.log_inputs(self.run_id, [entry]))
 
-    def model(self, weights: Path | str) -> None:
+    def model(self, weights: Path | str, served: Served = "samples") -> None:
         """The packaged model `runs:/<run id>/model`: weights, this package's code, and what to install for them.
 
         It holds no pickle: serve.py reads the safetensors file. `model_id` is set once it is sent.
         """
         kept = tempfile.TemporaryDirectory(prefix="cvae-")
         folder = Path(kept.name) / MODEL
-        _package(folder, Path(weights))
+        _package(folder, Path(weights), served)
         made: list[str] = []  # what a failed try has created already
 
         def send() -> None:
@@ -511,29 +512,43 @@ def _context_tags(root: Path) -> dict[str, str]:
     return tags
 
 
-def _package(folder: Path, weights: Path) -> None:
-    """An MLflow model folder without pickles: rows with a digit (and a seed, a sampler) in, pictures out."""
-    import numpy as np
-    import pandas as pd
+def _package(folder: Path, weights: Path, served: Served) -> None:
+    """An MLflow model folder without pickles: a request in, pictures out."""
     from mlflow import pyfunc
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
-    inputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.long, "digit"),
-        ColSpec(DataType.long, "seed", required=False),
-        ColSpec(DataType.string, "sampler", required=False),
-    ]
-    pictures = TensorSpec(np.dtype("float32"), (-1, 28, 28))
+    signature, example = _interface(served)
     pyfunc.save_model(
         str(folder),
         loader_module="pipeline.serve",
         data_path=str(weights),
         code_paths=[str(Path(__file__).parent)],
         pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in SERVER_NEEDS],
-        signature=ModelSignature(inputs=Schema(inputs), outputs=Schema([pictures])),
-        input_example=pd.DataFrame({"digit": [3], "seed": [0]}),
+        signature=signature,
+        input_example=example,
     )
+
+
+def _interface(served: Served) -> tuple[Any, Any]:
+    """The signature of a packaged model, and an example of a request: what serve.py reads."""
+    import numpy as np
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    if served == "completions":
+        pictures = TensorSpec(np.dtype("float32"), (-1, 28, 28))
+        completions = TensorSpec(np.dtype("float32"), (-1, -1, 28, 28))
+        params = [ParamSpec(name, DataType.long, usual) for name, usual in (("count", 8), ("digit", -1), ("seed", 0))]
+        half = np.zeros((1, 28, 28), np.float32)
+        half[:, :14] = -1
+        return ModelSignature(Schema([pictures]), Schema([completions]), ParamSchema(params)), half
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.long, "digit"),
+        ColSpec(DataType.long, "seed", required=False),
+        ColSpec(DataType.string, "sampler", required=False),
+    ]
+    outputs = Schema([TensorSpec(np.dtype("float32"), (-1, 28, 28))])
+    return ModelSignature(Schema(inputs), outputs), pd.DataFrame({"digit": [3], "seed": [0]})
 
 
 def _sign(folder: Path, run_id: str, model_id: str) -> None:

@@ -99,7 +99,7 @@ def test_quadrants_are_one_two_or_three_whole_ones() -> None:
 
 
 def test_a_block_is_a_rectangle_hidden_or_alone_visible() -> None:
-    for mask in completion._blocks(200, source()):
+    for mask in [*completion._blocks(200, source()), *map(completion.random_block, range(20))]:
         inside = mask if not mask[[0, 0, -1, -1], [0, -1, 0, -1]].any() else ~mask
         rows, columns = inside.any(1), inside.any(0)
         assert torch.equal(inside, rows[:, None] & columns)
@@ -230,8 +230,31 @@ def test_the_network_s_likelihood_is_exact_and_needs_one_draw() -> None:
     assert not both.kl.any()
     for k in (1, 7):
         assert torch.allclose(importance_weighted(network, images, given, k, source()), -both.reconstruction, rtol=1e-5)
-    nll = completion.negative_log_likelihood(network, split(), "thresholded", 1, label=False, seed=0)
-    assert nll == pytest.approx(float(both.reconstruction.mean()), rel=1e-5)
+    nll = completion.negative_log_likelihood(network, split(), "thresholded", 1, label=False, draws=9, seed=0)
+    assert nll.mean == pytest.approx(float(both.reconstruction.mean()), rel=1e-5)
+    assert nll.error == pytest.approx(float(both.reconstruction.std()) / math.sqrt(COUNT), rel=1e-5)
+
+
+@pytest.mark.parametrize("latent_size", [0, 3])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_hidden_pixels_alone_give_the_bound_of_all_pixels(latent_size: int, number: int) -> None:
+    """The fast way held to the plain one: the same draws, image by image, over more than one chunk of images."""
+    images, given = shown(split(60), number)
+    plain = importance_weighted(model(latent_size), images, given, 100, source())
+    fast = completion.log_likelihood(model(latent_size), images, given, 100, source())
+    assert torch.allclose(fast, plain, rtol=1e-5, atol=1e-3)
+
+
+def test_fewer_images_are_the_same_ones_and_keep_every_class_s_share() -> None:
+    data = Split(torch.arange(1000).view(-1, 1, 1, 1), torch.arange(1000).square() % 10)  # classes of 100 and of 200
+    some = completion.shares(data, 200)
+    assert len(some) == 200
+    assert torch.equal(some.labels.bincount(), data.labels.bincount() // 5)
+    assert len(some.images.unique()) == 200
+    assert torch.equal(some.labels, some.images.flatten().square() % 10)
+    assert torch.equal(some.images, completion.shares(data, 200).images)
+    for number in (None, 1000, 2000):
+        assert completion.shares(data, number) is data
 
 
 def test_the_prior_is_a_gaussian_of_what_is_seen() -> None:
@@ -378,15 +401,22 @@ def test_diversity_counts_digits_and_is_nothing_where_all_agree() -> None:
 
 def test_the_report_has_the_form_that_others_read() -> None:
     one, heard = reader(lambda images: torch.zeros(len(images), dtype=torch.int64)), list[str]()
-    result = completion.evaluate(model(2), model(0), one, split(12), 0, heard.append)
+    params = completion.EvaluateCompletionParams(images=10, draws=7, seed=0)
+    result = completion.evaluate(model(2), model(0), one, split(12), params, heard.append)
     for pixels in ("thresholded", "drawn"):
         assert list(result[pixels]) == ["1", "2", "3"]
         for figures in result[pixels].values():
             assert list(figures) == ["cvae", "cvae_label", "network"]
             assert all(value > 0 for value in figures.values())
+        for number, errors in result["standard_error"][pixels].items():
+            assert errors.keys() == result[pixels][number].keys()
+            assert all(0 < error < result[pixels][number][name] for name, error in errors.items())
         falling = [result[pixels][number]["network"] for number in "123"]
         assert falling == sorted(falling, reverse=True)  # fewer hidden pixels cost less
     assert len(heard) == 6
+    protocol = result["protocol"]
+    assert (protocol["images"], protocol["of"], protocol["draws"]) == (10, 12, 7)
+    assert "k = 7" in protocol["cvae"]
 
 
 def test_drawn_pixels_are_one_fixed_draw() -> None:

@@ -27,6 +27,7 @@ OWNERS: dict[str, type[Any]] = {
     "sample": sample.SampleParams,
     "evaluate": evaluation.EvaluateParams,
     "completion": completion.CompletionParams,
+    "evaluate_completion": completion.EvaluateCompletionParams,
     "tune": study.TuneParams,
     "tracking": tracking.TrackingParams,
 }

@@ -121,7 +121,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     for name in (".gitignore", ".dvcignore", "dvc.yaml", "pyproject.toml"):
         shutil.copy(ROOT / name, project.folder / name)
     (project.folder / "completion").mkdir()
-    shutil.copy(ROOT / "completion/dvc.yaml", project.folder / "completion/dvc.yaml")
+    for name in ("dvc.yaml", "long.sh"):
+        shutil.copy(ROOT / "completion" / name, project.folder / "completion" / name)
     (project.folder / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc/config", project.folder / ".dvc/config")
     shutil.copy(ROOT / ".dvc/.gitignore", project.folder / ".dvc/.gitignore")
@@ -412,13 +413,16 @@ def test_the_branch_of_completions(project: Project, tmp_path: Path) -> None:
         one, two, three = (figures[pixels][number] for number in "123")
         assert one.keys() == two.keys() == three.keys() == {"cvae", "cvae_label", "network"}
         assert one["network"] > two["network"] > three["network"] > 0
+        assert figures["standard_error"][pixels]["1"].keys() == one.keys()
     assert all(figures["diversity"][number]["distance"] > 0 for number in "123")
-    assert figures["protocol"]["images"] == 497
+    assert figures["protocol"]["images"] == 497  # there are no more
     runs = project.runs()
     assert len(runs) == before + 2
-    run = runs[project.json("models/completion_run.json")["run_id"]]
+    run_id = project.json("models/completion_run.json")["run_id"]
+    run = runs[run_id]
     assert run["status"] == "FINISHED"
     assert run["metrics.test_completion_thresholded_1_cvae"] == pytest.approx(figures["thresholded"]["1"]["cvae"])
+    assert list(project.folder.glob(f"mlartifacts/{run_id}/artifacts/images/completions[+%]*.png"))
     history = pd.read_csv(project.folder / "reports/completion_history.csv")
     assert history.groupby("model")["epoch"].max().to_dict() == {"cvae": 8, "network": 4}
 
@@ -427,7 +431,26 @@ def test_the_branch_of_completions(project: Project, tmp_path: Path) -> None:
     said = project.run(*cvae, "complete", eight, "--mask", "top", "--count", "4", "--out", out)
     assert "dark ink on a light ground, inverted" in said
     assert said.count("read as") == 4
+    kept = Path(out).read_bytes()
+    words = ("--mask", "top", "--count", "4", "--out", out, "--model", f"runs:/{run_id}")
+    project.run(*cvae, "complete", eight, *words)
+    assert Path(out).read_bytes() == kept
     assert "up to date" in project.run("dvc", "repro", "completion/dvc.yaml")
+
+
+def test_the_longer_recipe_leaves_its_results_beside_the_defaults(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    quick = ("epochs=1", "network_epochs=1", "hidden=32")
+    words = [word for setting in quick for word in ("-S", f"completion.{setting}")]
+    words += ["-S", "evaluate_completion.draws=5"]
+    before = project.run("git", "status", "--porcelain", "reports", "params.yaml")
+    for _ in range(2):  # a second time replaces the first
+        project.run("sh", "completion/long.sh", *words)
+        figures = project.json("reports/completion_long.json")
+        assert figures["protocol"]["draws"] == 5
+        (project.folder / "reports/completion_long.json").unlink()
+        (project.folder / "reports/completions_long.png").unlink()
+    assert project.run("git", "status", "--porcelain", "reports", "params.yaml") == before
 
 
 def test_plots_show_pictures(project: Project, tmp_path: Path) -> None:

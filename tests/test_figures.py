@@ -171,6 +171,19 @@ def test_the_file_s_name_need_not_tell_the_format(tmp_path: Path) -> None:
         assert picture.format == "PNG"
 
 
+def test_a_saved_figure_looks_like_the_drawn_one_in_few_colours(tmp_path: Path) -> None:
+    sheet = np.random.default_rng(0).integers(0, 256, (298, 238)).astype(np.uint8)
+    figures.sample_grid(sheet, "a title").savefig(tmp_path / "plain.png", format="png")
+    picture = figures.save(figures.sample_grid(sheet, "a title"), tmp_path / "few.png")
+    with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "few.png") as few:
+        difference = np.abs(np.asarray(plain.convert("RGB")).astype(int) - np.asarray(few.convert("RGB")))
+        assert few.mode == "P"
+        assert np.array_equal(np.asarray(few.convert("RGB")), picture)
+    assert difference.max() <= 255 / 31 / 2 + 1
+    assert picture[0, 0].tolist() == [255, 255, 255]
+    assert (tmp_path / "few.png").stat().st_size < (tmp_path / "plain.png").stat().st_size / 1.5
+
+
 def test_completions_stand_between_what_is_seen_and_the_truth() -> None:
     sheets = {f"{number} quadrants": sheet(columns=8) for number in (1, 2, 3)}
     figure = figures.completions(sheets, shown=5)

@@ -133,6 +133,25 @@ def test_a_model_file_of_another_kind_is_refused(
         assert "holds no cvae of this project (its kind is 'judge')" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [
+        ("interpolate 3 8", "10,000"),
+        ("interpolate 3 8 --steps 1000", "100"),
+        ("morph", "10,000"),
+        ("morph --steps 500 --out m.gif", "200"),
+        ("sample 0-9", "10,000"),
+    ],
+)
+def test_a_count_may_not_make_more_pictures_than_memory_holds(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, most: str
+) -> None:
+    for count in (0, 20_000, 10**9):
+        assert run(monkeypatch, f"{words} --count {count}") == 2
+        assert capsys.readouterr().err == f"error: --count must be from 1 to {most}, not {count:,}\n"
+    assert sorted(path.name for path in project.iterdir()) == ["models", "params.yaml"]
+
+
 def test_a_run_s_model_is_fetched_and_used(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(uri: str, root: Path) -> Path:
         assert (uri, root) == ("runs:/0123abcd", Path())
@@ -229,6 +248,25 @@ def test_a_mask_s_name_and_its_picture_say_the_same(drawer: Path, monkeypatch: p
     a, b, c = (picture(drawer / f"{name}.png") for name in "abc")
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
+
+
+def test_a_block_lies_where_the_seed_has_it(drawer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run(monkeypatch, f"complete bar.png --mask block --count 1 --seed {seed} --out {name}.png") == 0
+    a, b, c = (picture(drawer / f"{name}.png")[:84, :84] for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_a_run_s_completer_is_fetched_and_used(drawer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(uri: str, root: Path) -> Path:
+        assert (uri, root) == ("runs:/0123abcd", Path())
+        return drawer / "models/completer.safetensors"
+
+    monkeypatch.setattr("pipeline.tracking.download_model", fetch)
+    assert run(monkeypatch, "complete bar.png --mask top --model runs:/0123abcd --out run.png") == 0
+    assert run(monkeypatch, "complete bar.png --mask top --out own.png") == 0
+    assert np.array_equal(picture(drawer / "run.png"), picture(drawer / "own.png"))
 
 
 def test_a_digit_is_insisted_on(

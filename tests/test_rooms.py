@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "tracking": "errors files params",
     "recording": "checkpoint console files tracking train",
     "study": "data errors evaluation files model objective params population sample train",
-    "serve": "checkpoint data errors sample",
+    "serve": "checkpoint completion data errors sample",
     "console": "errors",
     "gallery": "checkpoint completion data errors judge params pictures sample tracking",
 }

@@ -22,7 +22,7 @@ import pytest
 import torch
 from settings import model_params, objective_params
 
-from pipeline import checkpoint, tracking
+from pipeline import checkpoint, completion, tracking
 from pipeline.errors import UserError
 from pipeline.model import build, resolve
 from pipeline.params import plain
@@ -557,6 +557,33 @@ print(pipeline.serve.__file__)
     assert (shape, json.loads(second), same) == ([3, 28, 28], [1, 28, 28], True)
     assert 0 <= least < most <= 1
     assert Path(file).parts[-3:] == ("code", "pipeline", "serve.py")  # the model's own copy
+
+
+@pytest.mark.slow
+def test_packaged_completer_loads_without_pickle_and_comes_back(root: Path, tmp_path: Path) -> None:
+    completion.save(tmp_path / "completer.safetensors", completion.build(2, 8, 0))
+    with tracking.start("completion cvae", "e", root=root) as run:
+        run.model(tmp_path / "completer.safetensors", "completions")
+    code = f"""
+import json, mlflow, numpy
+model = mlflow.pyfunc.load_model("runs:/{run.run_id}/model")
+half = numpy.zeros((2, 28, 28), numpy.float32)
+half[:, :14] = -1
+found = model.predict(half, params={{"count": 3, "digit": 4}})
+print(json.dumps([found.shape, float(found[:, :, :14].min()), float(found[:, :, 14:].max())]))
+print(json.dumps(model.predict(half[:1]).shape))
+"""
+    environment = os.environ | {"MLFLOW_TRACKING_URI": run.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (shape, hidden, seen), usual = (json.loads(line) for line in done.stdout.splitlines())
+    assert (shape, usual) == ([2, 3, 28, 28], [1, 8, 28, 28])
+    assert hidden > 0 == seen
+    back = tracking.download_model(f"runs:/{run.run_id}", root)
+    assert back == root / "models" / f"{run.run_id}.safetensors"
+    assert back.read_bytes() == (tmp_path / "completer.safetensors").read_bytes()
 
 
 def test_run_without_a_model_is_an_error_in_one_line(root: Path) -> None:

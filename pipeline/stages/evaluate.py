@@ -62,7 +62,7 @@ def main() -> None:
         PICTURES.mkdir(parents=True, exist_ok=True)
         for name, figure in pictures(model, density, test, aim, result, sampler, shown):
             with replacing(PICTURES / f"{name}.png") as part:
-                figure.savefig(part, format="png")
+                figures.save(figure, part)
 
         run.metrics(flatten(result), step=0, of_model=True)
         run.table(result.per_class, "per_class")

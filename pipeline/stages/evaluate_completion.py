@@ -1,4 +1,8 @@
-"""Measures the completions on test: likelihoods, errors, how far they differ, and a picture. A few minutes."""
+"""Measures the completions on test: likelihoods, errors, how far they differ, and a picture. About a minute.
+
+It reads so many test images as evaluate_completion.images says; the figures are the same means of all of them, with a
+standard error beside each likelihood.
+"""
 
 import json
 from functools import partial
@@ -8,6 +12,7 @@ import numpy as np
 import torch
 
 from pipeline import completion, console, data, figures, judge, sample, tracking
+from pipeline.completion import EvaluateCompletionParams
 from pipeline.data import CLASSES, PIXELS, SIDE, Split
 from pipeline.device import pick_device
 from pipeline.errors import UserError
@@ -22,10 +27,10 @@ RUN = Path("models/completion_run.json")
 REPORT = Path("reports/completion.json")
 PICTURE = Path("reports/completions.png")
 SHOWN = 5  # completions of each picture
-SEED = 0  # of test pixels and draws
 
 
 def main() -> None:
+    params = load(EvaluateCompletionParams, "evaluate_completion")
     device = pick_device(load_key(str, "train", "device"))
     experiment = load(tracking.TrackingParams, "tracking").experiment
     if not RUN.exists():
@@ -37,34 +42,40 @@ def main() -> None:
     trained = json.loads(RUN.read_text(encoding="utf-8"))
     name = "completion evaluation"  # only where the training's run is gone
     with tracking.resume(trained["run_id"], trained["tracking_uri"], name, experiment, warn=console.warn) as run:
-        result = completion.evaluate(completer, network, reader, test, SEED, partial(print, flush=True))
-        result["protocol"] = completion.protocol(len(test), SEED)
+        result = completion.evaluate(completer, network, reader, test, params, partial(print, flush=True))
         write_json(REPORT, result)
-        sheets = {f"{number} of 4 quadrants seen": picture(completer, network, test, number) for number in (1, 2, 3)}
+        sheets = {
+            f"{number} of 4 quadrants seen": picture(completer, network, test, number, params.seed)
+            for number in (1, 2, 3)
+        }
         with replacing(PICTURE) as part:
-            figures.completions(sheets, SHOWN).savefig(part, format="png")
-        run.metrics({f"test_completion_{key}": value for key, value in flatten(result).items()}, step=0)
+            drawn = figures.save(figures.completions(sheets, SHOWN), part)
+        run.image("completions", drawn, step=0)
+        named = {f"test_completion_{key}": value for key, value in flatten(result).items()}
+        run.metrics(named, step=0, of_model=True)
         for path in (REPORT, PICTURE):
             run.artifact(path)
     print(f"{REPORT} and {PICTURE} written")
 
 
 def flatten(result: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
-    """`{"drawn": {"1": {"cvae": 80.0}}}` as `{"drawn_1_cvae": 80.0}`, without the protocol."""
+    """`{"drawn": {"1": {"cvae": 80.0}}}` as `{"drawn_1_cvae": 80.0}`, without the protocol and the standard errors."""
     return {
         f"{group}_{number}_{name}": value
         for group, by_number in result.items()
-        if group != "protocol"
+        if group not in ("protocol", "standard_error")
         for number, values in by_number.items()
         for name, value in values.items()
     }
 
 
-def picture(completer: completion.Completer, network: completion.Completer, test: Split, number: int) -> np.ndarray:
+def picture(
+    completer: completion.Completer, network: completion.Completer, test: Split, number: int, seed: int
+) -> np.ndarray:
     """A sheet with a row for each digit: what is seen, what the network says, completions, the truth."""
     few = test[torch.stack([(test.labels == digit).nonzero()[0, 0] for digit in range(CLASSES)])]
-    images, given = completion.published_view(few, "thresholded", number, label=False, seed=SEED)
-    source = torch.Generator(images.device).manual_seed(SEED)
+    images, given = completion.published_view(few, "thresholded", number, label=False, seed=seed)
+    source = torch.Generator(images.device).manual_seed(seed)
     seen = completion.seen_part(images, given[:, :PIXELS].view(-1, 1, SIDE, SIDE) != 0)
     columns = [seen.flatten(1), *completion.guesses(network, given, 1, source)]
     columns += [*completion.guesses(completer, given, SHOWN, source), images.flatten(1)]

@@ -235,7 +235,7 @@ def export(search: Study, real: Mapping[str, float]) -> study.Chosen:
         stale.unlink(missing_ok=True)
     for name, figure in pictures(search, real, best.kl_weight):
         with replacing(PICTURES / f"{name}.png") as part:
-            figure.savefig(part, format="png")
+            figures.save(figure, part)
     return best
 
 

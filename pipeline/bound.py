@@ -1,6 +1,7 @@
 """How tightly the model explains unseen images: the importance-weighted bound, and the latents in use."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from pipeline.prior import log_normal
 
 ACTIVE = 0.01  # Burda 2016, section 5.2
 ROWS = 4096  # codes decoded at once: their activations still fit a processor's cache
+NEIGHBOURS = 64  # draws of one image from which on a processor decodes them by themselves (model.Neighbours)
 
 
 @torch.no_grad()
@@ -43,7 +45,20 @@ def log_likelihood(model: CVAE, split: Split, pixels: Pixels, k: int, seed: int)
 
 @torch.no_grad()
 def importance_weighted(model: Model, images: Tensor, condition: Tensor, k: int, source: torch.Generator) -> Tensor:
-    """The same for images (N, 1, 28, 28) in [0, 1] and any model's condition (N, ...)."""
+    """The same for images (N, 1, 28, 28) in [0, 1] and any model's condition (N, ...).
+
+    Nearly all of its time is the decoder's, once for each draw. On a processor the draws of an image are decoded by
+    themselves where the model can then skip what they have in common (model.Neighbours), in 0.58 of the time.
+    """
+    near = model.decoder_of_neighbours() if k >= NEIGHBOURS and images.device.type == "cpu" else None
+
+    def explain(z: Tensor, x: Tensor, context: Any) -> Tensor:
+        """log p(x∣z) of codes (D, N, latent) and pixels (N, 784), (D, N)."""
+        if near is None:
+            return model.likelihood.log_prob(model.decode(z, context), x)
+        alone = zip(z.unbind(1), x.split(1), context.split(1), strict=True)
+        return torch.stack([model.likelihood.log_prob(near(codes, one), pixels) for codes, pixels, one in alone], 1)
+
     images_at_once, draws_at_once = max(ROWS // k, 1), min(k, ROWS)
     bound = torch.empty(len(images), device=images.device)
     prior = model.prior()
@@ -55,7 +70,7 @@ def importance_weighted(model: Model, images: Tensor, condition: Tensor, k: int,
         for first in range(0, k, draws_at_once):
             noise = torch.randn(min(draws_at_once, k - first), *mu.shape, generator=source, device=mu.device)
             z = mu + (log_var / 2).exp() * noise
-            log_p_x = model.likelihood.log_prob(model.decode(z, context), x.flatten(1))
+            log_p_x = explain(z, x.flatten(1), context)
             log_p_z = prior.log_prob(z, context)
             log_q_z = log_normal(z, mu, log_var)
             log_ratio[first : first + draws_at_once] = log_p_x + log_p_z - log_q_z

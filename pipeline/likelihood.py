@@ -22,6 +22,7 @@ Name = Literal[
 ON_BINARY_PIXELS = ("bernoulli",)  # those whose probabilities of 0 and 1 sum to one
 EXACT_ON_LEVELS = ("discretized_logistic",)  # those whose probabilities of the 256 levels of a pixel sum to one
 LEVELS = 256
+FACTORS = 112  # a seventh of the pixels: 2^-112 is still a normal number in float32
 LOG_2PI = math.log(2 * math.pi)
 FIRST_SIGMA = 0.25  # of a grey value: about the standard deviation of MNIST's pixels
 PACE = 10  # Adam moves a weight by about its rate a step; a log σ has a way of several units to go, and goes it so
@@ -54,13 +55,26 @@ class Bernoulli(Likelihood):
     def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
         """On logits: sigmoid followed by a logarithm loses everything beyond ±17 in float32."""
         logits = full(outputs)
-        return -F.binary_cross_entropy_with_logits(logits, pixels.expand_as(logits), reduction="none").sum(-1)
+        if torch.is_grad_enabled() or logits.shape[-1] % FACTORS:
+            return -F.binary_cross_entropy_with_logits(logits, pixels.expand_as(logits), reduction="none").sum(-1)
+        return log_prob_by_products(logits, pixels)
 
     def mean(self, outputs: Tensor) -> Tensor:
         return outputs.float().sigmoid()
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.bernoulli(self.mean(outputs), generator=generator)
+
+
+def log_prob_by_products(logits: Tensor, pixels: Tensor) -> Tensor:
+    """Bernoulli.log_prob without a gradient, in less than half the time: logits (..., 784) to (...) nats per image.
+
+    log p = Σ x η − max(η, 0) + log sigmoid(|η|). The last factor lies in [½, 1], so that a product of 112 of them is no
+    number too small for float32: seven logarithms stand for 784.
+    """
+    linear = torch.addcmul(logits.clamp_min(0), logits, pixels, value=-1).sum(-1)
+    factors = logits.abs().sigmoid_().unflatten(-1, (-1, FACTORS))
+    return factors.prod(-1).log_().sum(-1) - linear
 
 
 class ContinuousBernoulli(Likelihood):

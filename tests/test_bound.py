@@ -112,6 +112,20 @@ def test_the_bound_does_not_depend_on_how_the_draws_are_cut(k: int, rows: int, m
     assert averaged(k, repeats=5) == pytest.approx(whole, abs=0.15)
 
 
+@pytest.mark.parametrize("name", prior.Name.__args__)  # type: ignore[attr-defined]
+def test_draws_decoded_image_by_image_give_the_bound_of_all_at_once(
+    name: prior.Name, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same noise: the two ways may differ by the order of their sums alone."""
+    ours = model(name)
+    with monkeypatch.context() as patch:
+        patch.setattr(ours, "decode", None)
+        fast = bound.log_likelihood(ours, greys(10), "grey", 200, 0)
+    monkeypatch.setattr(ours, "decoder_of_neighbours", lambda: None)
+    plain = bound.log_likelihood(ours, greys(10), "grey", 200, 0)
+    assert torch.allclose(fast, plain, atol=1e-3, rtol=0)
+
+
 def test_images_keep_their_order_where_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     data = greys(10)
     monkeypatch.setattr(bound, "ROWS", 3 * 2000)

@@ -46,6 +46,26 @@ def test_extreme_logits_stay_finite_and_right_in_float32(logit: float) -> None:
     assert PIXELS.log_prob(outputs, 1 - agreeing).item() == pytest.approx(-10 * abs(logit))
 
 
+@pytest.mark.parametrize("size", [112, 784])
+@pytest.mark.parametrize("scale", [0.01, 3.0, 30.0, 1000.0])
+def test_products_of_probabilities_give_the_log_probability_of_the_plain_formula(scale: float, size: int) -> None:
+    """Without a gradient seven logarithms stand for 784; grey pixels, several codes an image, strided outputs."""
+    outputs = (scale * draws(size, 4, 3)).movedim(0, -1).float()
+    grey = torch.rand(3, size, generator=torch.Generator().manual_seed(4))
+    plain = PIXELS.log_prob(outputs.double(), grey.double())
+    with torch.no_grad():
+        fast = PIXELS.log_prob(outputs, grey)
+    assert torch.allclose(fast, plain.float(), rtol=1e-6, atol=1e-6 * size)
+    assert torch.allclose(likelihood.log_prob_by_products(outputs.double(), grey.double()), plain, rtol=1e-12)
+
+
+@pytest.mark.parametrize("logit", [-1000.0, 0.0, 1000.0])
+def test_products_of_784_equal_factors_are_no_number_too_small(logit: float) -> None:
+    outputs, pixels = torch.full((2, 784), logit), torch.full((2, 784), float(logit > 0))
+    expected = PIXELS.log_prob(outputs, pixels)
+    assert torch.allclose(likelihood.log_prob_by_products(outputs, pixels), expected, atol=1e-4)
+
+
 def test_gradients_at_extreme_logits_are_finite_and_right() -> None:
     outputs = torch.tensor([[-100.0, 100.0]], requires_grad=True)
     PIXELS.log_prob(outputs, torch.tensor([[1.0, 0.0]])).sum().backward()

@@ -19,6 +19,7 @@ from pipeline.model import (
     Conditioning,
     Convolutions,
     ModelParams,
+    Neighbours,
     build,
     one_hot,
     resolve,
@@ -260,3 +261,72 @@ def test_every_weight_takes_part_in_the_loss() -> None:
         mu, log_var = model.encode(images(10), LABELS)
         model.decode(mu + log_var, LABELS).sum().backward()
         assert all(weight.grad is not None and weight.grad.any() for weight in model.parameters())
+
+
+def chain(*sizes: int, seed: int = 0) -> list[nn.Linear]:
+    """Linear layers whose units turn, stay on and stay off, for inputs around `around`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return [nn.Linear(before, after).double() for before, after in itertools.pairwise(sizes)]
+
+
+def around(count: int, size: int, spread: float) -> Tensor:
+    return (draws(1, size, seed=1) + spread * draws(count, size, seed=2)).double()
+
+
+def one_after_another(linears: list[nn.Linear], x: Tensor) -> Tensor:
+    for layer in linears[:-1]:
+        x = layer(x).relu()
+    return linears[-1](x)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 0.1, 1.0, 100.0])
+@pytest.mark.parametrize("sizes", [(5, 7), (3, 40, 9), (3, 40, 50, 9), (30, 8, 60, 9), (2, 60, 50, 40, 9)])
+@pytest.mark.parametrize("count", [1, 2, 200])
+def test_the_decoder_of_neighbours_equals_the_layers_one_after_another(
+    count: int, sizes: tuple[int, ...], spread: float
+) -> None:
+    """Whether its units are all on or off, or turn, and whether a layer reads through the one before or not."""
+    linears, x = chain(*sizes), around(count, sizes[0], spread)
+    assert torch.allclose(Neighbours(linears)(x), one_after_another(linears, x), rtol=1e-11, atol=1e-11)
+
+
+def test_the_decoder_of_neighbours_multiplies_less_where_they_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted on the way: near one another, few units turn; far from one another, most do."""
+    multiplications: list[int] = []
+    addmm = torch.addmm
+
+    def counting(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        multiplications.append(a.shape[0] * a.shape[1] * b.shape[1])
+        return addmm(bias, a, b)
+
+    monkeypatch.setattr(torch, "addmm", counting)
+    spent = []
+    for spread in (0.01, 100.0):
+        multiplications.clear()
+        Neighbours(chain(4, 200, 200, 300))(around(500, 4, spread))
+        spent.append(sum(multiplications))
+    assert spent[0] < 0.6 * spent[1]
+
+
+def test_the_decoder_of_neighbours_hides_no_nan() -> None:
+    linears, x = chain(3, 40, 50, 9), around(20, 3, 0.1)
+    with torch.no_grad():
+        linears[0].weight[7] = torch.nan
+    assert Neighbours(linears)(x).isnan().all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_of_one_label_are_decoded_as_among_others(preset: str, kind: Conditioning) -> None:
+    model = build(replace(PRESETS[preset], conditioning=kind), 0)
+    near = model.decoder_of_neighbours()
+    assert near is not None
+    z = 0.3 * draws(70, model.latent_size)
+    for label in LABELS.split(1):
+        assert torch.allclose(near(z, label), model.decode(z, label.expand(70)), atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", CONVOLUTIONS[1:])
+def test_convolutions_have_no_decoder_of_neighbours(changes: dict[str, Any]) -> None:
+    assert build(replace(SMALL, **changes), 0).decoder_of_neighbours() is None

@@ -1,17 +1,20 @@
 # `make repro` and `make test` do all the set-up they need; what is up to date is left alone.
 .DEFAULT_GOAL := help
-.PHONY: help setup repro completions test check ui lock
+.PHONY: help setup repro completions test test-unit check ui lock
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/ready
+# A test file stays with one worker, which makes what its tests share once. `make test WORKERS=0`: one after another.
+WORKERS ?= 2
+SIDE_BY_SIDE = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # DVC starts the stages' `python` from the PATH
 export PATH := $(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport PYTHONHOME
 
 help:  ## say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: $(READY)  ## make .venv and install what requirements.lock names
 
@@ -23,7 +26,10 @@ completions: $(READY)  ## train and measure what completes pictures
 	@dvc repro completion/dvc.yaml
 
 test: $(READY)  ## run all tests
-	@pytest
+	@pytest $(SIDE_BY_SIDE)
+
+test-unit: $(READY)  ## run the quick tests: no training on MNIST, no DVC, no server
+	@pytest $(SIDE_BY_SIDE) -m "not slow"
 
 check: $(READY)  ## lint, format and types
 	@ruff check .

@@ -1,6 +1,7 @@
 """What the package's modules import of each other and of others, read from their source."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -12,20 +13,26 @@ MODULES = {
 }
 
 
-def imported(module: str) -> set[str]:
+@cache
+def source(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
     """Every module that `module` names in an import anywhere in it, ours as `pipeline.x`, others by their root."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in ast.walk(source(module)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             # `from pipeline import model` names modules, `from pipeline.model import CVAE` one.
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             names |= (inner & MODULES.keys()) or {node.module}
-    return {name if name.startswith("pipeline.") else name.split(".")[0] for name in names}
+    return frozenset(name if name.startswith("pipeline.") else name.split(".")[0] for name in names)
 
 
-def ours(module: str) -> set[str]:
+def ours(module: str) -> frozenset[str]:
     """The modules of ours that `module` imports directly."""
     return imported(module) & MODULES.keys()
 

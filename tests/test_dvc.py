@@ -3,10 +3,11 @@
 import ast
 import re
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import pytest
-from imports import MODULES, ROOT, closure
+from imports import MODULES, ROOT, closure, source
 from ruamel.yaml import YAML
 
 from pipeline import completion, download, evaluation, judge, model, objective, sample, study, tracking, train
@@ -31,10 +32,6 @@ OWNERS: dict[str, type[Any]] = {
     "tune": study.TuneParams,
     "tracking": tracking.TrackingParams,
 }
-
-
-def source(module: str) -> ast.Module:
-    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
 
 
 def keys_read(stage: str) -> set[str]:
@@ -77,6 +74,18 @@ def test_the_sections_are_those_of_their_owners() -> None:
     assert set(PARAMS) == set(SECTIONS) == set(OWNERS)
 
 
+@cache
+def reads() -> set[str | tuple[Any, ...]]:
+    """Every attribute that the package reads anywhere, and (section, key) of each load_key."""
+    found = set[str | tuple[Any, ...]]()
+    for node in (node for module in MODULES for node in ast.walk(source(module))):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+        elif isinstance(node, ast.Call):
+            found.add(tuple(getattr(argument, "value", None) for argument in node.args[1:]))
+    return found
+
+
 @pytest.mark.parametrize("section", OWNERS)
 def test_params_yaml_holds_what_its_owner_asks_for(section: str) -> None:
     load(OWNERS[section], section, ROOT / "params.yaml")
@@ -85,14 +94,9 @@ def test_params_yaml_holds_what_its_owner_asks_for(section: str) -> None:
 @pytest.mark.parametrize(("section", "key"), [(name, key) for name, values in PARAMS.items() for key in values])
 def test_every_key_of_params_yaml_is_read(section: str, key: str) -> None:
     """By attribute, or by load_key, somewhere in the package; the field's own declaration does not count."""
-    for module in MODULES:
-        for node in ast.walk(source(module)):
-            if isinstance(node, ast.Attribute) and node.attr == key and isinstance(node.ctx, ast.Load):
-                return
-            if isinstance(node, ast.Call) and [getattr(a, "value", None) for a in node.args[1:]] == [section, key]:
-                return
-    assert section == "model", f"{section}.{key} is never read"  # model.resolve reads its keys by the fields' names
-    assert key in {field.name for field in fields(model.Architecture)}
+    if not reads() & {key, (section, key)}:
+        assert section == "model", f"{section}.{key} is never read"  # model.resolve reads its keys by the fields' names
+        assert key in {field.name for field in fields(model.Architecture)}
 
 
 @pytest.mark.parametrize("section", OWNERS)

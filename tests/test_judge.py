@@ -76,8 +76,9 @@ def test_a_seed_gives_the_weights_and_leaves_the_global_generator_alone() -> Non
 
 def test_a_record_an_epoch_and_the_best_of_them_stays() -> None:
     validation = toy(50, seed=1)
-    judge, records = fitted(JudgeParams(epochs=12, batch_size=16, learning_rate=3e-3, seed=0))
-    assert [record.epoch for record in records] == list(range(1, 13))
+    # A rate at which accuracy goes up and down: here the last epoch is not the best.
+    judge, records = fitted(JudgeParams(epochs=4, batch_size=20, learning_rate=1e-2, seed=0))
+    assert [record.epoch for record in records] == [1, 2, 3, 4]
     assert all(record.seconds > 0 for record in records)
     assert records[-1].loss < records[0].loss
     accuracy = (read(judge, validation.images).labels == validation.labels).float().mean().item()

@@ -195,7 +195,7 @@ def test_deeper_residual_networks_start_no_louder(blocks: int) -> None:
     """On average: two networks of one depth may differ by more."""
 
     def spread(blocks: int) -> float:
-        several = (Convolutions(0, (16, 16), blocks, ())(images(20), None) for _ in range(30))
+        several = (Convolutions(0, (16, 16), blocks, ())(images(5), None) for _ in range(30))
         return statistics.mean(features.std().item() for features in several)
 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

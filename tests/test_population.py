@@ -21,12 +21,7 @@ from pipeline.train import start as start_solo
 
 CPU = torch.device("cpu")
 SMALL = Architecture(4, (24,), (16,), "concat", encoder_sees_label=True)
-VARIANTS = [
-    SMALL,
-    Architecture(4, (24, 8), (16,), "sum", encoder_sees_label=False),
-    Architecture(2, (), (12, 16), "mean", encoder_sees_label=True),
-    Architecture(5, (16,), (), "product", encoder_sees_label=False),
-]
+OTHER = Architecture(4, (24, 8), (16,), "sum", encoder_sees_label=False)
 KL_WEIGHTS = [0.01, 1.0, 30.0]
 PARAMS = train_params()
 AIM = objective_params(kl_weight=-1.0)  # a population reads its own KL weights
@@ -40,7 +35,8 @@ def noisy(count: int, seed: int) -> Split:
     return Split(images.to(torch.uint8), labels)
 
 
-TRAIN, VALIDATION = noisy(210, 0), noisy(50, 1)
+TRAIN, VALIDATION = noisy(110, 0), noisy(50, 1)
+FEW = TRAIN[:60]  # convolutions in float64 take their time
 
 
 def models(architecture: Architecture = SMALL, dtype: torch.dtype = torch.float64) -> list[CVAE]:
@@ -54,15 +50,17 @@ def weights(model: CVAE) -> Tensor:
 
 
 def train(
-    models: list[CVAE], params: TrainParams = PARAMS, aim: ObjectiveParams = AIM
+    models: list[CVAE], params: TrainParams = PARAMS, aim: ObjectiveParams = AIM, data: Split = TRAIN
 ) -> tuple[Population, list[PopulationRecord]]:
     members = start(models, KL_WEIGHTS, params, CPU)
-    return members, list(fit(members, TRAIN, VALIDATION, params, aim))
+    return members, list(fit(members, data, VALIDATION, params, aim))
 
 
-def alone(model: CVAE, kl_weight: float, params: TrainParams, aim: ObjectiveParams) -> tuple[CVAE, list[Record]]:
+def alone(
+    model: CVAE, kl_weight: float, params: TrainParams, aim: ObjectiveParams, data: Split = TRAIN
+) -> tuple[CVAE, list[Record]]:
     training = start_solo(model, params, CPU)
-    return model, list(fit_solo(training, TRAIN, VALIDATION, params, dataclasses.replace(aim, kl_weight=kl_weight)))
+    return model, list(fit_solo(training, data, VALIDATION, params, dataclasses.replace(aim, kl_weight=kl_weight)))
 
 
 def assert_solo(
@@ -71,11 +69,12 @@ def assert_solo(
     originals: list[CVAE],
     aim: ObjectiveParams,
     params: TrainParams = PARAMS,
+    data: Split = TRAIN,
 ) -> None:
     """Every member still in `members` has the weights and the records of its solo run, from `originals`' weights."""
     params = dataclasses.replace(params, epochs=len(records))
     for member in members.members:
-        model, expected = alone(originals[member], KL_WEIGHTS[member], params, aim)
+        model, expected = alone(originals[member], KL_WEIGHTS[member], params, aim, data)
         torch.testing.assert_close(weights(members.model(member)), weights(model), rtol=0, atol=1e-10)
         for record, solo in zip(records, expected, strict=True):
             ours = dataclasses.asdict(record.of(member)) | {"seconds": 0, "images_per_second": 0}
@@ -84,14 +83,15 @@ def assert_solo(
 
 @pytest.mark.parametrize(
     ("architecture", "pixels"),
-    list(zip(VARIANTS, ["binary", "grey", "grey", "binary"], strict=True)),
-    ids=[architecture.conditioning for architecture in VARIANTS],
+    [(SMALL, "binary"), (OTHER, "grey")],
+    ids=["concat", "sum"],
 )
 def test_a_member_is_its_solo_run_over_100_steps(architecture: Architecture, pixels: str) -> None:
     aim = objective_params(kl_weight=-1.0, pixels=pixels)
-    members, records = train(models(architecture), dataclasses.replace(PARAMS, epochs=10), aim)
+    params, data = dataclasses.replace(PARAMS, epochs=2), noisy(1000, 0)
+    members, records = train(models(architecture), params, aim, data)
     assert records[-1].step == 100
-    assert_solo(members, records, models(architecture), aim)
+    assert_solo(members, records, models(architecture), aim, params, data)
 
 
 def test_a_likelihood_with_weights_of_its_own_trains_in_each_member(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +129,8 @@ def test_each_member_may_have_a_learning_rate_of_its_own() -> None:
 
 CONVOLUTIONAL = replace(SMALL, architecture="resnet", channels=(3, 4), blocks=1)
 TREATMENTS: dict[str, tuple[Architecture, dict[str, Any], dict[str, Any]]] = {
+    "mean, no hidden layer": (Architecture(2, (), (12, 16), "mean", encoder_sees_label=True), {}, {}),
+    "product, blind": (Architecture(5, (16,), (), "product", encoder_sees_label=False), {"pixels": "binary"}, {}),
     "continuous bernoulli": (SMALL, {"likelihood": "continuous_bernoulli"}, {}),
     "gaussian": (SMALL, {"likelihood": "gaussian"}, {}),
     "sigma learned": (SMALL, {"likelihood": "sigma_learned"}, {}),
@@ -163,8 +165,9 @@ def test_a_member_is_its_solo_run_under_any_treatment(name: str) -> None:
         seeds = range(len(KL_WEIGHTS))
         return [build(architecture, seed, aim.likelihood, aim.sigma).to(torch.float64) for seed in seeds]
 
-    members, records = train(originals(), params, aim)
-    assert_solo(members, records, originals(), aim, params)
+    data = FEW if architecture.channels else TRAIN
+    members, records = train(originals(), params, aim, data)
+    assert_solo(members, records, originals(), aim, params, data)
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9}])
@@ -240,14 +243,14 @@ def test_bfloat16_ends_near_its_solo_run() -> None:
 def test_convolutions_train_in_bfloat16_too() -> None:
     params = train_params(precision="bfloat16")
     originals = [build(CONVOLUTIONAL, seed) for seed in range(3)]
-    _, records = train(originals, params)
-    _, expected = alone(build(CONVOLUTIONAL, 1), KL_WEIGHTS[1], params, AIM)
+    _, records = train(originals, params, AIM, FEW)
+    _, expected = alone(build(CONVOLUTIONAL, 1), KL_WEIGHTS[1], params, AIM, FEW)
     assert records[-1].of(1).validation_elbo == pytest.approx(expected[-1].validation_elbo, rel=0.02)
 
 
 def test_bfloat16_multiplies_in_bfloat16() -> None:
     """One step's gradient differs from float32's, and by no more than bfloat16's 8 bits explain."""
-    one_step = dataclasses.replace(PARAMS, epochs=1, batch_size=210)
+    one_step = dataclasses.replace(PARAMS, epochs=1, batch_size=len(TRAIN))
     exact, rounded = (
         train(models(dtype=torch.float32), dataclasses.replace(one_step, precision=precision))[0]
         for precision in ("float32", "bfloat16")
@@ -286,7 +289,7 @@ def test_training_leaves_the_global_generator_alone() -> None:
 
 def test_what_cannot_be_stacked_is_refused() -> None:
     with pytest.raises(ValueError, match="share one architecture"):
-        start([build(SMALL, 0), build(VARIANTS[1], 0)], [1.0, 1.0], PARAMS, CPU)
+        start([build(SMALL, 0), build(OTHER, 0)], [1.0, 1.0], PARAMS, CPU)
     with pytest.raises(ValueError, match="2 models need as many KL weights, not 3"):
         start(models()[:2], KL_WEIGHTS, PARAMS, CPU)
     with pytest.raises(ValueError, match="3 models need as many learning rates, not 1"):

@@ -8,12 +8,16 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -22,7 +26,7 @@ from imports import ROOT
 from optuna.trial import TrialState
 from settings import objective_params, train_params
 
-from pipeline import evaluation, population, study
+from pipeline import evaluation, population, sample, study
 from pipeline.errors import UserError
 from pipeline.evaluation import Yardstick
 from pipeline.model import Architecture
@@ -63,11 +67,51 @@ def _own_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
 
 
+def gaussian(rows: np.ndarray, components: int, _seed: int) -> Any:
+    """The mixture of one Gaussian, which is known without a search: most of what measuring so small a model takes."""
+    assert components == 1
+    if not np.isfinite(rows).all():
+        raise ValueError("as of scikit-learn")
+    covariance = np.cov(rows.T, bias=True) + 1e-4 * np.eye(rows.shape[1])
+    return SimpleNamespace(
+        n_components=1, weights_=np.ones(1), means_=rows.mean(0)[None], covariances_=covariance[None]
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_mixtures() -> Iterator[Callable[..., Any]]:
+    """Puts `gaussian` in the place of the search, which it gives back."""
+    searched = sample._mixture
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "_mixture", gaussian)
+        yield searched
+
+
+def test_the_quick_mixture_is_the_one_that_is_searched_for(quick_mixtures: Callable[..., Any]) -> None:
+    rows = np.random.default_rng(0).normal(size=(12, 4)) @ np.diag([1.0, 0.1, 3.0, 0.01]) + 5
+    quick, searched = gaussian(rows, 1, 0), quick_mixtures(rows, 1, 0)
+    for name in ("n_components", "weights_", "means_", "covariances_"):
+        np.testing.assert_allclose(getattr(quick, name), getattr(searched, name), rtol=1e-9, atol=1e-12)
+
+
+@cache
+def empty() -> bytes:
+    """A database of Optuna's in which there is no study yet: it takes longer to make than most tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optuna.db"
+        optuna.storages.RDBStorage(f"sqlite:///{path}").engine.dispose()
+        return path.read_bytes()
+
+
 def having(setting: Setting = SETTING, **changes: Any) -> Setting:
     return dataclasses.replace(setting, tune=dataclasses.replace(setting.tune, **changes))
 
 
 def opened(folder: Path, setting: Setting = SETTING) -> Study:
+    """The study of that setting in `folder`, whose database comes ready made."""
+    folder.mkdir(exist_ok=True)
+    if not (folder / "optuna.db").exists():
+        (folder / "optuna.db").write_bytes(empty())
     return open_study(setting, folder, create=True)
 
 
@@ -165,7 +209,7 @@ def test_a_section_that_cannot_be_meant_is_refused_before_anything_is_made(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        opened(tmp_path, having(**changes))
+        open_study(having(**changes), tmp_path, create=True)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -175,7 +219,7 @@ def test_a_section_that_cannot_be_meant_is_refused_before_anything_is_made(
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, list[Event]]:
-    found = opened(tmp_path_factory.mktemp("study"), having(trials=8))
+    found = open_study(having(trials=8), tmp_path_factory.mktemp("study"), create=True)
     return found, list(events(found))
 
 
@@ -239,11 +283,11 @@ def test_a_picture_of_each_trial_is_kept(finished: tuple[Study, list[Event]]) ->
 
 
 def test_a_finished_study_trains_nothing_more_until_it_is_given_more_trials(tmp_path: Path) -> None:
-    three = having(trials=3)
+    three = having(trials=3, epochs=1)
     brought(tmp_path, three)
     found = opened(tmp_path, three)
     assert list(events(found)) == []
-    more = brought(tmp_path, having(trials=5))
+    more = brought(tmp_path, having(trials=5, epochs=1))
     assert more.done() == len(more.trials()) == 5
 
 
@@ -254,12 +298,12 @@ def test_no_two_trials_draw_the_same_weight_when_a_study_goes_on(tmp_path: Path)
     assert len(set(weights)) == len(weights)
 
 
-def test_one_process_repeats_itself(tmp_path: Path) -> None:
-    tables = []
-    for name in ("one", "two"):
-        table = brought(tmp_path / name, having(trials=5)).table().drop(columns=["seconds"])
-        tables.append(table.drop(columns=["run_id"]))
-    assert tables[0].equals(tables[1])
+def test_one_process_repeats_itself(finished: tuple[Study, list[Event]], tmp_path: Path) -> None:
+    first, second = (
+        found.table().drop(columns=["seconds", "run_id"])
+        for found in (finished[0], brought(tmp_path, having(trials=8)))
+    )
+    assert first.equals(second)
 
 
 def test_the_pruner_can_be_left_out(tmp_path: Path) -> None:
@@ -360,7 +404,7 @@ def test_the_population_is_as_large_as_asked_or_as_leaves_something_to_learn() -
 
 
 def test_an_interrupted_search_ends_cleanly_and_goes_on(tmp_path: Path) -> None:
-    setting = having(trials=6, population=3)
+    setting = having(trials=6, population=3, epochs=2)
     found = opened(tmp_path, setting)
     stream = events(found)
     for event in stream:
@@ -392,7 +436,8 @@ sys.path[:0] = [{tests!r}, {root!r}]
 from pathlib import Path
 import test_study as t
 from pipeline.study import Epoch
-found = t.opened(Path({folder!r}), t.having(trials={trials}, population={population}))
+setting = t.having(trials={trials}, population={population})
+found = t.open_study(setting, Path({folder!r}), create=True)
 for event in t.events(found):
     if isinstance(event, Epoch):
         print("epoch", event.candidate.number, event.record.epoch, flush=True)
@@ -448,7 +493,7 @@ sys.path[:0] = [{tests!r}, {root!r}]
 from pathlib import Path
 import test_study as t
 from pipeline.study import Epoch
-found = t.opened(Path({folder!r}), t.having(trials=30, pruner="none"))
+found = t.open_study(t.having(trials=30, pruner="none"), Path({folder!r}), create=True)
 with found.at_work():
     while batch := found.ask(2):
         for candidate in batch:
@@ -659,14 +704,12 @@ def all_diverged(folder: Path) -> Study:
     return found
 
 
-def test_what_cannot_be_chosen_is_named(tmp_path: Path) -> None:
-    found = opened(tmp_path, having(trials=3))
+def test_what_cannot_be_chosen_is_named(finished: tuple[Study, list[Event]], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no complete trial yet: run `cvae tune`"):
-        found.choose()
+        opened(tmp_path).choose()
     with pytest.raises(UserError, match=r"all trials of study .* diverged: set a lower train.learning_rate"):
         all_diverged(tmp_path / "sick").choose()
-    for _ in events(found):
-        pass
+    found, _ = finished
     with pytest.raises(UserError, match=r"has no trial 17: `cvae study` lists"):
         found.choose(17)
     pruned = states(found).index("PRUNED")
@@ -691,7 +734,7 @@ def test_the_database_is_the_users_own_file(tmp_path: Path) -> None:
     inside = tmp_path / ".dvc/tmp/exps/standalone/tmpab12"
     inside.mkdir(parents=True)
     assert study.storage_url(inside, {}) == f"sqlite:///{tmp_path.resolve() / 'optuna.db'}"
-    opened(inside)
+    open_study(SETTING, inside, create=True)
     with closing(sqlite3.connect(tmp_path / "optuna.db")) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 

@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 import torch
 from settings import model_params, objective_params
+from stores import forget
 
 from pipeline import checkpoint, completion, tracking
 from pipeline.errors import UserError
@@ -61,19 +62,6 @@ def root(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 @pytest.fixture
 def warnings() -> list[str]:
     return []
-
-
-def forget() -> None:
-    """Closes the stores that this process has open, as its end would."""
-    while tracking._Store._open:
-        _, store = tracking._Store._open.popitem()
-        backend = store.client._tracking_client.store
-        if hasattr(backend, "engine"):
-            backend.engine.dispose()
-            type(backend)._engine_map.pop(store.uri, None)
-        for record in store.pending:
-            if record.kept:
-                record.kept.cleanup()
 
 
 def kept(run: tracking.Run) -> Any:

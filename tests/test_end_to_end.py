@@ -464,7 +464,7 @@ def test_the_branch_of_completions(project: Project, tmp_path: Path) -> None:
     assert said.count("read as") == 4
     kept = Path(out).read_bytes()
     words = ("--mask", "top", "--count", "4", "--out", out, "--model", f"runs:/{run_id}")
-    project.run(*cvae, "complete", eight, *words)
+    project.cvae("complete", eight, *words)
     assert Path(out).read_bytes() == kept
     assert "up to date" in project.run("dvc", "repro", "completion/dvc.yaml")
 

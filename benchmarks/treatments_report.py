@@ -191,7 +191,7 @@ def sigma_vae(results: Results, sampler: str) -> tuple[str, str] | None:
         return None
     figure = untuned.figures["frechet"]
     own, all_ = verdict(figure, tuned.figures["frechet"]), verdict(figure, top.figures["frechet"])
-    text = f"With the {sampler} sampler σ_optimal at β = 1 has a frechet of {untuned.shown('frechet')}"
+    text = f"With the {sampler} sampler `sigma_optimal` at β = 1 has a frechet of {untuned.shown('frechet')}"
     if tuned.kl_weight == untuned.kl_weight:
         text += ", and tuning finds no better weight for it in its grid"
     else:
@@ -267,7 +267,7 @@ def protocol(results: Results) -> str:
     lines = [
         f"Measured on MNIST test by `make treatments`: {seeds} seeds, mean ± standard deviation. One budget for all: "
         f"{model['architecture']} with hidden layers of {hidden}, {first['train_images']:,} training images, "
-        f"{train['epochs']} epochs at batch {train['batch_size']}.",
+        f"{train['epochs']} {'epoch' if train['epochs'] == 1 else 'epochs'} at batch {train['batch_size']}.",
         f"The KL weight β is the one with the least frechet on {setup['validation_images']:,} validation images, of a "
         "small grid and trained from a seed that is not among the measured ones; a collapsed model can't win. *: at "
         "the edge of its grid, so that a better one may lie beyond. *untuned* is β = 1, which nobody chose.",

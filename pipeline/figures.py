@@ -309,6 +309,7 @@ def treatments(table: pd.DataFrame) -> "Figure":
         _plain(axes, "frechet on test (lower is better)", "")
         axes.grid(visible=True, axis="x", color="#eceff2", linewidth=0.8)
         axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.5, len(names) - 0.5)
         axes.set_title(f"{sampler} sampler", fontsize=11, color=INK, loc="left")
     handles, labels = _legend(figure)
     figure.legend(handles, labels, frameon=False, ncols=3, loc="outside lower center", fontsize=9)

@@ -1,6 +1,6 @@
 # `make repro` and `make test` do all the set-up they need; what is up to date is left alone.
 .DEFAULT_GOAL := help
-.PHONY: help setup repro completions test test-unit check ui lock
+.PHONY: help setup repro completions treatments test test-unit check ui lock
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -24,6 +24,11 @@ repro: $(READY)  ## run the pipeline: what changed since the last time, and what
 
 completions: $(READY)  ## train and measure what completes pictures
 	@dvc repro completion/dvc.yaml
+
+treatments: $(READY)  ## measure every likelihood, prior and sampler for docs/treatments.md (OPTIONS=--help)
+	@dvc repro --quiet judge
+	@python -m benchmarks.treatments $(OPTIONS)
+	@python -m benchmarks.treatments_report
 
 test: $(READY)  ## run all tests
 	@pytest $(SIDE_BY_SIDE)

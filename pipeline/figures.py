@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 LEVELS = 32  # of each colour in a file
 INK, FAINT, ACCENT = "#1b1f24", "#8a929c", "#c2410c"
 SAMPLER_COLOURS = {"prior": "#94a3b8", "fitted": "#c2410c", "real": "#334155"}
+PRIOR_COLOURS = {"standard": "#334155", "class": "#4e79a7", "mixture": "#c2410c"}
 # Tableau 10
 DIGIT_COLOURS = (
     "#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#6b6f76",
@@ -294,6 +295,43 @@ def weight_strips(strips: Sequence[tuple[str, np.ndarray, np.ndarray]], notes: t
         rows = [np.pad(pictures[index], ((1, 1), (0, 0)), constant_values=255) for _, *pictures in strips]
         _sheet(axes, np.concatenate(rows), names if index == 0 else [""] * len(names))
         axes.set_title(note, fontsize=10, color=INK)
+    return figure
+
+
+def treatments(table: pd.DataFrame) -> "Figure":
+    """Frechet of each setting, mean and standard deviation over seeds: a panel a sampler, a row a setting.
+
+    table: columns setting, prior, sampler, choice, mean, std. Hollow: the weight was not tuned.
+    """
+    names = list(dict.fromkeys(table["setting"]))[::-1]
+    figure = _figure(9.2, 1.3 + 0.5 * len(names))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, sampler in zip(panels, ("fitted", "prior"), strict=True):
+        for index, (prior, colour) in enumerate(PRIOR_COLOURS.items()):
+            for choice, filled in (("tuned", True), ("untuned", False)):
+                own = (table["sampler"] == sampler) & (table["prior"] == prior) & (table["choice"] == choice)
+                rows = table[own].dropna(subset=["mean"])
+                if not len(rows):
+                    continue
+                axes.errorbar(
+                    rows["mean"],
+                    [names.index(name) + 0.22 * (1 - index) for name in rows["setting"]],
+                    xerr=rows["std"].fillna(0),
+                    fmt="o",
+                    markersize=5,
+                    color=colour,
+                    markerfacecolor=colour if filled else "white",
+                    elinewidth=1.1,
+                    label=f"{prior} prior" if filled else f"{prior} prior, untuned",
+                )
+        _logarithmic(axes.xaxis)
+        _plain(axes, "frechet on test (lower is better)", "")
+        axes.grid(visible=True, axis="x", color="#eceff2", linewidth=0.8)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.5, len(names) - 0.5)
+        axes.set_title(f"{sampler} sampler", fontsize=11, color=INK, loc="left")
+    handles, labels = _legend(figure)
+    figure.legend(handles, labels, frameon=False, ncols=3, loc="outside lower center", fontsize=9)
     return figure
 
 

@@ -1,6 +1,7 @@
 """Measures models/cvae.safetensors on the test split: figures, tables, pictures. About a minute on two cores.
 
-The only reader of the test split: whatever was chosen, was chosen on validation.
+Whatever was chosen, was chosen on validation: of the stages that train and measure the CVAE this one alone reads the
+test split (of benchmarks/, the judge's bars and the table of treatments do, after its weights are chosen).
 """
 
 import json

@@ -141,8 +141,8 @@ def collapsed(case: Case) -> Finding | None:
         else "The decoder is deaf to the code: samples of a digit are all alike, though the codes differ."
     )
     remedy = (
-        f"Lower objective.kl_weight from {weight:.4g} to 1, the evidence lower bound, or below (`cvae weight` converts "
-        "a weight of the article's)."
+        f"Lower objective.kl_weight from {_weight(weight)} to 1, the evidence lower bound, or below (`cvae weight` "
+        "converts a weight of the article's)."
         if weight > 1
         else "Raise objective.capacity."
         if case.aim.schedule == "capacity"
@@ -165,7 +165,9 @@ def label_ignored(case: Case) -> Finding | None:
     if case.encoder_sees_label is False:
         ways.append("let the encoder see the label, so that the code can leave it out (model.encoder_sees_label)")
     if case.aim.kl_weight < 1:
-        ways.append(f"raise objective.kl_weight from {case.aim.kl_weight:.4g} towards 1: a dear code leaves it out")
+        ways.append(
+            f"raise objective.kl_weight from {_weight(case.aim.kl_weight)} towards 1: a dear code leaves it out"
+        )
     ways.append("put the label beside the code (model.conditioning concat)")
     return Finding("label_ignored", "severe", tuple(evidence), says, _choice(ways))
 
@@ -184,7 +186,7 @@ def prior_hole(case: Case) -> Finding | None:
     if case.encoder_sees_label is False:
         ways.append("let the encoder see the label (model.encoder_sees_label true)")
     if case.aim.kl_weight < 1:
-        ways.append(f"raise objective.kl_weight from {case.aim.kl_weight:.4g} towards 1 to 3")
+        ways.append(f"raise objective.kl_weight from {_weight(case.aim.kl_weight)} towards 1 to 3")
     if case.prior == "standard":
         ways.append("let the prior be learned (model.prior mixture)")
     evidence = (Evidence("prior.frechet ÷ fitted.frechet", ratio, "at least", HOLE),)
@@ -210,7 +212,7 @@ def over_regularised(case: Case) -> Finding | None:
     remedy = (
         f"Raise objective.capacity from {case.aim.capacity:g}."
         if case.aim.schedule == "capacity"
-        else f"Lower objective.kl_weight from {weight:.4g}{' towards 1' if weight > 1 else ''}."
+        else f"Lower objective.kl_weight from {_weight(weight)}{' towards 1' if weight > 1 else ''}."
         if weight > 0.3
         else "Give the model more room (model.preset strong, a larger model.latent_size)."
     )
@@ -300,6 +302,11 @@ def _figure(case: Case, name: str) -> float:
     return value
 
 
+def _weight(kl_weight: float) -> str:
+    """A KL weight without an exponent where a person would not write one."""
+    return f"{kl_weight:,.0f}" if kl_weight >= 1000 else f"{kl_weight:.4g}"
+
+
 def _choice(ways: Sequence[str]) -> str:
     """`a; b; or c` as a sentence."""
     words = "; ".join([*ways[:-1], f"or {ways[-1]}" if ways[1:] else ways[-1]])
@@ -326,7 +333,7 @@ def _sigma_is_off(case: Case) -> Finding | None:
     evidence = (Evidence("sigma ÷ √mse", ratio, "at least" if above else "at most", OFF if above else 1 / OFF),)
     says = (
         f"σ is {sigma:.3g}, but the decoder's errors are of {best:.3g}: the KL is pressed as a weight of "
-        f"{case.aim.kl_weight * ratio**2:.3g} would at the best σ, not {case.aim.kl_weight:.4g}."
+        f"{_weight(case.aim.kl_weight * ratio**2)} would at the best σ, not {_weight(case.aim.kl_weight)}."
     )
     remedy = (
         f"objective.sigma {best:.2g}, or objective.likelihood sigma_optimal, which finds it."

@@ -126,7 +126,7 @@ def _measuring(uri: str) -> str:
 
 
 def _training(aim: "ObjectiveParams") -> str:
-    return f"the run holds no model: `dvc exp run -S objective.kl_weight={aim.kl_weight:.4g}` trains and evaluates one"
+    return f"the run holds no model: `dvc exp run -S objective.kl_weight={aim.kl_weight!r}` trains and evaluates one"
 
 
 def _history(params: Mapping[str, Any]) -> list[dict[str, float]]:
@@ -169,7 +169,7 @@ def _value(text: str) -> Any:
 
 
 def _words(case: "Case") -> str:
-    return f"{case.aim.likelihood} on {case.aim.pixels} pixels, β = {case.aim.kl_weight:.4g}"
+    return f"{case.aim.likelihood} on {case.aim.pixels} pixels, β = {case.aim.kl_weight:,g}"
 
 
 def width() -> int:

@@ -143,7 +143,8 @@ def test_three_sentences_say_what_the_article_found() -> None:
     assert "it reaches the highest elbo, -110.0 nats against -150.0" in bound
     assert "from 0.60 to 0.30: the one is bought with the other" in label
     assert "60% of the codes" in label
-    assert "no longer has to carry" in label
+    assert "0.80: the code no longer has to carry what the label says" in label
+    assert label.endswith("sum with an encoder that sees the label has the highest, 0.80.")
 
 
 def test_the_sentences_say_the_opposite_of_opposite_figures() -> None:
@@ -155,4 +156,14 @@ def test_the_sentences_say_the_opposite_of_opposite_figures() -> None:
     assert "the weight alone does not decide over collapse" in units
     assert "yet of the 3 weights trained w = 1e-06 reaches the highest elbo, -105.0 nats" in bound
     assert "neither pays for the other" in label
-    assert "does not explain it" in label
+    assert "seeing the label changes little" in label
+    assert label.endswith("sum with an encoder that does not see it has the highest, 0.30.")
+
+
+@pytest.mark.parametrize(
+    ("digit_in_code", "accuracy", "words"),
+    [(0.1, 0.32, "yet samples are no better"), (0.58, 0.7, "as before"), (0.58, 0.32, "changes little")],
+)
+def test_what_seeing_the_label_does_is_said_as_it_turned_out(digit_in_code: float, accuracy: float, words: str) -> None:
+    seeing = {"digit_in_code": digit_in_code, "accuracy": accuracy}
+    assert words in article.claims(as_the_article_has_it(seeing=seeing))[2]

@@ -101,7 +101,7 @@ def write(results: "list[Result]", sheets: dict[str, Any], real: dict[str, float
         pd.DataFrame([result.row() for result in results]).to_csv(part, index=False, float_format="%.6g")
     write_json(FOLDER / "article.json", {"claims": article.claims(results), "real": real, "protocol": protocol})
     own = {_weight(weight): article.find(results, weight) for weight in article.CONTRAST}
-    titles = {name: f"{name},  β = {result.member.kl_weight:,.2f}" for name, result in own.items()}
+    titles = {name: f"{name},  β = {_beta(result.member.kl_weight)}" for name, result in own.items()}
     notes = {titles[name]: _note(result) for name, result in own.items()}
     figure = figures.sampler_grids({titles[name]: sheets[name] for name in own}, notes)
     with replacing(FOLDER / "grids.png") as part:
@@ -112,17 +112,17 @@ def write(results: "list[Result]", sheets: dict[str, Any], real: dict[str, float
 
 
 def say(results: "list[Result]", real: dict[str, float], protocol: dict[str, Any]) -> None:
-    """Both tables, the three sentences, and where to look."""
+    """Both tables, the sentences, and where to look."""
     from pipeline import article, console
 
     own = [result for result in results if result.member.is_articles]
     console.table(
         f"The article's model, {protocol['train']['epochs']} epochs, on {protocol['images']:,} validation images",
-        ("weight", "β", "active", "kl", "elbo", "class_accuracy", "diversity"),
+        ("weight", "β", "active", "kl", "elbo", "accuracy", "diversity"),
         [
             (
                 _weight(result.member.weight),
-                f"{result.member.kl_weight:,.2f}",
+                _beta(result.member.kl_weight),
                 result.active_units,
                 f"{result.kl:.2f}",
                 f"{result.elbo:.1f}",
@@ -130,18 +130,18 @@ def say(results: "list[Result]", real: dict[str, float], protocol: dict[str, Any
             )
             for result in own
         ],
-        note=f"samples from the prior; real images: {', '.join(f'{name} {real[name]:.3f}' for name in SHOWN)}",
+        note=f"samples from the prior; of real images: {', '.join(f'{name} {real[name]:.3f}' for name in SHOWN)}",
     )
     for weight in article.CONTRAST:
         rows = [result for result in results if result.member.weight == weight]
         console.table(
             f"Every shape at {_weight(weight)}",
-            ("decoder hears, encoder", "active", "digit in code", "class_accuracy", "diversity"),
+            ("conditioning, encoder", "active", "digit in code", "accuracy", "diversity"),
             [
                 (_shape(one), one.active_units, f"{one.digit_in_code:.3f}", *(_both(one, name) for name in SHOWN))
                 for one in rows
             ],
-            note="★ the article's own; class_accuracy and diversity: prior sampler, then fitted",
+            note="★ the article's own; the last two: prior sampler, then fitted",
         )
     for number, claim in enumerate(article.claims(results), 1):
         print(f"{number}. {claim}")
@@ -149,7 +149,13 @@ def say(results: "list[Result]", real: dict[str, float], protocol: dict[str, Any
 
 
 def _weight(weight: float) -> str:
-    return f"w = {weight:g}".replace("e-0", "e-")
+    from pipeline.article import named
+
+    return f"w = {named(weight)}"
+
+
+def _beta(kl_weight: float) -> str:
+    return f"{kl_weight:,.0f}" if kl_weight >= 1000 else f"{kl_weight:.2f}"
 
 
 def _shape(result: "Result") -> str:
@@ -159,7 +165,7 @@ def _shape(result: "Result") -> str:
 
 
 def _both(result: "Result", metric: str) -> str:
-    return "  ".join(f"{result.samples[sampler][metric]:.3f}" for sampler in result.samples)
+    return " ".join(f"{result.samples[sampler][metric]:.3f}" for sampler in result.samples)
 
 
 def _encoder(*, sees: bool) -> str:

@@ -207,7 +207,7 @@ def test_the_articles_experiment_leaves_a_table_sentences_and_a_picture(
     assert set(table["kl_weight"].round(2)) == {100_352.0, 100.35, 10.04, 1.0, 0.1}
     assert table.notna().all(axis=None)
     found = json.loads((folder / "article.json").read_text(encoding="utf-8"))
-    assert len(found["claims"]) == 3
+    assert len(found["claims"]) == 4
     assert found["protocol"]["split"] == "validation"
     assert found["protocol"]["train"]["batch_size"] == 128
     squeezed = " ".join(out.split())

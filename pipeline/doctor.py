@@ -78,7 +78,7 @@ class Case:
     figures: Mapping[str, float] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
     prior: str | None = None
-    encoder_sees_label: bool | None = None
+    conditioning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -161,14 +161,12 @@ def label_ignored(case: Case) -> Finding | None:
     if fitted <= CHANCE:
         evidence.append(Evidence("fitted.class_accuracy", fitted, "at most", CHANCE))
         says = "Samples are not the digit that was asked for, wherever their codes come from: the label is ignored."
-    ways = []
-    if case.encoder_sees_label is False:
-        ways.append("let the encoder see the label, so that the code can leave it out (model.encoder_sees_label)")
+    ways = _beside(case)
     if case.aim.kl_weight < 1:
         ways.append(
             f"raise objective.kl_weight from {_weight(case.aim.kl_weight)} towards 1: a dear code leaves it out"
         )
-    ways.append("put the label beside the code (model.conditioning concat)")
+    ways.append("let the encoder see the label, so that the code can leave it out (model.encoder_sees_label true)")
     return Finding("label_ignored", "severe", tuple(evidence), says, _choice(ways))
 
 
@@ -182,9 +180,7 @@ def prior_hole(case: Case) -> Finding | None:
     first, second = (case.figures.get(f"{name}.class_accuracy") for name in SAMPLERS)
     if first is not None and second is not None:
         says += f": {first:.0%} of what they become is the digit asked for, against {second:.0%} with `fitted`"
-    ways = ["draw with sample.sampler fitted, which needs no training"]
-    if case.encoder_sees_label is False:
-        ways.append("let the encoder see the label (model.encoder_sees_label true)")
+    ways = ["draw with sample.sampler fitted, which needs no training", *_beside(case)]
     if case.aim.kl_weight < 1:
         ways.append(f"raise objective.kl_weight from {_weight(case.aim.kl_weight)} towards 1 to 3")
     if case.prior == "standard":
@@ -300,6 +296,12 @@ def _figure(case: Case, name: str) -> float:
     if value is None or not math.isfinite(value):
         raise Lacking(name)
     return value
+
+
+def _beside(case: Case) -> list[str]:
+    """What helps the article's model most (docs/article.md), where it isn't so already."""
+    known = case.conditioning not in (None, "concat")
+    return ["put the label beside the code, not into it (model.conditioning concat)"] if known else []
 
 
 def _weight(kl_weight: float) -> str:

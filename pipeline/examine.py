@@ -89,7 +89,7 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> "tuple[s
     if not history:
         hints.append("`cvae doctor runs:/RUN_ID` reads the epochs that MLflow recorded")
     architecture = saved.model.architecture
-    case = numbers.Case(aim, figures, history, architecture.prior, architecture.encoder_sees_label)
+    case = numbers.Case(aim, figures, history, architecture.prior, architecture.conditioning)
     return f"{path}, {_words(case)}, {measured}", case, hints
 
 
@@ -109,7 +109,7 @@ def of_run(uri: str) -> "tuple[str, Case, list[str]]":
     aim = parse(ObjectiveParams, settings["objective"], f"{uri}: objective")
     split, figures = numbers.from_metrics(run.metrics)
     model = settings["model"]
-    case = numbers.Case(aim, figures, run.history, model.get("prior"), model.get("encoder_sees_label"))
+    case = numbers.Case(aim, figures, run.history, model.get("prior"), model.get("conditioning"))
     title = f"run {run.name}, {_words(case)}"
     if "prior.class_accuracy" in figures:
         return f"{title}, its figures on {split}", case, [_measuring(uri) if run.has_model else _training(aim)]

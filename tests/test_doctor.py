@@ -38,7 +38,7 @@ def healthy(**figures: float) -> Case:
         "fitted.class_accuracy": 0.98, "fitted.diversity": 0.9, "fitted.frechet": 2.5, "real.frechet": 0.8,
     }  # fmt: skip
     changed = {name.replace("__", "."): value for name, value in figures.items()}
-    return Case(objective_params(), good | changed, history(200, 120, 102, 101, 100, 100), "standard", True)
+    return Case(objective_params(), good | changed, history(200, 120, 102, 101, 100, 100), "standard", "concat")
 
 
 def aimed(case: Case, **changes: Any) -> Case:
@@ -145,13 +145,13 @@ def test_a_hole_is_measured_against_what_real_images_reach() -> None:
 
 
 def test_the_remedy_for_a_hole_depends_on_what_the_model_is() -> None:
-    case = replace(healthy(prior__frechet=50), encoder_sees_label=False)
-    blind, learned = doctor.prior_hole(case), doctor.prior_hole(replace(case, prior="mixture", encoder_sees_label=True))
-    assert blind is not None
+    case = replace(healthy(prior__frechet=50), conditioning="sum")
+    summed, learned = doctor.prior_hole(case), doctor.prior_hole(replace(case, prior="mixture", conditioning="concat"))
+    assert summed is not None
     assert learned is not None
-    assert "encoder_sees_label" in blind.remedy
-    assert "encoder_sees_label" not in learned.remedy
-    assert "model.prior" in blind.remedy
+    assert "model.conditioning concat" in summed.remedy
+    assert "model.conditioning" not in learned.remedy
+    assert "model.prior" in summed.remedy
     assert "model.prior" not in learned.remedy
 
 

@@ -83,7 +83,7 @@ def diagnose(result: Evaluation, extra: dict[str, float], model: CVAE, aim: Obje
     rows = pd.read_csv(HISTORY).to_dict("records")
     history = [{str(name): float(value) for name, value in row.items()} for row in rows]
     figures, shape = doctor.flat(result.summary) | extra, model.architecture
-    return doctor.diagnose(Case(aim, figures, history, shape.prior, shape.encoder_sees_label))
+    return doctor.diagnose(Case(aim, figures, history, shape.prior, shape.conditioning))
 
 
 def flatten(result: Evaluation) -> dict[str, float]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline import console, gallery
+from pipeline import console, examine, gallery, reproduce
 from pipeline.errors import UserError
 
 STAGES = {
@@ -27,11 +27,13 @@ examples:
   dvc repro                                        the whole pipeline; what is up to date is left alone
   dvc exp run -S objective.kl_weight=1             the same with another KL weight
   cvae report                                      the headline figures of the last evaluation
+  cvae doctor                                      what is wrong with the model, and what to change
   cvae sample 0-9 --count 12 --seed 1              digits, on the terminal or into a PNG
   cvae interpolate 3 8 --out way.gif               also: traverse, morph
   cvae complete INPUT.png --mask top               what the hidden half could be
   cvae weight --article 1e-5 --batch-size 128      what the source article's weight means here
   cvae study                                       the study's trials; `cvae promote` takes its best weight over
+  cvae reproduce article                           the collapse that the source article tunes away
   cvae ui                                          compare runs in the browser
 """
 
@@ -88,6 +90,9 @@ def parser() -> Parser:
     )
     add.add_argument("--trial", type=int, metavar="N", help="another complete trial than the best (see `cvae study`)")
     add.set_defaults(act=promote)
+
+    examine.add_command(commands)
+    reproduce.add_command(commands)
 
     add = commands.add_parser("ui", help="compare runs in MLflow's page, on the right database")
     add.add_argument("--port", type=int, default=5000, metavar="N", help="the first port to try (5000)")
@@ -155,6 +160,9 @@ def report(_: argparse.Namespace) -> None:
     )
     if figures["collapsed"]:
         print("COLLAPSED: the latent code carries nothing, or samples of a class are all alike. Lower the KL weight.\n")
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        verdict = json.loads(Path("reports/doctor.json").read_text(encoding="utf-8"))["verdict"]
+        print(f"Doctor     {verdict}: `cvae doctor` says from which figures, and what to change")
     with suppress(OSError, ValueError, KeyError, TypeError):
         best = json.loads(Path("reports/study/best.json").read_text(encoding="utf-8"))
         found = f"β = {best['kl_weight']:.3g} is best, with {console.figures(best['values'])} on validation"

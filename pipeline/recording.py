@@ -10,7 +10,8 @@ import numpy as np
 
 from pipeline import checkpoint, console, tracking
 from pipeline.files import home
-from pipeline.train import Record, Training
+from pipeline.objective import ObjectiveParams
+from pipeline.train import Record, Training, collapsed
 
 
 @dataclass
@@ -64,6 +65,22 @@ def recording(
 
         yield Recording(run, rows, follow)
     unfinished.unlink(missing_ok=True)
+
+
+def watched(records: Iterable[Record], epochs: int, aim: ObjectiveParams, run: tracking.Run) -> Iterator[Record]:
+    """The same records; says at once, and in the run's tags, when the latent code collapses or comes back to life."""
+    empty = False
+    for record in records:
+        if collapsed(record, epochs, aim) != empty:
+            empty = not empty
+            now = f"validation_kl {record.validation_kl:.2g} nats after epoch {record.epoch}"
+            if empty:
+                console.warn(f"the latent code has collapsed: {now}, β = {record.kl_weight:g}; `cvae doctor` says more")
+                run.tags({"collapsed": "true", "collapsed_after_epoch": record.epoch})
+            else:
+                console.warn(f"the latent code is in use again: {now}")
+                run.tags({"collapsed": "false"})
+        yield record
 
 
 def headline(record: Mapping[str, float]) -> dict[str, float]:

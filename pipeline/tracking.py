@@ -745,13 +745,8 @@ def download_model(uri: str, root: Path) -> Path:
 
     Raises UserError where there is no such run, or no model in it.
     """
-    match = re.fullmatch(rf"runs:/([0-9a-f]+)(/{MODEL})?/?", uri)
-    if match is None:
-        raise UserError(f"{uri!r} names no run: write runs:/ and the run's id")
-    run_id, at = match[1], tracking_uri(root)
-    run = _find(run_id, at)
-    if run is None:
-        raise UserError(f"there is no run {run_id} in MLflow at {_shown(at)}")
+    at = tracking_uri(root)
+    run_id, run = _named(uri, at)
     if not (run.outputs and run.outputs.model_outputs):
         raise UserError(f"run {run_id} holds no model: it may have ended before its training did")
     with _one_line(at), tempfile.TemporaryDirectory(prefix="cvae-") as folder:
@@ -766,6 +761,49 @@ def download_model(uri: str, root: Path) -> Path:
         with replacing(target) as part:
             shutil.copy(weights[0], part)
     return target
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What an MLflow run holds. history: a row a step with the last value of each metric asked for, in order."""
+
+    name: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    has_model: bool
+
+
+def recorded(uri: str, root: Path, curves: Sequence[str]) -> Recorded:
+    """The run at `runs:/<run id>`, with the whole history of the metrics in `curves`.
+
+    Raises UserError where there is no such run.
+    """
+    at = tracking_uri(root)
+    run_id, run = _named(uri, at)
+    rows: dict[int, dict[str, float]] = {}
+    with _one_line(at):
+        for name in curves:
+            for point in _Store.at(at).client.get_metric_history(run_id, name):
+                rows.setdefault(point.step, {})[name] = point.value
+    return Recorded(
+        name=run.info.run_name,
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        history=[rows[step] for step in sorted(rows)],
+        has_model=bool(run.outputs and run.outputs.model_outputs),
+    )
+
+
+def _named(uri: str, at: str) -> tuple[str, Any]:
+    """Id and run of `runs:/<run id>` in the store `at`."""
+    match = re.fullmatch(rf"runs:/([0-9a-f]+)(/{MODEL})?/?", uri)
+    if match is None:
+        raise UserError(f"{uri!r} names no run: write runs:/ and the run's id")
+    run = _find(match[1], at)
+    if run is None:
+        raise UserError(f"there is no run {match[1]} in MLflow at {_shown(at)}")
+    return match[1], run
 
 
 def _show(url: str, open_browser: bool) -> None:

@@ -26,6 +26,7 @@ from pipeline.params import Range
 
 VALIDATION_BATCH = 1000
 CALIBRATION = 10_000  # training images that the σ of sigma_optimal is taken from, in a fraction of an epoch's time
+COLLAPSED_KL = 0.1  # nats per image: as I(x; z∣y) ≤ kl, the code can then tell a seventh of a bit at most
 COMPILING_PAYS = 5_000_000  # images: compiling costs up to 40 s, which a default run would not win back
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -230,6 +231,16 @@ def fit(
             seconds=seconds,
             images_per_second=steps_per_epoch * min(params.batch_size, len(train)) / seconds,
         )
+
+
+def collapsed(record: Record, epochs: int, aim: ObjectiveParams) -> bool:
+    """Whether the code carries next to nothing at a record of a run of `epochs`, although nothing presses it yet more.
+
+    While a schedule still rises, a run has not come to what it aims at, and is given time.
+    """
+    factor, led_to = objective.pressure(record.step - 1, record.step // record.epoch * epochs, aim)
+    risen = factor == 1 and led_to in (None, aim.capacity)
+    return risen and record.validation_kl <= COLLAPSED_KL
 
 
 @torch.no_grad()

@@ -195,7 +195,19 @@ def test_help_costs_little_more_than_python_itself() -> None:
 
 
 def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (*cli.STAGES, "sample", "interpolate", "traverse", "morph", "complete", "weight", "report", "ui"):
+    for command in (
+        *cli.STAGES,
+        "sample",
+        "interpolate",
+        "traverse",
+        "morph",
+        "complete",
+        "weight",
+        "report",
+        "doctor",
+        "reproduce",
+        "ui",
+    ):
         assert run(monkeypatch, command, "--help") == 0
         assert f"usage: cvae {command}" in capsys.readouterr().out
 

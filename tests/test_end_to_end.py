@@ -219,6 +219,7 @@ def test_one_run_holds_training_and_evaluation(project: Project) -> None:
     assert run["metrics.validation_elbo"] == pytest.approx(
         pd.read_csv(project.folder / "reports/history.csv")["validation_elbo"].iloc[-1]
     )
+    assert run["tags.doctor"] == project.json("reports/doctor.json")["verdict"]
     assert float(run["params.objective.kl_weight"]) == project_params(project)["objective"]["kl_weight"]
     assert run["tags.dvc_stage"] == "train"
 

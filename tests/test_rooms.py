@@ -31,13 +31,20 @@ MAY_IMPORT = {
     "checkpoint": "errors files model objective params train",
     "evaluation": "bound data errors likelihood metrics model objective params sample train",
     "tracking": "errors files params",
-    "recording": "checkpoint console files tracking train",
+    "doctor": "bound data evaluation likelihood model objective sample train",
+    "article": "bound data errors evaluation model objective population sample train",
+    "recording": "checkpoint console files objective tracking train",
     "study": "data errors evaluation files model objective params population sample train",
     "serve": "checkpoint completion data errors sample",
     "console": "errors",
+    "examine": "checkpoint console data device doctor errors gallery judge objective params pictures sample tracking",
+    "reproduce": "article console data device errors evaluation figures files judge params sample train",
     "gallery": "checkpoint completion data errors judge params pictures sample tracking",
 }
-OTHER_ROOMS = ("tracking", "study", "recording", "serve", "console", "figures", "pictures", "gallery", "download")
+OTHER_ROOMS = (
+    *("tracking", "study", "recording", "serve", "console", "figures", "pictures", "gallery", "download"),
+    *("examine", "reproduce"),
+)
 NUMBERS = [name for name in MAY_IMPORT if name not in OTHER_ROOMS]
 RECORDS = {"mlflow": {"pipeline.tracking"}, "optuna": {"pipeline.study"}, "dvc": set[str]()}
 BARE = {"torch", "numpy", "pandas", "sklearn", "safetensors", "threadpoolctl"}  # the last comes with sklearn

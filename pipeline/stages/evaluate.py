@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
-from pipeline import bound, checkpoint, console, data, evaluation, figures, judge, sample, tracking
+from pipeline import bound, checkpoint, console, data, doctor, evaluation, figures, judge, sample, tracking
 from pipeline.data import CLASSES, Split, to_unit
 from pipeline.device import pick_device
+from pipeline.doctor import Case, Diagnosis
 from pipeline.errors import UserError
 from pipeline.evaluation import EvaluateParams, Evaluation
 from pipeline.files import replacing, write_json
 from pipeline.model import CVAE
 from pipeline.objective import ObjectiveParams
-from pipeline.params import load, load_key, parse
+from pipeline.params import load, load_key, parse, plain
 from pipeline.sample import Density
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ RUN = Path("models/run.json")
 HISTORY = Path("reports/history.csv")
 METRICS = Path("reports/metrics.json")
 PER_CLASS = Path("reports/per_class.csv")
+DOCTOR = Path("reports/doctor.json")
 PICTURES = Path("reports/figures")
 COLUMNS = 10
 DIGIT = 5  # whose traversal is shown
@@ -60,17 +62,29 @@ def main() -> None:
         write_json(METRICS, result.summary)
         with replacing(PER_CLASS) as part:
             result.per_class.to_csv(part, index=False)
+        extra = doctor.of_model(model, test.images, aim)
+        diagnosis = diagnose(result, extra, model, aim)
+        write_json(DOCTOR, {"verdict": diagnosis.verdict, **plain(diagnosis)})
         PICTURES.mkdir(parents=True, exist_ok=True)
         for name, figure in pictures(model, density, test, aim, result, sampler, shown):
             with replacing(PICTURES / f"{name}.png") as part:
                 figures.save(figure, part)
 
-        run.metrics(flatten(result), step=0, of_model=True)
+        beside = {f"test_{name}": value for name, value in extra.items()}
+        run.metrics(flatten(result) | beside, step=0, of_model=True)
         run.table(result.per_class, "per_class")
-        run.tags({"collapsed": str(result.summary["collapsed"]).lower()})
-        for path in (METRICS, PER_CLASS, *sorted(PICTURES.iterdir())):
+        run.tags({"collapsed": str(result.summary["collapsed"]).lower(), "doctor": diagnosis.verdict})
+        for path in (METRICS, PER_CLASS, DOCTOR, *sorted(PICTURES.iterdir())):
             run.artifact(path, "figures" if path.parent == PICTURES else None)
-    print(f"{METRICS}, {PER_CLASS} and {PICTURES}/ written")
+    print(f"{METRICS}, {PER_CLASS}, {DOCTOR} and {PICTURES}/ written; the doctor's verdict: {diagnosis.verdict}")
+
+
+def diagnose(result: Evaluation, extra: dict[str, float], model: CVAE, aim: ObjectiveParams) -> Diagnosis:
+    """What is wrong with the model, by the figures of its evaluation and its epochs."""
+    rows = pd.read_csv(HISTORY).to_dict("records")
+    history = [{str(name): float(value) for name, value in row.items()} for row in rows]
+    figures, shape = doctor.flat(result.summary) | extra, model.architecture
+    return doctor.diagnose(Case(aim, figures, history, shape.prior, shape.conditioning))
 
 
 def flatten(result: Evaluation) -> dict[str, float]:

@@ -14,7 +14,7 @@ from pipeline.files import replacing, sha256, write_json
 from pipeline.model import ModelParams, build, resolve
 from pipeline.objective import ObjectiveParams
 from pipeline.params import digest, flat, load, load_key, plain
-from pipeline.recording import recording
+from pipeline.recording import recording, watched
 from pipeline.train import TrainParams, fit, start
 
 PREPARED = Path("data/prepared/mnist.safetensors")
@@ -55,7 +55,8 @@ def main() -> None:
     ) as record:
         run = record.run
         run.dataset("mnist", hashes["data"], str(PREPARED), "train")
-        record.follow(fit(training, split, validation, params, aim), lambda: sample.preview(training.model))
+        records = watched(fit(training, split, validation, params, aim), params.epochs, aim, run)
+        record.follow(records, lambda: sample.preview(training.model))
 
         density = sample.fit_density(training.model, split, aim.pixels, components, params.seed)
         checkpoint.save_model(MODEL, training.model, density.tensors(), saved)

@@ -1,6 +1,6 @@
 # `make repro` and `make test` do all the set-up they need; what is up to date is left alone.
 .DEFAULT_GOAL := help
-.PHONY: help setup repro completions test check ui lock
+.PHONY: help setup repro completions test check ui lock bench bench-quick
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -11,7 +11,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport PYTHONHOME
 
 help:  ## say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
 setup: $(READY)  ## make .venv and install what requirements.lock names
 
@@ -33,9 +33,23 @@ check: $(READY)  ## lint, format and types
 ui: $(READY)  ## compare runs in the browser
 	@cvae ui
 
+bench: $(READY)  ## measure speed against what you would write or pick instead; needs `make repro` once
+	$(YARDSTICKS)
+	@python -m benchmarks.run --repro
+	@python -m benchmarks.growth
+
+bench-quick: $(READY)  ## the same in less than five minutes
+	$(YARDSTICKS)
+	@python -m benchmarks.run --quick
+
+# Lightning and pythae, without what they have in common with requirements.lock, whose versions stay
+YARDSTICKS = @uv pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.txt
+
 lock: $(READY)  ## resolve pyproject.toml's ranges into requirements.lock anew
 	@uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --all-extras --python-version 3.11 \
 		--upgrade --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+	@uv pip compile --quiet --universal --no-deps --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
+		--upgrade --custom-compile-command "make lock" benchmarks/requirements.in --output-file benchmarks/requirements.txt
 
 # Bytecode is compiled once, here: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each stage and each
 # program that a test starts would otherwise compile thousands of modules anew.

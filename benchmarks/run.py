@@ -15,6 +15,7 @@ Writes benchmarks/results.json and results.png, or with --quick results-quick.js
 import argparse
 import datetime
 import importlib.util
+import math
 import statistics
 import subprocess
 import sys

@@ -108,8 +108,7 @@ def _repro() -> tuple[float | None, float | None]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _copy(folder)
-        os.environ.update(_ours(folder))
-        seconds, peak, status = machine.peak_memory(["dvc", "repro", "--force"], folder)
+        seconds, peak, status = machine.peak_memory(["dvc", "repro", "--force"], folder, _ours(folder))
         if status:
             print("`dvc repro` failed in a copy of the project", file=sys.stderr)
             return None, None
@@ -117,5 +116,7 @@ def _repro() -> tuple[float | None, float | None]:
 
 
 def _ours(folder: Path) -> dict[str, str]:
-    """The environment in which the copy's own modules are imported."""
-    return dict(os.environ) | {"PYTHONPATH": str(folder)}
+    """The environment in which the copy's own modules are imported, and its records are kept in itself."""
+    elsewhere = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE")
+    kept = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    return kept | {"PYTHONPATH": str(folder)}

@@ -206,7 +206,6 @@ def pythae(setting: Setting, network: CVAE) -> Iterator[float]:
             wait(setting.device)
             self.seconds = time.perf_counter() - self.began
 
-    logging.getLogger("pythae").setLevel(logging.ERROR)
     rows = BaseDataset(to_unit(setting.train.images).cpu(), setting.train.labels.cpu())
     config = VAEConfig(input_dim=(1, 28, 28), latent_dim=latent, reconstruction_loss="bce")
     model, clock = VAE(config, encoder=Encoder(), decoder=Decoder()), Clock()
@@ -221,7 +220,9 @@ def pythae(setting: Setting, network: CVAE) -> Iterator[float]:
                 learning_rate=setting.params.learning_rate,
                 no_cuda=setting.device.type != "cuda",
             )
+            logging.disable(logging.WARNING)  # each of its modules sets a level of its own
             BaseTrainer(model, train_dataset=rows, training_config=training, callbacks=[clock]).train()
+            logging.disable(logging.NOTSET)
         yield clock.seconds
 
 

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,14 +127,16 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * source.nbytes / seconds(lambda: target.copy_(source), device) / 1e9
 
 
-def peak_memory(command: Sequence[str], folder: Path | str = ".") -> tuple[float, float, int]:
+def peak_memory(
+    command: Sequence[str], folder: Path | str = ".", environment: Mapping[str, str] | None = None
+) -> tuple[float, float, int]:
     """Seconds, peak GiB and exit status of a command with all the processes it starts (Linux).
 
     Proportional set sizes, so that a page which several processes share is counted once; looked at five times a second.
     """
     peak, done = 0, threading.Event()
     began = time.perf_counter()
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL) as process:
 
         def watch() -> None:
             nonlocal peak

@@ -13,8 +13,10 @@ Writes benchmarks/results.json and results.png, or with --quick results-quick.js
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib.util
+import json
 import math
 import statistics
 import subprocess
@@ -282,6 +284,9 @@ def main() -> None:
         "bars": rows,
     }
     name = "results-quick" if arguments.quick else "results"
+    with contextlib.suppress(FileNotFoundError):  # what benchmarks.growth has added, with a date of its own
+        before = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+        results |= {"growth": before["growth"]} if "growth" in before else {}
     write_json(FOLDER / f"{name}.json", results)
     with replacing(FOLDER / f"{name}.png") as part:
         charts.race(results).savefig(part, format="png", dpi=80)

@@ -1,6 +1,6 @@
 # `make repro` and `make test` do all the set-up they need; what is up to date is left alone.
 .DEFAULT_GOAL := help
-.PHONY: help setup repro completions treatments test test-unit check ui lock
+.PHONY: help setup repro completions treatments bench bench-quick test test-unit check ui lock
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -44,9 +44,23 @@ check: $(READY)  ## lint, format and types
 ui: $(READY)  ## compare runs in the browser
 	@cvae ui
 
+bench: $(READY)  ## measure speed against what you would write or pick instead; needs `make repro` once
+	$(YARDSTICKS)
+	@python -m benchmarks.run --repro
+	@python -m benchmarks.growth
+
+bench-quick: $(READY)  ## the same in less than five minutes
+	$(YARDSTICKS)
+	@python -m benchmarks.run --quick
+
+# Lightning and pythae, without what they have in common with requirements.lock, whose versions stay
+YARDSTICKS = @uv pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.txt
+
 lock: $(READY)  ## resolve pyproject.toml's ranges into requirements.lock anew
 	@uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --all-extras --python-version 3.11 \
 		--upgrade --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+	@uv pip compile --quiet --universal --no-deps --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
+		--upgrade --custom-compile-command "make lock" benchmarks/requirements.in --output-file benchmarks/requirements.txt
 
 # Bytecode is compiled once, here: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each stage and each
 # program that a test starts would otherwise compile thousands of modules anew.

@@ -1,0 +1,89 @@
+"""Pictures of the figures, each with the machine, the versions and the date they are of."""
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.figures import ACCENT, FAINT, INK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAMES = {
+    "dataloader": "DataLoader loop",
+    "dataloader_2_workers": "DataLoader loop, 2 workers",
+    "lightning": "Lightning, in memory",
+    "pythae": "pythae (no condition)",
+}
+
+
+def race(results: dict[str, Any]) -> "Figure":
+    """Images a second of every contender, a panel a preset; ours stand out, and the setting that counts is marked."""
+    figure = _figure(9.6, 4.4)
+    presets = results["contenders"]
+    for axes, (preset, entries) in zip(figure.subplots(1, len(presets)), presets.items(), strict=True):
+        names = list(entries)[::-1]
+        values = [entries[name]["images_per_second"] for name in names]
+        colours = [
+            ACCENT if entries[name].get("ours") else "#f0b392" if "ours" in name else "#94a3b8" for name in names
+        ]
+        axes.barh([_named(name, entries[name]) for name in names], values, 0.7, color=colours)
+        for row, name in enumerate(names):
+            note = f" {values[row]:,.0f}   {entries[name]['ratio']:.1f} ×"
+            axes.text(values[row], row, note, va="center", fontsize=8, color=INK)
+        axes.set_xlim(0, 1.35 * max(values))
+        axes.set_title(f"{preset}: images a second in training", fontsize=10, color=INK, loc="left")
+        _plain(axes)
+    _signed(figure, results)
+    return figure
+
+
+def growth(results: dict[str, Any]) -> "Figure":
+    """How cost grows with members, batch size and images, by number of threads; dotted: if it grew in proportion."""
+    figure = _figure(9.6, 3.6)
+    titles = {
+        "members": "a population: images a second, all members",
+        "batch_size": "batch size: images a second",
+        "images": "images: seconds an epoch",
+    }
+    for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        for threads, series in results["growth"][key].items():
+            x, y = [int(at) for at in series], list(series.values())
+            marker, colour = ("o-", FAINT) if threads == "1" else ("s-", ACCENT)
+            label = "1 thread" if threads == "1" else f"{threads} threads"
+            axes.plot(x, y, marker, markersize=4, linewidth=1.2, color=colour, label=label)
+            axes.plot(x, [y[0] * at / x[0] for at in x], ":", color=FAINT, linewidth=0.8)
+            axes.set_ylim(0, max(axes.get_ylim()[1] if threads != "1" else 0, 1.15 * max(y)))
+        if key != "images":
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(x, [str(at) for at in x])
+        axes.set_title(title, fontsize=9, color=INK, loc="left")
+        _plain(axes)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    _signed(figure, results)
+    return figure
+
+
+def _named(name: str, entry: dict[str, Any]) -> str:
+    if not name.startswith("ours"):
+        return NAMES[name]
+    return f"ours, batch {entry['batch_size']}{', bfloat16' if entry['precision'] == 'bfloat16' else ''}"
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _plain(axes: "Axes") -> None:
+    axes.tick_params(colors=FAINT, labelsize=8, length=2)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _signed(figure: "Figure", results: dict[str, Any]) -> None:
+    about, versions = results["machine"], results["versions"]
+    where = about["processor"] if about["device"] == "cpu" else about["device"]
+    named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "lightning", "pythae") if name in versions)
+    note = f"{where}, {about['cores']} cores, {about['threads']} threads · {named} · {results['date']}"
+    figure.supxlabel(note, fontsize=7, color=FAINT)

@@ -1,0 +1,122 @@
+"""How long whole commands take, and how much memory: what a user waits for. Part of `make bench`.
+
+Each figure is of a command as a user types it, imports included, but for the evaluation, whose process prints the time
+of the metrics alone. What can't be measured here (no trained model, a project that is not up to date) is left out.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks import machine, startup
+
+BARS: dict[str, tuple[float, str]] = {
+    "accuracy_097_seconds": (30.0, "most"),
+    "evaluation_seconds": (30.0, "most"),
+    "repro_noop_seconds": (2.0, "most"),
+    "help_seconds": (0.5, "most"),
+    "repro_peak_gib": (3.0, "most"),
+}
+
+
+def measure(device: torch.device, *, whole: bool, repro: bool) -> dict[str, float | None]:
+    """The figures by name; `whole` also those that take a minute, `repro` also a `dvc repro` from the raw data on."""
+    found: dict[str, float | None] = {"help_seconds": _fastest(startup.COMMANDS["cvae --help"])}
+    if subprocess.run(["dvc", "status", "--quiet"], check=False, capture_output=True).returncode == 0:
+        found["repro_noop_seconds"] = _fastest(startup.COMMANDS["dvc repro, again"])
+    else:
+        print(
+            "`dvc repro` has something to do here: how long it takes with nothing to do is not measured",
+            file=sys.stderr,
+        )
+    if whole:
+        found["accuracy_097_seconds"] = _accuracy()
+        found["evaluation_seconds"] = _evaluation()
+        if device.type == "cuda":
+            found["study_32_trials_seconds"] = _study()
+    if repro:
+        found["repro_peak_gib"], found["repro_seconds"] = _repro()
+    return found
+
+
+def _fastest(command: list[str]) -> float:
+    return min(startup.measured(command)[0] for _ in range(startup.ROUNDS))
+
+
+def _accuracy() -> float | None:
+    """The median of three; None where one does not reach it."""
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.accuracy"], capture_output=True, text=True, check=False
+        )
+        times.append(time.perf_counter() - began)
+        print(done.stdout.splitlines()[-1] if done.stdout else done.stderr.strip(), f"after {times[-1]:.1f} s")
+        if done.returncode:
+            return None
+    return sorted(times)[1]
+
+
+def _evaluation() -> float | None:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "evaluation.json"
+        done = subprocess.run([sys.executable, "-m", "benchmarks.evaluation", "--out", str(out)], check=False)
+        return None if done.returncode else json.loads(out.read_text(encoding="utf-8"))["all metrics"]
+
+
+def _copy(folder: Path) -> None:
+    """The project's committed and changed files, its raw data and its judge, without its records."""
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in listed:
+        if Path(name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(name, folder / name)
+    for name in ("data/raw", "data/prepared", "models"):
+        if Path(name).is_dir():
+            shutil.copytree(name, folder / name, dirs_exist_ok=True)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+
+
+def _study() -> float | None:
+    """A new study of 32 trials in a copy of the project."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _copy(folder)
+        text = (folder / "params.yaml").read_text(encoding="utf-8").replace("  trials: 16 ", "  trials: 32 ")
+        (folder / "params.yaml").write_text(text, encoding="utf-8")
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.stages.tune"],
+            cwd=folder,
+            env=_ours(folder),
+            check=False,
+            capture_output=True,
+        )
+        return None if done.returncode else time.perf_counter() - began
+
+
+def _repro() -> tuple[float | None, float | None]:
+    """Peak GiB and seconds of a forced `dvc repro` in a copy of the project."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _copy(folder)
+        seconds, peak, status = machine.peak_memory(["dvc", "repro", "--force"], folder, _ours(folder))
+        if status:
+            print("`dvc repro` failed in a copy of the project", file=sys.stderr)
+            return None, None
+        return peak, seconds
+
+
+def _ours(folder: Path) -> dict[str, str]:
+    """The environment in which the copy's own modules are imported, and its records are kept in itself."""
+    elsewhere = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE")
+    kept = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    return kept | {"PYTHONPATH": str(folder)}

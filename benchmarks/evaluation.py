@@ -1,0 +1,96 @@
+"""Where the time of all metrics on 10,000 test images and 10,000 samples of each sampler goes, and its floor.
+
+    python -m benchmarks.evaluation         # a minute or two on 2 cores, after `dvc repro`
+
+Nearly all of it is the nll: 500 codes of each image are decoded. Beside it stands how long the dense products of that
+alone would take at the matmul rate of the same run; less is possible since a decoder of neighbours (model.Neighbours)
+skips what the codes of an image have in common. Nothing is chosen on what this reads of test, and nothing is written.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from benchmarks import machine, population
+from pipeline import bound, checkpoint, console, data, evaluation, judge
+from pipeline.device import pick_device
+from pipeline.evaluation import EvaluateParams
+from pipeline.model import CVAE
+from pipeline.objective import ObjectiveParams
+from pipeline.params import load, parse
+from pipeline.sample import Density
+from pipeline.train import validate
+
+T = TypeVar("T")
+PROBE = 200  # images that the nll's own speed-up is measured on
+
+
+def nll_products(model: CVAE, images: int, draws: int) -> list[tuple[int, int, int]]:
+    """Products of the decoder for all draws, as (m, k, n), 500 codes at a time."""
+    layers = [part for part in (*model.decoder, model.pixels) if isinstance(part, nn.Linear)]
+    return [(draws, layer.in_features, layer.out_features) for layer in layers for _ in range(images)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    arguments = parser.parse_args()
+    device = pick_device("auto")
+    saved = checkpoint.load_model("models/cvae.safetensors", device)
+    aim = parse(ObjectiveParams, saved.params["objective"], "objective")
+    model, density = saved.model, Density(**saved.density)
+    params = load(EvaluateParams, "evaluate")
+    reader = partial(judge.read, judge.load("models/judge.safetensors", device))
+    train, test = (split.to(device) for split in data.load(population.PREPARED, "train", "test"))
+    found: dict[str, Any] = {}
+
+    def timed(name: str, work: Callable[[], T]) -> T:
+        began = time.perf_counter()
+        result = work()
+        machine.wait(device)
+        found[name] = time.perf_counter() - began
+        print(f"{name:28} {found[name]:7.2f} s", flush=True)
+        return result
+
+    timed("all metrics", lambda: evaluation.evaluate(model, density, reader, test, train, params, aim, "test"))
+    print("of which")
+    real = timed("judge reads one set", lambda: evaluation.read_split(reader, test))
+    fake = timed("samples, read", lambda: evaluation.read_samples(reader, model, density, real, "fitted", 0))
+    timed("sample metrics of one set", lambda: list(evaluation.compare(real, fake)))
+    timed("both terms of the bound", lambda: validate(model, test, aim))
+    timed("nll", lambda: bound.log_likelihood(model, test, aim.pixels, params.nll_draws, params.seed))
+
+    shapes = nll_products(model, len(test), params.nll_draws)
+    found["nll_tflop_dense"] = machine.flops(shapes) / 1e12
+    found["nll_floor_dense"] = machine.matmul_seconds(shapes, torch.float32, device)
+    print(
+        f"the decoder's dense products: {found['nll_tflop_dense']:.2f} TFLOP, {found['nll_floor_dense']:.1f} s at "
+        f"{1e3 * found['nll_tflop_dense'] / found['nll_floor_dense']:.0f} GFLOP/s"
+    )
+    few, ratios = test[:PROBE], []
+    for _ in range(3):
+        times = []
+        for neighbours in (bound.NEIGHBOURS, params.nll_draws + 1):
+            before, bound.NEIGHBOURS = bound.NEIGHBOURS, neighbours
+            began = time.perf_counter()
+            bound.log_likelihood(model, few, aim.pixels, params.nll_draws, params.seed)
+            machine.wait(device)
+            times.append(time.perf_counter() - began)
+            bound.NEIGHBOURS = before
+        ratios.append(times[1] / times[0])
+    found["neighbours_ratio"] = statistics.median(ratios)
+    print(f"image by image against all at once, {PROBE} images: {found['neighbours_ratio']:.2f} times as fast")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    console.run(main)

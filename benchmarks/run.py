@@ -1,0 +1,310 @@
+"""Ours against what a user would write or pick instead, side by side in one run: `make bench`, or `make bench-quick`.
+
+    python -m benchmarks.run            # on 2 cores about 20 minutes
+    python -m benchmarks.run --quick    # less than 5 minutes: fewer rounds of fewer images, and no whole stage
+    python -m benchmarks.run --device cuda
+
+Contenders train in turn, a round each, from the same weights; a ratio is the median over rounds of that round's two
+figures, so that a busy machine slows both sides of it. At the end of its rounds each has trained to the end of its
+learning rate, and the elbo on validation stands beside its speed: `ours` is the fastest setting that reaches the elbo
+of the DataLoader loop. The exit status is 1 where a contender of the same model and batch size ends elsewhere.
+
+Writes benchmarks/results.json and results.png, or with --quick results-quick.json and .png, which git ignores.
+"""
+
+import argparse
+import contextlib
+import datetime
+import importlib.util
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import charts, commands, machine, population
+from benchmarks.contenders import CONTENDERS, UNCONDITIONAL, Setting
+from pipeline import console, data
+from pipeline.device import has_bfloat16, pick_device
+from pipeline.errors import UserError
+from pipeline.files import replacing, write_json
+from pipeline.model import PRESETS, build
+from pipeline.params import parse, read
+from pipeline.train import TrainParams
+
+FOLDER = Path("benchmarks")
+BATCH = 128  # of the yardsticks
+# Share of the elbo that the same training's may differ by, with other orders of images and other noise; in so few steps
+# as --quick has it differs by more (the loop with and without workers by 2.2 %).
+NOISE, NOISE_OF_QUICK = 0.01, 0.04
+LARGEST_CHART = 100_000  # bytes
+# what the issue of speed asks for on 2 CPU cores: a figure's name, its bar, and whether it is a least or a most
+BARS: dict[str, tuple[float, str]] = {
+    "strong_ratio": (5.0, "least"),
+    "article_ratio": (5.0, "least"),
+    "strong_lightning_ratio": (1.3, "least"),
+    "article_lightning_ratio": (1.3, "least"),
+    "strong_share_float32": (0.70, "least"),
+    "strong_share_bfloat16": (0.55, "least"),
+    "article_population_16_ratio": (1.6, "least"),
+    **commands.BARS,
+}
+BARS_ON_CUDA: dict[str, tuple[float, str]] = {
+    "strong_images_per_second": (3e6, "least"),
+    "strong_ratio": (30.0, "least"),
+    "strong_population_32_time": (2.0, "most"),
+    "study_32_trials_seconds": (60.0, "most"),
+}
+
+
+def entries(device: torch.device) -> Iterator[tuple[str, str, int, str]]:
+    """(name, contender, batch size, precision) of all who take part."""
+    for name in CONTENDERS:
+        if name == "ours":
+            for precision in ("float32", "bfloat16") if has_bfloat16(device) else ("float32",):
+                for batch_size in (128, 256, 512) if device.type == "cpu" else (128, 512, 2048):
+                    yield f"ours_{precision}_{batch_size}", name, batch_size, precision
+        elif name not in ("lightning", "pythae") or importlib.util.find_spec(name):
+            yield name, name, BATCH, "float32"
+        else:
+            print(f"{name} is not installed (`make bench` installs it): not measured", file=sys.stderr)
+
+
+def race(preset: str, train: data.Split, validation: data.Split, rounds: int) -> dict[str, Any]:
+    """All contenders' rounds in turn: seconds, images a second, elbo, share of the matmul rate."""
+    device = train.images.device
+    aim = population.AIM  # kl_weight 1, at which the loss is minus the elbo
+    settings, networks, running = {}, {}, {}
+    for name, contender, batch_size, precision in entries(device):
+        # Larger batches take fewer steps: longer ones, by the root of the size (after Krizhevsky 2014).
+        rate = read()["train"]["learning_rate"] * math.sqrt(batch_size / BATCH)
+        changes = {"epochs": rounds, "batch_size": batch_size, "learning_rate": rate, "precision": precision}
+        changes |= {"device": str(device)}
+        params = parse(TrainParams, read()["train"] | changes, "train")
+        settings[name] = Setting(preset, train, validation, params, aim, rounds)
+        networks[name] = settings[name].network()
+        running[name] = CONTENDERS[contender](settings[name], networks[name])
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    for turn in range(rounds):
+        for name, clock in running.items():
+            seconds[name].append(next(clock))
+            print(f"\r{preset}, round {turn + 1} of {rounds}: {name:32}", end="", file=sys.stderr, flush=True)
+    print("\r" + 70 * " " + "\r", end="", file=sys.stderr)
+    result: dict[str, Any] = {}
+    for name, setting in settings.items():
+        images = setting.steps * setting.params.batch_size
+        step = statistics.median(seconds[name]) / setting.steps
+        shapes = machine.products(setting.network(), setting.params.batch_size)
+        dtype = torch.bfloat16 if setting.params.precision == "bfloat16" else torch.float32
+        result[name] = {
+            "batch_size": setting.params.batch_size,
+            "precision": setting.params.precision,
+            "images_per_second": images / statistics.median(seconds[name]),
+            "ratio": statistics.median(
+                (images / own) / (settings["dataloader"].steps * BATCH / theirs)
+                for own, theirs in zip(seconds[name], seconds["dataloader"], strict=True)
+            ),
+            "share_of_matmul_rate": machine.matmul_seconds(shapes, dtype, device) / step,
+            "elbo": None if name in UNCONDITIONAL else setting.elbo(networks[name]),
+            "seconds": seconds[name],
+        }
+    return result
+
+
+def memory(preset: str, names: list[str], device: torch.device) -> dict[str, float]:
+    """Peak GiB of a process that trains one contender for a short round and nothing else."""
+    found = {}
+    for name in names:
+        program = (
+            "from benchmarks import run; from pipeline import data; import torch, sys\n"
+            "train, validation = (part.to(sys.argv[3]) for part in data.load(run.PREPARED, 'train', 'validation'))\n"
+            "run.alone(sys.argv[1], sys.argv[2], train, validation)"
+        )
+        _, peak, status = machine.peak_memory([sys.executable, "-c", program, preset, name, str(device)])
+        if status == 0:
+            found[name] = peak
+    return found
+
+
+PREPARED = population.PREPARED
+
+
+def alone(preset: str, wanted: str, train: data.Split, validation: data.Split) -> None:
+    """One contender, a round of 50 batches."""
+    device = train.images.device
+    for name, contender, batch_size, precision in entries(device):
+        if name == wanted:
+            changes = {"epochs": 1, "batch_size": batch_size, "precision": precision, "device": str(device)}
+            params = parse(TrainParams, read()["train"] | changes, "train")
+            setting = Setting(preset, train[: 50 * batch_size], validation, params, population.AIM, 1)
+            list(CONTENDERS[contender](setting, setting.network()))
+
+
+def agreed(race: dict[str, Any], share: float = NOISE) -> tuple[list[str], str]:
+    """Contenders of the loop's batch size whose elbo is another; and our fastest setting whose elbo is no worse."""
+    theirs = race["dataloader"]["elbo"]
+    noise = share * abs(theirs)
+    same = {name: entry for name, entry in race.items() if entry["elbo"] is not None and entry["batch_size"] == BATCH}
+    apart = [name for name, entry in same.items() if abs(entry["elbo"] - theirs) > noise]
+    good = [name for name in race if name.startswith("ours") and race[name]["elbo"] >= theirs - noise]
+    fastest = max(good, key=lambda name: race[name]["images_per_second"], default=f"ours_float32_{BATCH}")
+    return apart, fastest
+
+
+def verdicts(figures: dict[str, float | None], bars: dict[str, tuple[float, str]]) -> dict[str, dict[str, Any]]:
+    """Each figure beside its bar; what was not measured meets none."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, (bar, kind) in bars.items():
+        value = figures.get(name)
+        met = None if value is None else value >= bar if kind == "least" else value <= bar
+        rows[name] = {"value": value, "bar": bar, "kind": kind, "met": met}
+    return rows
+
+
+def show(preset: str, race: dict[str, Any], chosen: str, peaks: dict[str, float]) -> None:
+    print(f"\n{preset}: images/s, × the DataLoader loop, share of the matmul rate, elbo at the end, peak memory")
+    for name, entry in race.items():
+        elbo = "" if entry["elbo"] is None else f"{entry['elbo']:9.2f}"
+        peak = f"{peaks[name]:6.2f} GiB" if name in peaks else ""
+        print(
+            f"{name:24} {entry['images_per_second']:10,.0f} {entry['ratio']:6.2f} "
+            f"{entry['share_of_matmul_rate']:6.0%} {elbo:>9} {peak}{'  <- ours' if name == chosen else ''}"
+        )
+
+
+def figures_of(races: dict[str, Any], chosen: dict[str, str], populations: dict[str, Any]) -> dict[str, float | None]:
+    """The figures that bars are set for, by their names."""
+    found: dict[str, float | None] = {}
+    for preset, race in races.items():
+        found[f"{preset}_ratio"] = race[chosen[preset]]["ratio"]
+        found[f"{preset}_images_per_second"] = race[chosen[preset]]["images_per_second"]
+        if "lightning" in race:
+            own, theirs = race[f"ours_float32_{BATCH}"]["seconds"], race["lightning"]["seconds"]
+            found[f"{preset}_lightning_ratio"] = statistics.median(b / a for a, b in zip(own, theirs, strict=True))
+        for precision in ("float32", "bfloat16"):
+            entry = race.get(f"ours_{precision}_256")
+            found[f"{preset}_share_{precision}"] = entry and entry["share_of_matmul_rate"]
+    for preset, result in populations.items():
+        for name, ratio in result["ratio"].items():
+            if name[0].isdigit():
+                members = int(name.split()[0])
+                found[f"{preset}_population_{members}_ratio"] = ratio
+                found[f"{preset}_population_{members}_time"] = members / ratio
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="3 rounds of 6,000 images, no whole stage")
+    parser.add_argument("--rounds", type=int, help="of which the median counts (default: 5, quick: 3)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, …")
+    parser.add_argument("--repro", action="store_true", help="also the peak memory of a whole `dvc repro` in a copy")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds or (3 if arguments.quick else 5)
+    if rounds < 1:
+        raise UserError(f"--rounds must be at least 1, not {rounds}")
+    device = pick_device(arguments.device)
+    train, validation = (part.to(device) for part in data.load(PREPARED, "train", "validation"))
+    if arguments.quick:
+        train, validation = train[:6000], validation[:2000]
+    about = machine.describe(device)
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+
+    precisions = [torch.float32, *([torch.bfloat16] if has_bfloat16(device) else [])]
+    matmul: dict[str, Any] = {}
+    for preset, architecture in PRESETS.items():
+        shapes = machine.products(build(architecture, 0), 256)
+        matmul[preset] = {
+            str(dtype).removeprefix("torch."): machine.flops(shapes)
+            / machine.matmul_seconds(shapes, dtype, device)
+            / 1e9
+            for dtype in precisions
+        }
+        rates = ", ".join(f"{value:,.0f} GFLOP/s {name}" for name, value in matmul[preset].items())
+        print(f"matrix products of {preset} at batch 256: {rates}")
+    if device.type == "cuda":
+        matmul["copy_gb_per_second"] = machine.copy_bandwidth(device)
+        print(f"copies on the device: {matmul['copy_gb_per_second']:,.0f} GB/s")
+
+    races = {preset: race(preset, train, validation, rounds) for preset in PRESETS}
+    noise = NOISE_OF_QUICK if arguments.quick else NOISE
+    apart, chosen, peaks = {}, {}, {}
+    for preset, result in races.items():
+        apart[preset], chosen[preset] = agreed(result, noise)
+        peaks[preset] = {} if arguments.quick else memory(preset, list(result), device)
+        show(preset, result, chosen[preset], peaks[preset])
+
+    sizes, steps = ([16], 32) if arguments.quick else ([16], 128)
+    if device.type == "cuda":
+        sizes, steps = [16, 32], 512
+    populations = {
+        preset: population.compare(preset, BATCH, sizes, steps, rounds, train)
+        for preset in (["article"] if arguments.quick else PRESETS)
+    }
+    for preset, result in populations.items():
+        for name, ratio in result["ratio"].items():
+            print(f"{preset}, {name}: {ratio:.2f} × {result['best_solo']}")
+
+    figures = figures_of(races, chosen, populations)
+    figures |= commands.measure(device, whole=not arguments.quick, repro=arguments.repro)
+    rows = verdicts(figures, BARS_ON_CUDA if device.type == "cuda" else BARS)
+    print(f"\n{'':36} {'measured':>12} {'bar':>14}")
+    for name, row in rows.items():
+        value = "not measured" if row["value"] is None else f"{row['value']:,.2f}"
+        word = {None: "", True: "met", False: "missed"}[row["met"]]
+        print(f"{name:36} {value:>12} {'≥' if row['kind'] == 'least' else '≤'} {row['bar']:12,.2f}  {word}")
+
+    results = {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": about,
+        "versions": machine.versions(),
+        "commit": _commit(),
+        "rounds": rounds,
+        "images_per_round": len(train),
+        "train": {
+            preset: {
+                **{name: entry["images_per_second"] for name, entry in result.items() if not name.startswith("ours")},
+                "ours": result[chosen[preset]]["images_per_second"],
+            }
+            for preset, result in races.items()
+        },
+        "contenders": {
+            preset: {
+                name: {**entry, "peak_gib": peaks[preset].get(name)}
+                | ({"ours": True} if name == chosen[preset] else {})
+                for name, entry in result.items()
+            }
+            for preset, result in races.items()
+        },
+        "population": {preset: result["ratio"] for preset, result in populations.items()},
+        "matmul": matmul,
+        "elbos_agree": not any(apart.values()),
+        "bars": rows,
+    }
+    name = "results-quick" if arguments.quick else "results"
+    with contextlib.suppress(FileNotFoundError):  # what benchmarks.growth has added, with a date of its own
+        before = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+        results |= {"growth": before["growth"]} if "growth" in before else {}
+    write_json(FOLDER / f"{name}.json", results)
+    with replacing(FOLDER / f"{name}.png") as part:
+        charts.race(results).savefig(part, format="png", dpi=80)
+    print(f"\n{FOLDER / name}.json and .png written")
+    for preset, names in apart.items():
+        if names:
+            print(f"{preset}: not the same elbo within {noise:.0%} as the DataLoader loop: {', '.join(names)}")
+    sys.exit(any(apart.values()))
+
+
+def _commit() -> str | None:
+    """Of the working copy, with a + where files differ from it."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,175 @@
+"""The benchmark itself, on small data: contenders do the same work, and figures are what they are said to be."""
+
+import copy
+import importlib.util
+import itertools
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from bands import banded
+from settings import objective_params, train_params
+from torch import nn
+
+from benchmarks import charts, machine, run
+from benchmarks.contenders import CONTENDERS, Setting
+from pipeline import data
+from pipeline.model import PRESETS, build
+
+CPU = torch.device("cpu")
+IN_ONE_PROCESS = ("dataloader", "lightning", "pythae", "ours")
+
+
+def setting(rounds: int = 2, count: int = 20, batch_size: int = 50) -> Setting:
+    params = train_params(epochs=rounds, batch_size=batch_size, learning_rate=2e-3)
+    return Setting("article", banded(count, 0), banded(8, 1), params, objective_params(), rounds)
+
+
+def needed(name: str) -> None:
+    if name in ("lightning", "pythae") and not importlib.util.find_spec(name):
+        pytest.skip(f"{name} is installed by `make bench` alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.filterwarnings("default")  # other people's programs warn as they like
+def test_a_contender_trains_once_a_round(name: str) -> None:
+    needed(name)
+    task = setting(rounds=3)
+    network = task.network()
+    times = list(CONTENDERS[name](task, network))
+    assert len(times) == 3
+    assert min(times) > 0
+    if name != "pythae":
+        assert task.elbo(network) > task.elbo(task.network()) + 10
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_contenders_of_one_batch_size_end_at_the_same_elbo() -> None:
+    """The same weights at first, the same rates and as many steps: only the order of images and the noise differ."""
+    elbos = {}
+    for name in ("dataloader", "lightning", "ours"):
+        if name != "lightning" or importlib.util.find_spec(name):
+            task = setting(rounds=6, count=40)
+            network = task.network()
+            list(CONTENDERS[name](task, network))
+            elbos[name] = task.elbo(network)
+    start = setting().elbo(setting().network())
+    assert max(elbos.values()) - min(elbos.values()) < 0.05 * (min(elbos.values()) - start)
+
+
+@pytest.mark.slow
+def test_a_broken_contender_is_told_from_one_that_does_the_work() -> None:
+    """One that trains on half the steps ends at another elbo, which the exit status tells."""
+    entry = {"batch_size": run.BATCH, "images_per_second": 10.0}
+    ours = {
+        "ours_float32_128": entry | {"elbo": -100.2},
+        "ours_float32_512": entry | {"batch_size": 512, "elbo": -140.0},
+    }
+    loop = {"dataloader": entry | {"elbo": -100.0}}
+    assert run.agreed(loop | ours) == ([], "ours_float32_128")
+    assert run.agreed(loop | {"lightning": entry | {"elbo": -120.0}} | ours)[0] == ["lightning"]
+    assert run.agreed(loop | {"pythae": entry | {"elbo": None}} | ours)[0] == []
+
+
+def test_ours_is_the_fastest_setting_whose_elbo_is_no_worse() -> None:
+    def entry(batch_size: int, elbo: float, pace: float) -> dict[str, Any]:
+        return {"batch_size": batch_size, "elbo": elbo, "images_per_second": pace}
+
+    race = {
+        "dataloader": entry(128, -100, 1),
+        "ours_float32_128": entry(128, -100, 3),
+        "ours_float32_256": entry(256, -99, 4),
+        "ours_float32_512": entry(512, -103, 9),
+    }
+    assert run.agreed(race)[1] == "ours_float32_256"
+
+
+def test_the_products_of_a_step_are_those_that_it_does() -> None:
+    """Counted by torch's own counter of floating-point operations."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for preset, architecture in PRESETS.items():
+        task = replace(setting(), preset=preset)
+        network, rows = build(architecture, 0), task.train[:32]
+        with FlopCounterMode(display=False) as counter:
+            task.loss(network, data.to_unit(rows.images), rows.labels).backward()
+        assert machine.flops(machine.products(network, 32)) == counter.get_total_flops()
+
+
+def test_a_verdict_for_each_bar() -> None:
+    bars = {"pace": (5.0, "least"), "wait": (2.0, "most"), "unknown": (1.0, "most")}
+    rows = run.verdicts({"pace": 4.9, "wait": 1.9}, bars)
+    assert {name: row["met"] for name, row in rows.items()} == {"pace": False, "wait": True, "unknown": None}
+
+
+def test_seconds_are_those_of_one_call() -> None:
+    assert machine.seconds(lambda: time.sleep(0.01), CPU, rounds=3) == pytest.approx(0.01, rel=0.9, abs=0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_memory_counts_the_processes_that_a_command_starts() -> None:
+    """A child that holds 200 MiB for a second, started by a shell."""
+    program = "import time; held = b'x' * (200 * 2**20); time.sleep(1.5)"
+    seconds, peak, status = machine.peak_memory(["sh", "-c", f'"{sys.executable}" -c "{program}"; true'])
+    assert status == 0
+    assert seconds > 1
+    assert 0.19 < peak < 0.4
+
+
+def test_the_copy_of_the_training_images_is_what_torchvision_reads(tmp_path: Any) -> None:
+    from torchvision.datasets import MNIST
+
+    from benchmarks.contenders import _as_published
+
+    split = banded(3, 0)
+    _as_published(tmp_path / "MNIST" / "raw", split)
+    read = MNIST(str(tmp_path), train=True)
+    assert torch.equal(read.data, split.images.squeeze(1))
+    assert torch.equal(read.targets, split.labels)
+
+
+def test_the_chart_is_small_and_names_the_machine(tmp_path: Any) -> None:
+    entry = {"images_per_second": 1e4, "ratio": 2.0, "batch_size": 128, "precision": "float32"}
+    race = dict.fromkeys(["dataloader", "dataloader_2_workers", "lightning", "pythae", "ours_float32_128"], entry)
+    signed = {"machine": machine.describe(CPU), "versions": machine.versions(), "date": "today"}
+    figure = charts.race(signed | {"contenders": {"strong": race, "article": race}})
+    path = tmp_path / "chart.png"
+    figure.savefig(path, dpi=80)
+    assert path.stat().st_size < run.LARGEST_CHART
+    note = figure._supxlabel.get_text()  # type: ignore[attr-defined]
+    assert machine.describe(CPU)["processor"] in note
+    assert torch.__version__.split("+")[0] in note
+
+
+@pytest.mark.parametrize("module", ["run", "growth", "profile", "evaluation", "population", "judge"])
+@pytest.mark.slow
+def test_a_benchmark_says_what_it_does(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", "--help"], capture_output=True, text=True, check=True
+    )
+    assert f"python -m benchmarks.{module}" in done.stdout
+
+
+def test_the_committed_chart_and_figures_are_small() -> None:
+    for path in itertools.chain(run.FOLDER.glob("*.png"), run.FOLDER.glob("*.json")):
+        assert path.stat().st_size < run.LARGEST_CHART, path
+
+
+def test_ours_is_the_product_s_own_training() -> None:
+    """A round is an epoch of train.fit from the network's weights, in place."""
+    from pipeline import train
+
+    task = setting(rounds=1)
+    network = task.network()
+    alone = train.start(copy.deepcopy(network), task.params, CPU)
+    list(CONTENDERS["ours"](task, network))
+    list(train.fit(alone, task.train, task.validation, task.params, task.aim))
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), alone.model.parameters(), strict=True))
+    assert isinstance(network.pixels, nn.Linear)

@@ -17,7 +17,7 @@ from pipeline.params import parse, read
 from pipeline.train import TrainParams
 
 BAR = 0.97
-CHANGES = {"epochs": 2, "batch_size": 128, "learning_rate": 0.003}
+CHANGES = {"epochs": 2, "batch_size": 128, "learning_rate": 0.003, "ema": None}
 KL_WEIGHT = 1.0
 
 

@@ -48,7 +48,7 @@ def contestant(
     """Images a second in each round, after one that warms up. `members` None is a solo run."""
     device = split.images.device
     settings = {"epochs": rounds + 1, "batch_size": batch_size, "warmup": 0, "device": str(device)}
-    settings |= {"precision": precision, "compile": "never"}
+    settings |= {"precision": precision, "compile": "never", "ema": None}
     params = parse(TrainParams, read()["train"] | settings, "train")
     seen = split[: steps * batch_size]
     unseen = split[:10]  # validation is not in a record's time

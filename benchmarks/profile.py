@@ -41,7 +41,7 @@ def group(name: str) -> str:
 def measure(preset: str, batch_size: int, device: str) -> dict[str, Any]:
     """Shares of a training interval by group, and what stands beside them."""
     where = pick_device(device)
-    changes = {"epochs": 3, "batch_size": batch_size, "precision": "auto", "device": str(where)}
+    changes = {"epochs": 3, "batch_size": batch_size, "precision": "auto", "device": str(where), "ema": None}
     params = parse(TrainParams, read()["train"] | changes, "train")
     (rows,) = data.load(population.PREPARED, "train")
     rows = rows[: STEPS * batch_size].to(where)

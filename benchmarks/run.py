@@ -84,7 +84,7 @@ def race(preset: str, train: data.Split, validation: data.Split, rounds: int) ->
         # Larger batches take fewer steps: longer ones, by the root of the size (after Krizhevsky 2014).
         rate = read()["train"]["learning_rate"] * math.sqrt(batch_size / BATCH)
         changes = {"epochs": rounds, "batch_size": batch_size, "learning_rate": rate, "precision": precision}
-        changes |= {"device": str(device)}
+        changes |= {"device": str(device), "ema": None}
         params = parse(TrainParams, read()["train"] | changes, "train")
         settings[name] = Setting(preset, train, validation, params, aim, rounds)
         networks[name] = settings[name].network()
@@ -139,7 +139,7 @@ def alone(preset: str, wanted: str, train: data.Split, validation: data.Split) -
     device = train.images.device
     for name, contender, batch_size, precision in entries(device):
         if name == wanted:
-            changes = {"epochs": 1, "batch_size": batch_size, "precision": precision, "device": str(device)}
+            changes = {"epochs": 1, "batch_size": batch_size, "precision": precision, "device": str(device), "ema": None}
             params = parse(TrainParams, read()["train"] | changes, "train")
             setting = Setting(preset, train[: 50 * batch_size], validation, params, population.AIM, 1)
             list(CONTENDERS[contender](setting, setting.network()))

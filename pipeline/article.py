@@ -26,6 +26,7 @@ from pipeline.sample import SAMPLERS, Sampler
 from pipeline.train import TrainParams, validate
 
 BATCH_SIZE = 128
+LEARNING_RATE = 2e-3  # of ours: Adam does not see how a loss is scaled
 TUNED = 1e-5  # what the article arrives at, from 1
 WEIGHTS = (1.0, 1e-3, 1e-4, TUNED, 1e-6)  # of the article's own model: from collapse past the bound
 CONTRAST = (1.0, TUNED)  # of each other shape

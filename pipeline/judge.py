@@ -75,8 +75,8 @@ class Judge(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             _block(1, 16, kernel=5, stride=2),
-            _block(16, 32, pool=2),
-            _block(32, 64, pool=2),
+            _block(16, 24, pool=2),
+            _block(24, 64, pool=2),
             _block(64, 64),
             nn.Flatten(),
             nn.Linear(64 * 3 * 3, FEATURES),

@@ -54,7 +54,13 @@ def reproduce(arguments: argparse.Namespace) -> None:
     from pipeline.params import load, load_key, plain
     from pipeline.train import TrainParams
 
-    params = replace(load(TrainParams, "train"), epochs=arguments.epochs, batch_size=article.BATCH_SIZE)
+    params = replace(
+        load(TrainParams, "train"),
+        epochs=arguments.epochs,
+        batch_size=article.BATCH_SIZE,
+        learning_rate=article.LEARNING_RATE,
+        ema=None,
+    )
     components, device = load_key(sample.Components, "sample", "components"), pick_device(params.device)
     train, validation = (split.to(device) for split in data.load(PREPARED, "train", "validation"))
     reader = partial(judge.read, judge.load(JUDGE, device))

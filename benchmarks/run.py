@@ -139,7 +139,13 @@ def alone(preset: str, wanted: str, train: data.Split, validation: data.Split) -
     device = train.images.device
     for name, contender, batch_size, precision in entries(device):
         if name == wanted:
-            changes = {"epochs": 1, "batch_size": batch_size, "precision": precision, "device": str(device), "ema": None}
+            changes = {
+                "epochs": 1,
+                "batch_size": batch_size,
+                "precision": precision,
+                "device": str(device),
+                "ema": None,
+            }
             params = parse(TrainParams, read()["train"] | changes, "train")
             setting = Setting(preset, train[: 50 * batch_size], validation, params, population.AIM, 1)
             list(CONTENDERS[contender](setting, setting.network()))

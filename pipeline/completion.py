@@ -63,6 +63,7 @@ class CompletionParams:
     batch_size: Annotated[int, Range(least=1)]
     learning_rate: Annotated[float, Range(above=0)]
     warmup: Annotated[float, Range(least=0, below=1)]
+    ema: Annotated[float, Range(above=0, below=1)] | None  # decay of averaged weights
     seed: Annotated[int, Range(least=0, most=2**31)]
 
 

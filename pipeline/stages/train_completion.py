@@ -42,7 +42,7 @@ def main() -> None:
             batch_size=params.batch_size,
             learning_rate=params.learning_rate,
             warmup=params.warmup,
-            ema=None,
+            ema=params.ema,
             clip=None,
             seed=params.seed,
             device=name,

@@ -43,7 +43,7 @@ BATCH = 128  # of the yardsticks
 # as --quick has it differs by more (the loop with and without workers by 2.2 %).
 NOISE, NOISE_OF_QUICK = 0.01, 0.04
 LARGEST_CHART = 100_000  # bytes
-# what the issue of speed asks for on 2 CPU cores: a figure's name, its bar, and whether it is a least or a most
+# What is aimed at on 2 CPU cores: a figure's name, its bar, and whether that is a least or a most.
 BARS: dict[str, tuple[float, str]] = {
     "strong_ratio": (5.0, "least"),
     "article_ratio": (5.0, "least"),

@@ -5,6 +5,7 @@
 # as they are; what is measured comes back as reports/completion_long.json, the picture beside it, and the models are
 # in MLflow (`cvae complete --model runs:/RUN_ID`). More of DVC's options may follow, such as -S completion.epochs=60.
 set -eu
+base=$(git rev-parse HEAD)  # what is committed meanwhile changes nothing
 dvc exp remove completion-long >/dev/null 2>&1 || true
 dvc exp run --temp --name completion-long \
     -S completion.epochs=24 \
@@ -12,7 +13,7 @@ dvc exp run --temp --name completion-long \
     -S evaluate_completion.images=null \
     "$@" completion/dvc.yaml
 trap 'rm -f reports/.completion*.part' EXIT
-found=refs/exps/$(git rev-parse HEAD | sed 's|^..|&/|')/completion-long
+found=refs/exps/$(echo "$base" | sed 's|^..|&/|')/completion-long
 for name in completion.json completions.png; do
     git show "$found:reports/$name" > "reports/.$name.part"
 done

@@ -237,6 +237,10 @@ def ui(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """The console command."""
+    console.run(_act)
+
+
+def _act() -> None:
     words = sys.argv[1:]
     top = parser()
     known = next(action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
@@ -244,7 +248,7 @@ def main() -> None:
         close = difflib.get_close_matches(words[0], known, n=1)
         top.error(f"no command {words[0]!r}" + (f", did you mean {close[0]!r}?" if close else ""))
     arguments = top.parse_args(words)
-    console.run(lambda: arguments.act(arguments))
+    arguments.act(arguments)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -87,7 +86,7 @@ def fit_density(model: CVAE, split: Split, pixels: Pixels, components: int, seed
         # A mixture that still creeps up after a hundred steps samples as well as one that has come to rest.
         warnings.simplefilter("ignore", ConvergenceWarning)
         classes = [codes[labels == digit] for digit in range(CLASSES)]
-        for digit, mixture in enumerate(pool.map(partial(_mixture, components=components, seed=seed), classes)):
+        for digit, mixture in enumerate(pool.map(lambda rows: _mixture(rows, components, seed), classes)):
             if mixture is None:
                 weights[digit, 0], roots[digit] = 1, np.eye(size)  # nothing is known of the class
                 continue

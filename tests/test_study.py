@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 import math
+import os
 import signal
 import socket
 import sqlite3
@@ -108,9 +109,9 @@ def having(setting: Setting = SETTING, **changes: Any) -> Setting:
 
 
 def opened(folder: Path, setting: Setting = SETTING) -> Study:
-    """The study of that setting in `folder`, whose database comes ready made."""
+    """The study of that setting in `folder`, whose database comes ready made, or in that of the environment."""
     folder.mkdir(exist_ok=True)
-    if not (folder / "optuna.db").exists():
+    if "OPTUNA_STORAGE" not in os.environ and not (folder / "optuna.db").exists():
         (folder / "optuna.db").write_bytes(empty())
     return open_study(setting, folder, create=True)
 

@@ -102,6 +102,7 @@ def read(folder: Path) -> bytes:
 # ── the choice ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_test_is_not_opened_before_every_choice_is_written(tmp_path: Path) -> None:
     def look(name: str) -> None:
         if name == "test":
@@ -114,6 +115,7 @@ def test_test_is_not_opened_before_every_choice_is_written(tmp_path: Path) -> No
     assert "test" in source.opened
 
 
+@pytest.mark.slow
 def test_a_test_split_that_cannot_be_read_leaves_the_choice_as_it_is(tmp_path: Path, done: Path) -> None:
     def refuse(name: str) -> None:
         if name == "test":
@@ -125,6 +127,7 @@ def test_a_test_split_that_cannot_be_read_leaves_the_choice_as_it_is(tmp_path: P
     assert not (tmp_path / TABLE).exists()
 
 
+@pytest.mark.slow
 def test_the_figures_are_of_test_and_the_choice_is_not(tmp_path: Path, done: Path) -> None:
     measured(tmp_path, Given(SPLITS | {"test": banded(9, 5)}))
     assert (tmp_path / CHOICE).read_bytes() == (done / CHOICE).read_bytes()
@@ -134,6 +137,7 @@ def test_the_figures_are_of_test_and_the_choice_is_not(tmp_path: Path, done: Pat
     assert (ours["frechet"] != theirs["frechet"]).all()
 
 
+@pytest.mark.slow
 def test_another_validation_split_changes_the_choice_s_figures(tmp_path: Path, done: Path) -> None:
     measured(tmp_path, Given(SPLITS | {"validation": banded(8, 6)}))
     ours, theirs = read_rows(tmp_path / CHOICE, CHOICE_COLUMNS), read_rows(done / CHOICE, CHOICE_COLUMNS)
@@ -234,6 +238,7 @@ def test_a_model_that_diverged_has_a_row_without_figures(tmp_path: Path) -> None
 # ── killed, gone on with, asked anew ─────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
 def test_a_run_that_was_killed_goes_on_to_the_same_table(
     tmp_path: Path, done: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
@@ -259,6 +264,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_table(
     assert read(tmp_path) == read(done)
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     measured(tmp_path)
     said: list[str] = []
@@ -268,6 +274,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert said == ["everything is measured already"]
 
 
+@pytest.mark.slow
 def test_more_settings_and_seeds_add_rows_and_keep_the_others(tmp_path: Path, done: Path) -> None:
     first = measured(tmp_path, wanted=TWO[:1], seeds=1, untuned=())
     both = measured(tmp_path)
@@ -275,6 +282,7 @@ def test_more_settings_and_seeds_add_rows_and_keep_the_others(tmp_path: Path, do
     assert set(first["train_seconds"]) <= set(both["train_seconds"])
 
 
+@pytest.mark.slow
 def test_rows_of_another_set_up_are_set_aside_and_come_back(tmp_path: Path, done: Path) -> None:
     measured(tmp_path)
     said: list[str] = []
@@ -315,6 +323,7 @@ def test_tables_that_are_not_ours_are_refused_in_a_line(tmp_path: Path, done: Pa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_progress_says_what_is_reckoned_and_what_is_left(tmp_path: Path) -> None:
     said: list[str] = []
     measured(tmp_path, say=said.append)
@@ -457,6 +466,7 @@ def test_every_measured_row_stands_in_the_report(done: Path) -> None:
     assert "**KL treatments**" not in text
 
 
+@pytest.mark.slow
 def test_schedules_stand_in_a_table_of_their_own(tmp_path: Path) -> None:
     wanted = [TWO[0], *(Setting("bernoulli", "standard", treatment=name) for name in treatments.TREATMENTS)]
     measured(tmp_path, wanted=wanted, seeds=1, untuned=())

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine, startup
+from pipeline.params import write
 
 BARS: dict[str, tuple[float, str]] = {
     "accuracy_097_seconds": (30.0, "most"),
@@ -90,8 +91,7 @@ def _study() -> float | None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _copy(folder)
-        text = (folder / "params.yaml").read_text(encoding="utf-8").replace("  trials: 16 ", "  trials: 32 ")
-        (folder / "params.yaml").write_text(text, encoding="utf-8")
+        write({("tune", "trials"): 32}, folder / "params.yaml")
         began = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-m", "pipeline.stages.tune"],

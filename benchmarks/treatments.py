@@ -10,8 +10,9 @@
 
 First each setting is trained at every weight of its grid and judged on validation: treatments.choice.csv. Once all
 choices are written there, the chosen weights are trained anew from other seeds and measured on test: treatments.csv.
-Beside the stage `evaluate` and benchmarks/judge.py this is the only reader of test, and the split is not opened
-before. A run that was killed goes on where it was. Rows of another set-up (treatments.json) are set aside.
+Beside the stages that evaluate, benchmarks/judge.py and benchmarks/evaluation.py this is the only reader of test, and
+the split is not opened before. A run that was killed goes on where it was. Rows of another set-up (treatments.json) are
+set aside.
 """
 
 import argparse
@@ -653,7 +654,6 @@ class Progress:
             self.left, self.total = self.left + seconds, self.total + len(tasks)
         of = "one process" if self.workers == 1 else f"{self.workers} processes"
         self.say(f"reckoned, with {of}: {', at most '.join(parts)}")
-        self._after_choosing = sum(map(self.pace.of, measuring))
 
     def expect(self, measuring: Sequence[Measure]) -> None:
         """The choice is made: so much is left."""

@@ -82,9 +82,6 @@ class Results:
     def settings(self) -> list[Setting]:
         return list(dict.fromkeys(row.setting for row in self.rows))
 
-    def likelihoods(self) -> list[str]:
-        return list(dict.fromkeys(row.setting.likelihood for row in self.rows))
-
 
 @dataclass(frozen=True)
 class Result:

@@ -20,7 +20,7 @@ from pipeline.data import Split, epoch_seed
 from pipeline.errors import UserError
 from pipeline.evaluation import Yardstick
 from pipeline.model import CVAE, PRESETS, Architecture, Conditioning, build
-from pipeline.objective import ObjectiveParams, from_article_weight
+from pipeline.objective import ELBO, from_article_weight
 from pipeline.population import PopulationRecord
 from pipeline.sample import SAMPLERS, Sampler
 from pipeline.train import TrainParams, validate
@@ -32,17 +32,7 @@ WEIGHTS = (1.0, 1e-3, 1e-4, TUNED, 1e-6)  # of the article's own model: from col
 CONTRAST = (1.0, TUNED)  # of each other shape
 CONDITIONINGS: tuple[Conditioning, ...] = ("sum", "mean", "product", "concat")
 MATTERS = 0.1  # of a share: one sample in ten
-AIM = ObjectiveParams(
-    kl_weight=1.0,  # each member has its own
-    likelihood="bernoulli",
-    sigma=0.1,
-    pixels="grey",
-    schedule="constant",
-    schedule_share=0.5,
-    cycles=1,
-    capacity=0.0,
-    free_bits=None,
-)
+AIM = ELBO  # but for the weight, of which each member has its own
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ bound.importance_weighted serve this model as they serve the CVAE.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -23,7 +23,7 @@ from pipeline.bound import importance_weighted
 from pipeline.data import CLASSES, PIXELS, SIDE, Split, to_unit
 from pipeline.metrics import mean_distance
 from pipeline.model import Model, Size, mlp, one_hot
-from pipeline.objective import ObjectiveParams
+from pipeline.objective import ELBO
 from pipeline.params import Range
 from pipeline.prior import Gaussians, Prior
 from pipeline.train import View
@@ -32,17 +32,7 @@ Binarised = Literal["thresholded", "drawn"]
 Share = Annotated[float, Range(least=0, most=1)]
 
 KIND = "completion"
-AIM = ObjectiveParams(  # the evidence lower bound, all along
-    kl_weight=1.0,
-    likelihood="bernoulli",
-    sigma=1.0,
-    pixels="binary",
-    schedule="constant",
-    schedule_share=1.0,
-    cycles=1,
-    capacity=0.0,
-    free_bits=None,
-)
+AIM = replace(ELBO, pixels="binary")
 SCORING_DRAWS = 100  # k of the bound that completions are ranked by
 GUESSES = 10  # completions of which the best counts
 VEIL = 0.2  # the grey of what is hidden

@@ -231,7 +231,13 @@ def under_trained(case: Case) -> Finding | None:
     )
     epochs = len(losses)
     says = f"The loss on validation was still falling, by {last:.3g} nats an image in the last half of {epochs} epochs."
-    return Finding("under_trained", "warning", evidence, says, f"Raise train.epochs from {epochs} to {2 * epochs}.")
+    return Finding(
+        "under_trained",
+        "warning",
+        evidence,
+        says,
+        f"Train for {2 * epochs} epochs in place of {epochs} (train.epochs; a study's trial: tune.epochs).",
+    )
 
 
 def overfitted(case: Case) -> Finding | None:
@@ -243,7 +249,7 @@ def overfitted(case: Case) -> Finding | None:
         return None  # under a schedule the early epochs had another aim
     evidence = (Evidence("validation loss, rise since its best", rise, "at least", NATS),)
     says = f"The loss on validation was best after epoch {best + 1}, and rose by {rise:.3g} nats an image since."
-    remedy = f"Lower train.epochs to {best + 1}, or average the weights (train.ema 0.999)."
+    remedy = f"Train for {best + 1} epochs in place of {len(losses)} (train.epochs; a study's trial: tune.epochs)."
     return Finding("overfitted", "warning", evidence, says, remedy)
 
 

@@ -28,9 +28,9 @@ BETTER = {
 
 
 def save(figure: "Figure", path: Path) -> np.ndarray:
-    """Writes a PNG of up to 256 colours in 32 levels, white as it is, and returns the picture (H, W, 3) uint8.
+    """Writes a PNG of colours in 32 levels, white as it is, and returns the picture (H, W, 3) uint8.
 
-    It looks the same, and sheets of digits take a third of the space.
+    It looks the same, and sheets of digits, whose colours then fit a palette, take a third of the space.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
@@ -40,7 +40,10 @@ def save(figure: "Figure", path: Path) -> np.ndarray:
     drawn = np.asarray(canvas.buffer_rgba())[..., :3]
     step = 255 / (LEVELS - 1)
     picture = ((drawn / step).round() * step).round().astype(np.uint8)
-    Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
+    image = Image.fromarray(picture)
+    if image.getcolors(256):  # a palette for more would give rare ones away, such as those of a legend
+        image = image.quantize(256, dither=Image.Dither.NONE)
+    image.save(path, format="PNG", optimize=True)
     return picture
 
 

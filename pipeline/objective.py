@@ -33,6 +33,19 @@ class ObjectiveParams:
             )
 
 
+ELBO = ObjectiveParams(  # of grey pixels as coins, all along
+    kl_weight=1.0,
+    likelihood="bernoulli",
+    sigma=1.0,
+    pixels="grey",
+    schedule="constant",
+    schedule_share=1.0,
+    cycles=1,
+    capacity=0.0,
+    free_bits=None,
+)
+
+
 class Autoencoder(Protocol):
     """What the objective asks of a model.
 

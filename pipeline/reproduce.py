@@ -30,7 +30,7 @@ def add_command(commands: Any) -> None:
         help="train the source article's model at its own KL weights, and see what they are",
         description="Train the source article's model under its loss at its KL weights, and under every conditioning "
         f"with and without the label in its encoder; measure it on validation into {FOLDER}/.",
-        epilog="examples:\n  cvae reproduce article\n  cvae reproduce article --epochs 3",
+        epilog="examples:\n  cvae reproduce article\n  cvae reproduce article --epochs 20",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add.add_argument("what", choices=("article",), help="article: the collapse and its remedy")

@@ -13,7 +13,6 @@ import pytest
 import torch
 from bands import banded
 from settings import objective_params, train_params
-from torch import nn
 
 from benchmarks import charts, machine, run
 from benchmarks.contenders import CONTENDERS, Setting
@@ -21,7 +20,6 @@ from pipeline import data
 from pipeline.model import PRESETS, build
 
 CPU = torch.device("cpu")
-IN_ONE_PROCESS = ("dataloader", "lightning", "pythae", "ours")
 
 
 def setting(rounds: int = 2, count: int = 20, batch_size: int = 50) -> Setting:
@@ -172,4 +170,3 @@ def test_ours_is_the_product_s_own_training() -> None:
     list(CONTENDERS["ours"](task, network))
     list(train.fit(alone, task.train, task.validation, task.params, task.aim))
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), alone.model.parameters(), strict=True))
-    assert isinstance(network.pixels, nn.Linear)

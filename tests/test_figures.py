@@ -184,6 +184,16 @@ def test_a_saved_figure_looks_like_the_drawn_one_in_few_colours(tmp_path: Path) 
     assert (tmp_path / "few.png").stat().st_size < (tmp_path / "plain.png").stat().st_size / 1.5
 
 
+def test_a_rare_colour_among_many_is_kept(tmp_path: Path) -> None:
+    """A palette of 256 gave 0 and 9 one colour in the legend of the latent space."""
+    source = np.random.default_rng(0)
+    means, labels = source.normal(size=(3000, 4)), source.integers(0, 10, 3000)
+    picture = figures.save(figures.latent_space(means, labels), tmp_path / "many.png")
+    with Image.open(tmp_path / "many.png") as saved:
+        assert np.array_equal(np.asarray(saved.convert("RGB")), picture)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 256
+
+
 def test_completions_stand_between_what_is_seen_and_the_truth() -> None:
     sheets = {f"{number} quadrants": sheet(columns=8) for number in (1, 2, 3)}
     figure = figures.completions(sheets, shown=5)

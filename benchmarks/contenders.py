@@ -1,8 +1,8 @@
 """Who trains against whom: the same model from the same weights on the same images, each in its own way.
 
 A contender is a generator. It yields seconds of training for each round of `steps` batches, and its network holds what
-it has learned so far. All but `pythae` follow the same learning rate over the same number of steps, so that those of one
-batch size should end at the same elbo, whatever the order of images and the noise: `tests/test_benchmarks.py` holds it.
+it has learned so far. All but `pythae` follow the same learning rate over as many steps, so that those of one batch
+size should end at the same elbo, whatever the order of images and the noise: `tests/test_benchmarks.py` holds it.
 
 `dataloader` is the loop a user would write: torchvision's MNIST, ToTensor, DataLoader, Adam, and the loss read at every
 step. `lightning` is Lightning's Trainer without logger, checkpoint and bar, on a TensorDataset in memory. `pythae` is

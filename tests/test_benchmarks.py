@@ -2,11 +2,10 @@
 
 import copy
 import importlib.util
-import itertools
 import subprocess
 import sys
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,8 +105,17 @@ def test_a_verdict_for_each_bar() -> None:
     assert {name: row["met"] for name, row in rows.items()} == {"pace": False, "wait": True, "unknown": None}
 
 
-def test_seconds_are_those_of_one_call() -> None:
-    assert machine.seconds(lambda: time.sleep(0.01), CPU, rounds=3) == pytest.approx(0.01, rel=0.9, abs=0.005)
+def test_seconds_are_those_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only the work moves; it is slow the first time, as whatever is built then."""
+    now, calls = [0.0], [0]
+
+    def work() -> None:
+        calls[0] += 1
+        now[0] += 0.01 if calls[0] > 1 else 5.0
+
+    monkeypatch.setattr(machine, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert machine.seconds(work, CPU, rounds=3) == pytest.approx(0.01)
+    assert calls[0] >= 1 + 5 + 3 * 5
 
 
 @pytest.mark.slow
@@ -153,11 +161,6 @@ def test_a_benchmark_says_what_it_does(module: str) -> None:
         [sys.executable, "-m", f"benchmarks.{module}", "--help"], capture_output=True, text=True, check=True
     )
     assert f"python -m benchmarks.{module}" in done.stdout
-
-
-def test_the_committed_chart_and_figures_are_small() -> None:
-    for path in itertools.chain(run.FOLDER.glob("*.png"), run.FOLDER.glob("*.json")):
-        assert path.stat().st_size < run.LARGEST_CHART, path
 
 
 def test_ours_is_the_product_s_own_training() -> None:

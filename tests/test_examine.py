@@ -16,7 +16,7 @@ from settings import model_params, objective_params
 from pipeline import article, checkpoint, cli, data, doctor, examine, judge, tracking
 from pipeline.doctor import Case
 from pipeline.model import build, resolve
-from pipeline.params import digest, flat, read
+from pipeline.params import digest, flat, read, write
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -196,8 +196,7 @@ def test_the_articles_experiment_leaves_a_table_sentences_and_a_picture(
 ) -> None:
     add_data(project)
     add_judge(project)
-    text = (project / "params.yaml").read_text(encoding="utf-8").replace("components: 10 ", "components: 1  ")
-    (project / "params.yaml").write_text(text, encoding="utf-8")
+    write({("sample", "components"): 1}, project / "params.yaml")
     monkeypatch.setattr(article, "CONDITIONINGS", ("sum", "concat"))
     assert run(monkeypatch, "reproduce", "article", "--epochs", "1") == 0
     out = capsys.readouterr().out

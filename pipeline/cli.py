@@ -176,42 +176,57 @@ def report(_: argparse.Namespace) -> None:
 
 def study(_: argparse.Namespace) -> None:
     """Prints the study's trials, the best first."""
-    from pipeline.stages.tune import read_setting
-    from pipeline.study import LOWER_IS_BETTER, open_study
+    from pipeline.stages.tune import TRIALS, exported, read_setting
+    from pipeline.study import LOWER_IS_BETTER, NoStudy, open_study
 
     setting = read_setting()
-    found = open_study(setting, Path(), create=False)
+    try:
+        found = open_study(setting, Path(), create=False)
+    except NoStudy:
+        kept = exported(setting.name())
+        if kept is None:
+            raise
+        front, table, promoted = set(kept[0]["front"]), kept[1], None
+        where = f"from {TRIALS}, its database is not here"
+    else:
+        front, table, promoted = {trial.number for trial in found.front()}, found.table(), found.note("promoted")
+        where = f"{found.done()} of {setting.tune.trials} trials"
     objectives, sampler = setting.tune.objectives, setting.tune.sampler_of_latents
-    table = found.table()
     values = [f"value_{name}" for name in objectives]
     beside = [f"validation_{sampler}_{name}" for name in ("class_accuracy", "diversity") if name not in objectives]
     columns = [*setting.space(), *values, *(name for name in beside if name in table)]
     table["open"], table["poor"] = table["state"] != "COMPLETE", table["feasible"].eq(other=False)
     table = table.sort_values(["open", "poor", values[0]], ascending=[True, True, objectives[0] in LOWER_IS_BETTER])
-    front = {trial.number for trial in found.front()}
     rows = []
     for cells in table.astype(object).where(table.notna(), "").to_dict("records"):
         star = " ★" if cells["trial"] in front else ""
         rows.append((f"{cells['trial']}{star}", cells["state"].lower(), *(cells[name] for name in columns)))
     titles = [name.removeprefix("value_").removeprefix(f"validation_{sampler}_") for name in columns]
     note = f"★ best{', the front' if len(objectives) > 1 else ''}; measured on validation, {sampler} sampler"
-    if found.note("promoted") is not None:
-        note += f"; trial {found.note('promoted')} was promoted"
-    title = f"Study {found.name}: {found.done()} of {setting.tune.trials} trials"
+    if promoted is not None:
+        note += f"; trial {promoted} was promoted"
+    title = f"Study {setting.name()}: {where}"
     console.table(title, ("trial", "state", *titles), rows, note=note)
 
 
 def promote(arguments: argparse.Namespace) -> None:
     """Takes a trial's values over into params.yaml."""
     from pipeline import params, tracking
-    from pipeline.stages.tune import read_setting
-    from pipeline.study import open_study
+    from pipeline.stages.tune import exported_best, read_setting
+    from pipeline.study import NoStudy, open_study
 
-    found = open_study(read_setting(), Path(), create=False)
-    chosen = found.choose(arguments.trial)
+    setting, found = read_setting(), None
+    try:
+        found = open_study(setting, Path(), create=False)
+        chosen = found.choose(arguments.trial)
+    except NoStudy:
+        best = exported_best(setting.name())
+        if best is None or arguments.trial not in (None, best.number):
+            raise
+        chosen = best
     if not chosen.feasible and arguments.trial is None:
         raise UserError(
-            f"no complete trial of study {found.name} reaches tune.least_class_accuracy: "
+            f"no complete trial of study {setting.name()} reaches tune.least_class_accuracy: "
             f"`cvae promote --trial {chosen.number}` takes the best of them all the same"
         )
     before = params.write(chosen.sets)
@@ -219,7 +234,8 @@ def promote(arguments: argparse.Namespace) -> None:
         old, new = json.dumps(before[section, key]), json.dumps(value)
         print(f"params.yaml: {section}.{key} {old} → {new}{'  (as it was)' if old == new else ''}")
     # Optuna takes no tag on a trial that has ended: the study says which one it was.
-    found.remember("promoted", chosen.number)
+    if found is not None:
+        found.remember("promoted", chosen.number)
     if chosen.run_id and chosen.tracking_uri:
         stores = dict.fromkeys([tracking.tracking_uri(Path()), chosen.tracking_uri])  # the folder may have moved
         tracking.tag(chosen.run_id, {"promoted": "true"}, list(stores), console.warn)

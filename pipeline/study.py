@@ -238,6 +238,10 @@ class Chosen:
         return float(self.sets["objective", "kl_weight"])
 
 
+class NoStudy(UserError):
+    """There is no such study in its database."""
+
+
 class Study:
     """A study in its database; `open_study` makes it, and closes what it needs."""
 
@@ -558,7 +562,7 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
         if "experiments" in tables and "studies" not in tables:
             raise UserError(f"{_shown(url)} is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE")
         if "studies" not in tables and not create:
-            raise UserError(f"in {_shown(url)} no study was made yet, run `cvae tune`")
+            raise NoStudy(f"in {_shown(url)} no study was made yet, run `cvae tune`")
         with _turn(url):  # one at a time: together, they would trip over one another's tables
             storage = RDBStorage(
                 url,
@@ -582,7 +586,7 @@ def _find_or_make(setting: Setting, storage: RDBStorage, create: bool) -> optuna
         study = optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         if not create:
-            raise UserError(f"there is no study {name} yet (its name follows params.yaml): run `cvae tune`") from None
+            raise NoStudy(f"there is no study {name} yet (its name follows params.yaml): run `cvae tune`") from None
         lower, higher = optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE
         directions = [lower if objective in LOWER_IS_BETTER else higher for objective in objectives]
         study = optuna.create_study(study_name=name, storage=storage, directions=directions)

@@ -318,6 +318,26 @@ def test_the_best_weight_is_promoted_and_nothing_else_changes(project: Project, 
     assert (project.folder / "params.yaml").read_bytes() == kept
 
 
+def test_a_clone_without_the_study_s_database_shows_and_promotes_what_was_exported(
+    project: Project, tmp_path: Path
+) -> None:
+    project = project.copy(tmp_path / "copy")
+    best, shown = project.json("reports/study/best.json"), project.cvae("study").splitlines()
+    for path in project.folder.glob("optuna.db*"):
+        path.unlink()
+    exported = project.cvae("study").splitlines()
+    assert "its database is not here" in " ".join(" ".join(exported).split())
+    rows = [[line for line in lines if line.strip()[:1].isdigit()] for lines in (shown, exported)]
+    assert len(rows[0]) == 6
+    assert rows[0] == rows[1]
+    assert f"trial {best['trial']}" in project.cvae("promote", "--trial", str(best["trial"]))
+    assert f"kl_weight: {best['kl_weight']}" in (project.folder / "params.yaml").read_text(encoding="utf-8")
+    other = str(next(number for number in range(6) if number != best["trial"]))
+    assert "run `cvae tune`" in project.cvae("promote", "--trial", other, status=2)
+    (project.folder / "reports/study/best.json").unlink()
+    assert "run `cvae tune`" in project.cvae("study", status=2)
+
+
 def test_more_trials_go_on_with_the_same_study(project: Project, tmp_path: Path) -> None:
     project = project.copy(tmp_path / "copy")
     first = pd.read_csv(project.folder / "reports/study/trials.csv")

@@ -4,6 +4,7 @@ The study itself lies in a database (optuna.db, or what OPTUNA_STORAGE names) an
 was left; the files here are exports of it. Each trial is a run in MLflow, below one run for the study.
 """
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -237,6 +238,30 @@ def export(search: Study, real: Mapping[str, float]) -> study.Chosen:
         with replacing(PICTURES / f"{name}.png") as part:
             figures.save(figure, part)
     return best
+
+
+def exported(name: str) -> "tuple[dict[str, Any], pd.DataFrame] | None":
+    """What `export` wrote of that study: its best trial and its table; None where the files are of another.
+
+    A fresh clone has them, while the database stays where the study ran.
+    """
+    import pandas as pd
+
+    try:
+        best = json.loads(BEST.read_text(encoding="utf-8"))
+        return (best, pd.read_csv(TRIALS)) if best["study"] == name else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def exported_best(name: str) -> study.Chosen | None:
+    """The best trial of that export. Its run in MLflow is where the database is."""
+    kept = exported(name)
+    if kept is None:
+        return None
+    best, _ = kept
+    sets = {tuple(key.split(".", 1)): value for key, value in best["params"].items()}
+    return study.Chosen(best["trial"], best["values"], sets, None, None, best["feasible"])
 
 
 def pictures(search: Study, real: Mapping[str, float], best: float) -> Iterator[tuple[str, "Figure"]]:

@@ -2,16 +2,17 @@
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import postgres
 import pytest
 
+if TYPE_CHECKING:
+    from pipeline import data
+
 # Tensors this small gain nothing from threads, and where others use the processor, threads that wait for one another
 # took sixty times as long. It must be set before torch is imported; the programs that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-from pipeline import data, download
-from pipeline.errors import UserError
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -46,8 +47,12 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def mnist(tmp_path_factory: pytest.TempPathFactory) -> dict[str, data.Split]:
+def mnist(tmp_path_factory: pytest.TempPathFactory) -> "dict[str, data.Split]":
     """The real data set, by the product's own download and split; skipped where no mirror answers, but not in CI."""
+    # Here, for torch: the process that only hands tests to the workers would load it before it starts them.
+    from pipeline import data, download
+    from pipeline.errors import UserError
+
     folder = tmp_path_factory.mktemp("mnist")
     try:
         download.fetch(folder, download.mirrors([], os.environ))

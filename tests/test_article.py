@@ -37,6 +37,7 @@ def as_written(model: CVAE, weight: float, noise: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("weight", [1.0, 1e-5])
+@pytest.mark.slow
 def test_the_articles_loss_is_ours_but_for_a_factor_of_784(weight: float) -> None:
     """So its gradients point where ours do, which is all that Adam sees."""
     model = build(Member(weight).architecture, 0).double()
@@ -65,6 +66,7 @@ def test_every_shape_meets_both_weights_once_and_a_stack_has_one_shape() -> None
     assert not any(member.is_articles for stack in stacks[1:] for member in stack)
 
 
+@pytest.mark.slow
 def test_a_stack_is_trained_and_measured() -> None:
     stack = [Member(1.0, "concat", encoder_sees_label=True), Member(TUNED, "concat", encoder_sees_label=True)]
     members = article.start(stack, PARAMS, torch.device("cpu"))

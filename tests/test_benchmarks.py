@@ -87,6 +87,7 @@ def test_ours_is_the_fastest_setting_whose_elbo_is_no_worse() -> None:
     assert run.agreed(race)[1] == "ours_float32_256"
 
 
+@pytest.mark.slow
 def test_the_products_of_a_step_are_those_that_it_does() -> None:
     """Counted by torch's own counter of floating-point operations."""
     from torch.utils.flop_counter import FlopCounterMode

@@ -197,12 +197,14 @@ def test_visible_pixels_cost_nothing_and_stay_as_they_are(latent_size: int) -> N
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.slow
 def test_the_bound_with_many_draws_is_the_exact_conditional_log_likelihood(number: int) -> None:
     images, given = shown(split(), number)
     estimate = importance_weighted(model(), images, given, 4000, source())
     assert (estimate - exact(model(), images, given)).abs().max() < 0.2
 
 
+@pytest.mark.slow
 def test_the_bound_tightens_with_more_draws_and_stays_below_the_truth() -> None:
     images, given = shown(split())
     truth = float(exact(model(), images, given).mean())
@@ -356,6 +358,7 @@ def test_completions_keep_what_is_seen_and_come_likeliest_first() -> None:
     assert 0 <= found.images.min() <= found.images.max() <= 1
 
 
+@pytest.mark.slow
 def test_a_score_is_a_bound_on_the_exact_likelihood() -> None:
     image = torch.rand(28, 28, generator=source()).round()
     top = completion.named_masks()["top"]

@@ -259,6 +259,7 @@ def test_a_server_that_fails_with_500_is_not_asked_for_the_plain_file(raw: Path)
 
 
 @pytest.mark.usefixtures("hasty")
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_left(raw: Path, tmp_path: Path) -> None:
     good = folder_of(tmp_path / "good", PACKED)
     with listening() as hanging:
@@ -268,6 +269,7 @@ def test_a_server_that_never_answers_is_left(raw: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", ["Content-Length: 1000\r\n", ""], ids=["body", "endless body"])
+@pytest.mark.slow
 def test_a_server_whose_body_trickles_is_left(raw: Path, monkeypatch: pytest.MonkeyPatch, length: str) -> None:
     """By a clock of our own, a second further at each look: how busy the machine is does not matter."""
     monkeypatch.setattr(download, "time", types.SimpleNamespace(monotonic=itertools.count().__next__))
@@ -278,6 +280,7 @@ def test_a_server_whose_body_trickles_is_left(raw: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("hasty")
+@pytest.mark.slow
 def test_a_server_whose_headers_trickle_is_left(raw: Path) -> None:
     done = threading.Event()
     with listening(lambda call: trickle(call, b"HTTP/1.1 200 OK\r\nX-Endless: ", done)) as slow:
@@ -550,6 +553,7 @@ def assert_gone(pids: Path) -> None:
 HANG = 'sleep 600 & echo $$ $! > "{}"\n'
 
 
+@pytest.mark.slow
 def test_an_npm_that_hangs_is_ended_with_its_children(
     raw: Path, tmp_path: Path, npm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -565,6 +569,7 @@ def test_an_npm_that_hangs_is_ended_with_its_children(
     assert_gone(pids)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_npm_and_leaves_nothing(raw: Path, tmp_path: Path, npm: Callable[[str], Path]) -> None:
     npm(HANG.format(tmp_path / "pids") + "echo half > x.tgz; sleep 1; kill -INT $PPID; wait")
     # A shell that starts the tests in the background has told them to ignore Ctrl-C.

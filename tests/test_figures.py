@@ -184,6 +184,7 @@ def test_a_saved_figure_looks_like_the_drawn_one_in_few_colours(tmp_path: Path) 
     assert (tmp_path / "few.png").stat().st_size < (tmp_path / "plain.png").stat().st_size / 1.5
 
 
+@pytest.mark.slow
 def test_a_rare_colour_among_many_is_kept(tmp_path: Path) -> None:
     """A palette of 256 gave 0 and 9 one colour in the legend of the latent space."""
     source = np.random.default_rng(0)
@@ -232,6 +233,7 @@ STUDIES = [["COMPLETE", "PRUNED", "COMPLETE", "FAILED", "RUNNING"], ["COMPLETE"]
 
 
 @pytest.mark.parametrize("states", STUDIES)
+@pytest.mark.slow
 def test_a_study_is_drawn_whatever_became_of_its_trials(states: list[str]) -> None:
     table = trials(states)
     for figure in (

@@ -191,6 +191,7 @@ def test_the_convolutional_presets_halve_the_picture_twice() -> None:
 
 
 @pytest.mark.parametrize("blocks", [1, 4, 16])
+@pytest.mark.slow
 def test_deeper_residual_networks_start_no_louder(blocks: int) -> None:
     """On average: two networks of one depth may differ by more."""
 

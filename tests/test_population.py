@@ -86,6 +86,7 @@ def assert_solo(
     [(SMALL, "binary"), (OTHER, "grey")],
     ids=["concat", "sum"],
 )
+@pytest.mark.slow
 def test_a_member_is_its_solo_run_over_100_steps(architecture: Architecture, pixels: str) -> None:
     aim = objective_params(kl_weight=-1.0, pixels=pixels)
     params, data = dataclasses.replace(PARAMS, epochs=2), noisy(1000, 0)
@@ -156,10 +157,13 @@ TREATMENTS: dict[str, tuple[Architecture, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", TREATMENTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if "resnet" in name else ()) for name in TREATMENTS],
+)
 def test_a_member_is_its_solo_run_under_any_treatment(name: str) -> None:
     architecture, objective, options = TREATMENTS[name]
-    aim, params = objective_params(kl_weight=-1.0, **objective), train_params(**options)
+    aim, params = objective_params(kl_weight=-1.0, **objective), train_params(epochs=2, **options)
 
     def originals() -> list[CVAE]:
         seeds = range(len(KL_WEIGHTS))
@@ -232,6 +236,7 @@ def test_a_members_nan_is_its_own() -> None:
         assert torch.equal(weights(members.model(member)), weights(healthy.model(member)))
 
 
+@pytest.mark.slow
 def test_bfloat16_ends_near_its_solo_run() -> None:
     params = dataclasses.replace(PARAMS, epochs=8, precision="bfloat16")
     _, records = train(models(dtype=torch.float32), params)
@@ -240,6 +245,7 @@ def test_bfloat16_ends_near_its_solo_run() -> None:
         assert records[-1].of(member).validation_elbo == pytest.approx(expected[-1].validation_elbo, rel=0.01)
 
 
+@pytest.mark.slow
 def test_convolutions_train_in_bfloat16_too() -> None:
     params = train_params(precision="bfloat16")
     originals = [build(CONVOLUTIONAL, seed) for seed in range(3)]

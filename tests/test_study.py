@@ -283,6 +283,7 @@ def test_a_picture_of_each_trial_is_kept(finished: tuple[Study, list[Event]]) ->
             assert kept.shape == (2 * 28 + 2, 10 * 30 - 2)
 
 
+@pytest.mark.slow
 def test_a_finished_study_trains_nothing_more_until_it_is_given_more_trials(tmp_path: Path) -> None:
     three = having(trials=3, epochs=1)
     brought(tmp_path, three)
@@ -292,6 +293,7 @@ def test_a_finished_study_trains_nothing_more_until_it_is_given_more_trials(tmp_
     assert more.done() == len(more.trials()) == 5
 
 
+@pytest.mark.slow
 def test_no_two_trials_draw_the_same_weight_when_a_study_goes_on(tmp_path: Path) -> None:
     for trials in (5, 7, 9):
         found = brought(tmp_path, having(trials=trials, epochs=1))
@@ -299,6 +301,7 @@ def test_no_two_trials_draw_the_same_weight_when_a_study_goes_on(tmp_path: Path)
     assert len(set(weights)) == len(weights)
 
 
+@pytest.mark.slow
 def test_one_process_repeats_itself(finished: tuple[Study, list[Event]], tmp_path: Path) -> None:
     first, second = (
         found.table().drop(columns=["seconds", "run_id"])
@@ -307,10 +310,12 @@ def test_one_process_repeats_itself(finished: tuple[Study, list[Event]], tmp_pat
     assert first.equals(second)
 
 
+@pytest.mark.slow
 def test_the_pruner_can_be_left_out(tmp_path: Path) -> None:
     assert set(states(brought(tmp_path, having(trials=4, pruner="none", epochs=2)))) == {"COMPLETE"}
 
 
+@pytest.mark.slow
 def test_several_objectives_give_a_front_and_prune_nothing(tmp_path: Path) -> None:
     found = brought(tmp_path, having(trials=6, epochs=2, objectives=("reconstruction", "kl")))
     assert states(found) == ["COMPLETE"] * 6
@@ -323,6 +328,7 @@ def test_several_objectives_give_a_front_and_prune_nothing(tmp_path: Path) -> No
     assert found.table()[["value_reconstruction", "value_kl"]].notna().all(axis=None)
 
 
+@pytest.mark.slow
 def test_of_metrics_that_should_be_high_the_highest_is_best(tmp_path: Path) -> None:
     found = brought(tmp_path, having(trials=4, epochs=2, objectives=("elbo",), pruner="none"))
     assert found.choose().values["elbo"] == found.table()["value_elbo"].max()
@@ -335,6 +341,7 @@ def test_the_bound_itself_can_be_asked_for(tmp_path: Path) -> None:
     assert set(table["value_active_units"]) <= set(range(5))
 
 
+@pytest.mark.slow
 def test_a_constraint_keeps_a_trial_from_being_best(tmp_path: Path) -> None:
     free = brought(tmp_path / "free", having(trials=4, pruner="none", epochs=2))
     accuracy = free.table().set_index("trial")["validation_fitted_class_accuracy"]
@@ -353,6 +360,7 @@ def test_where_no_trial_meets_the_constraint_the_best_of_all_is_marked(tmp_path:
     assert not found.choose().feasible
 
 
+@pytest.mark.slow
 def test_shapes_that_differ_train_in_stacks_of_their_own(tmp_path: Path) -> None:
     setting = having(
         trials=7, epochs=1, population=7, latent_size=(2, 4), conditioning=("sum", "concat"), learning_rate=(1e-3, 1e-2)
@@ -404,6 +412,7 @@ def test_the_population_is_as_large_as_asked_or_as_leaves_something_to_learn() -
 # Being interrupted, dying, going on
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_ends_cleanly_and_goes_on(tmp_path: Path) -> None:
     setting = having(trials=6, population=3, epochs=2)
     found = opened(tmp_path, setting)
@@ -605,6 +614,7 @@ def test_a_trial_that_was_taken_over_is_no_longer_ours_to_tell(tmp_path: Path) -
     assert states(found) == ["FAIL", "COMPLETE"]
 
 
+@pytest.mark.slow
 def test_an_interruption_right_after_telling_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = opened(tmp_path, having(trials=3, population=3, epochs=1))
     tell = found.tell
@@ -623,6 +633,7 @@ def test_an_interruption_right_after_telling_loses_nothing(tmp_path: Path, monke
     assert not list((tmp_path / study.WORKERS).iterdir())
 
 
+@pytest.mark.slow
 def test_what_fails_of_itself_is_tried_twice_and_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = having(trials=2, population=2, epochs=1, pruner="none")
     with monkeypatch.context() as broken:
@@ -658,6 +669,7 @@ def test_a_study_whose_maker_died_at_once_is_made_whole(tmp_path: Path) -> None:
     assert opened(tmp_path).note("fingerprint") == SETTING.fingerprint()
 
 
+@pytest.mark.slow
 def test_whoever_finds_nothing_left_to_ask_waits_for_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -794,6 +806,7 @@ def test_a_database_that_cannot_be_used_is_one_line(
     assert [path for path in sorted(tmp_path.iterdir()) if path.suffix != ".lock"] == before
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "ANSWER_SECONDS", 2)  # the least that libpq knows
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -192,6 +192,7 @@ def test_a_record_shows_the_weight_that_pressed_last(schedule: str) -> None:
     assert shown == pytest.approx([2 * share for share in expected])
 
 
+@pytest.mark.slow
 def test_a_capacity_leads_the_kl() -> None:
     """A strong weight holds the KL where it is led, above where β would have left it."""
     params = train_params(epochs=30)
@@ -202,6 +203,7 @@ def test_a_capacity_leads_the_kl() -> None:
     assert pressed.kl < 2
 
 
+@pytest.mark.slow
 def test_free_bits_keep_dimensions_alive() -> None:
     params = train_params(epochs=30)
     aim = objective_params(kl_weight=50.0, free_bits=1.0)
@@ -327,6 +329,7 @@ def test_the_loop_is_adam_on_the_objective() -> None:
     assert record.loss == pytest.approx(sum(losses) / 10, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_bfloat16_ends_near_float32() -> None:
     params = dataclasses.replace(PARAMS, epochs=8)
     exact = validate(train(params).model, VALIDATION, AIM)

@@ -1,7 +1,7 @@
 """A population against solo runs: images a second, all members together, by preset, batch size and members.
 
     python -m benchmarks.population            # about 15 minutes on 2 cores
-    python -m benchmarks.population --quick    # about 2 minutes
+    python -m benchmarks.population --quick    # about 2 minutes, of them one for the compiler
 
 Rounds are interleaved: each trains every contestant for a while through the product's own fit(), and a ratio is the
 median over rounds of that round's two figures, so that a busy machine slows both sides of it. The bars on 2 cores
@@ -43,12 +43,19 @@ def rows(count: int) -> Split:
 
 
 def contestant(
-    preset: str, batch_size: int, members: int | None, precision: str, steps: int, rounds: int, split: Split
+    preset: str,
+    batch_size: int,
+    members: int | None,
+    precision: str,
+    compiled: str,
+    steps: int,
+    rounds: int,
+    split: Split,
 ) -> Iterator[float]:
     """Images a second in each round, after one that warms up. `members` None is a solo run."""
     device = split.images.device
     settings = {"epochs": rounds + 1, "batch_size": batch_size, "warmup": 0, "device": str(device)}
-    settings |= {"precision": precision, "compile": "never", "ema": None}
+    settings |= {"precision": precision, "compile": compiled, "ema": None}
     params = parse(TrainParams, read()["train"] | settings, "train")
     seen = split[: steps * batch_size]
     unseen = split[:10]  # validation is not in a record's time
@@ -66,11 +73,15 @@ def contestant(
 def compare(preset: str, batch_size: int, sizes: list[int], steps: int, rounds: int, split: Split) -> dict[str, Any]:
     """Every contestant's images a second by round; a solo epoch has `steps` steps, M members' about one M-th."""
     precisions = ["float32", "bfloat16"] if has_bfloat16(split.images.device) else ["float32"]
-    entries: dict[str, tuple[int | None, str]] = {f"solo {precision}": (None, precision) for precision in precisions}
-    entries |= {f"{size} members {precisions[-1]}": (size, precisions[-1]) for size in sizes}
+    entries: dict[str, tuple[int | None, str, str]] = {
+        f"solo {precision}{', compiled' if compiled == 'always' else ''}": (None, precision, compiled)
+        for precision in precisions
+        for compiled in ("never", "always")
+    }
+    entries |= {f"{size} members {precisions[-1]}": (size, precisions[-1], "never") for size in sizes}
     running = {
-        name: contestant(preset, batch_size, size, precision, max(3, steps // (size or 1)), rounds, split)
-        for name, (size, precision) in entries.items()
+        name: contestant(preset, batch_size, size, precision, compiled, max(3, steps // (size or 1)), rounds, split)
+        for name, (size, precision, compiled) in entries.items()
     }
     for warming in running.values():
         next(warming)
@@ -78,7 +89,9 @@ def compare(preset: str, batch_size: int, sizes: list[int], steps: int, rounds: 
     for _ in range(rounds):
         for name, pace in running.items():
             paces[name].append(next(pace))
-    best = max((name for name, (size, _) in entries.items() if size is None), key=lambda n: statistics.median(paces[n]))
+    best = max(
+        (name for name, (size, *_) in entries.items() if size is None), key=lambda n: statistics.median(paces[n])
+    )
     ratios = {name: statistics.median(map(float.__truediv__, pace, paces[best])) for name, pace in paces.items()}
     return {"preset": preset, "batch_size": batch_size, "best_solo": best, "images_per_second": paces, "ratio": ratios}
 
@@ -100,9 +113,9 @@ def main() -> None:
             result = compare(preset, batch_size, sizes, steps, arguments.rounds, split)
             results.append(result)
             print(f"\n{preset}, batch {batch_size}, {device}, {torch.get_num_threads()} threads")
-            print(f"{'':22} {'images/s':>10}   × {result['best_solo']}")
+            print(f"{'':24} {'images/s':>10}   × {result['best_solo']}")
             for name, ratio in result["ratio"].items():
-                print(f"{name:22} {statistics.median(result['images_per_second'][name]):10,.0f}   {ratio:.2f}")
+                print(f"{name:24} {statistics.median(result['images_per_second'][name]):10,.0f}   {ratio:.2f}")
     if arguments.out:
         machine = {"processor": platform.processor(), "torch": torch.__version__, "threads": torch.get_num_threads()}
         arguments.out.write_text(json.dumps({"machine": machine, "results": results}, indent=2))

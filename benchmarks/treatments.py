@@ -79,11 +79,11 @@ CHOICE_COLUMNS = (
 # the same kl, and the greatest likewise. Those of discretized_logistic, whose scales have far to travel, are a guess.
 # The report marks a weight at a grid's edge.
 GRIDS: dict[str, tuple[float, ...]] = {
-    "bernoulli": (0.3, 1.0, 3.0),
-    "continuous_bernoulli": (10.0, 30.0, 90.0),
-    "gaussian": (3.0, 10.0, 30.0),
-    "sigma_learned": (1.0, 3.0, 10.0),
-    "sigma_optimal": (1.0, 3.0, 10.0),
+    "bernoulli": (0.1, 0.3, 1.0, 3.0),
+    "continuous_bernoulli": (3.0, 10.0, 30.0, 90.0),
+    "gaussian": (1.0, 3.0, 10.0, 30.0),
+    "sigma_learned": (0.3, 1.0, 3.0, 10.0),
+    "sigma_optimal": (0.3, 1.0, 3.0, 10.0),
     "discretized_logistic": (0.1, 0.3, 1.0, 3.0),
 }
 QUICK = {
@@ -744,9 +744,9 @@ def parser() -> argparse.ArgumentParser:
     for name, value, help_text in (
         ("seeds", 3, "of the measured rows"),
         ("hidden", 256, "units of each hidden layer; 0: as params.yaml has it"),
-        ("epochs", 2, "of each training"),
+        ("epochs", 3, "of each training"),
         ("batch-size", 128, "images a step"),
-        ("train-images", 40_000, "seen in each epoch"),
+        ("train-images", 50_000, "seen in each epoch"),
         ("validation-images", 2500, "that the choice is made on"),
         ("test-images", 5000, "that the table is measured on"),
         ("nll-images", 500, "of test, whose nll is taken"),

@@ -209,8 +209,12 @@ def rate_distortion(table: pd.DataFrame) -> "Figure":
     points = axes.scatter(kl[complete], reconstruction[complete], c=weight[complete], s=46, zorder=3, **span)
     rings = [tuple(colour) for colour in points.to_rgba(weight[~complete]).tolist()]
     axes.scatter(kl[~complete], reconstruction[~complete], s=40, facecolors="none", edgecolors=rings, zorder=2)
+    named: list[np.ndarray] = []
+    sides = np.array([np.ptp(axes.get_xlim()) / 12, np.ptp(axes.get_ylim()) / 40])  # of a name, about
     for x, y, beta in zip(kl[complete], reconstruction[complete], 10 ** weight[complete], strict=True):
-        axes.annotate(f"{beta:.2g}", (x, y), xytext=(7, 4), textcoords="offset points", fontsize=8, color=INK)
+        if all((np.abs(np.array([x, y]) - other) > sides).any() for other in named):
+            axes.annotate(f"{beta:.2g}", (x, y), xytext=(7, 4), textcoords="offset points", fontsize=8, color=INK)
+            named.append(np.array([x, y]))
     bar = figure.colorbar(points, ax=axes, shrink=0.7, pad=0.02)
     bar.set_label("log₁₀ of the KL weight β", color=FAINT, fontsize=9)
     bar.ax.tick_params(colors=FAINT, labelsize=8)

@@ -7,6 +7,7 @@ yields what happens, `Study.table` and `Study.choose` read it.
 What is minimised never contains the KL weight: a weighted loss would only drive the weight to zero.
 """
 
+import itertools
 import math
 import os
 import re
@@ -444,10 +445,10 @@ class Study:
             with self.turn():
                 number = int(self.note("workers") or 0)  # each process draws with a seed of its own
                 self.remember("workers", number + 1)
-            # Random draws until a first batch is in, and two thirds of a small study's trials learn from others.
-            startup = min(10, max(1, math.ceil(self.setting.tune.trials / 3)))
+            # It learns from the trials before as soon as a first batch is in.
             self.inner.sampler = optuna.samplers.TPESampler(
-                seed=(self.setting.tune.seed + number) % 2**32, n_startup_trials=startup
+                seed=(self.setting.tune.seed + number) % 2**32,
+                n_startup_trials=min(10, math.ceil(self.setting.tune.trials / 3)),
             )
             end = threading.Event()
             beating = threading.Thread(target=self._beat, args=(end,), daemon=True)
@@ -473,12 +474,23 @@ class Study:
         return Candidate(trial, dict(trial.params), notes.get("run_id"), notes.get("tracking_uri"))
 
     def _enqueue(self, room: int) -> None:
-        """Puts what people ask about in line, where it wasn't tried yet and there is room for it."""
+        """Puts in line what people ask about and wasn't tried yet, then KL weights that lay the range out evenly.
+
+        Half of a small study's trials, ten at most, are given so: as many random draws left gaps of a decade, and
+        the table and the pictures are to show the whole range, not the best of it alone.
+        """
         waiting = [trial for trial in self.trials() if trial.state == TrialState.WAITING]
         tried = [trial.system_attrs.get("fixed_params", trial.params) for trial in self.trials()]
+        room = max(room - len(waiting), 0)
         new = [(word, point) for word, point in self.setting.asked() if not any(_same(point, one) for one in tried)]
-        for word, point in new[: max(room - len(waiting), 0)]:
+        for word, point in new[:room]:
             self.inner.enqueue_trial(point, user_attrs={"asked": word})
+            tried.append(point)
+        laid_out = min(10, math.ceil(self.setting.tune.trials / 2))
+        for _ in range(min(room - len(new), laid_out - len(tried))):
+            weight = widest_gap(self.setting.tune.kl_weight, [point["kl_weight"] for point in tried if point])
+            tried.append({"kl_weight": weight})
+            self.inner.enqueue_trial(tried[-1])
 
     def _bury_the_dead(self) -> None:
         """Fails trials whose process has ended, and puts them in line again, once; under the lock.
@@ -656,6 +668,18 @@ def _prepare(engine: sqlalchemy.Engine, url: str) -> None:
             # Optuna compares heartbeats by the session's local time: one for all, and without a summer's hour.
             connection.execute("SET TIME ZONE 'UTC'")
             connection.commit()
+
+
+def widest_gap(ends: Sequence[float], weights: Sequence[float]) -> float:
+    """The middle, on a logarithmic scale and in three digits, of the widest gap between weights, or to an end.
+
+    >>> widest_gap((0.01, 100), [0.2, 1.0])
+    10.0
+    """
+    first, last = ends
+    places = sorted([first, last, *(weight for weight in weights if first < weight < last)])
+    low, high = max(itertools.pairwise(places), key=lambda pair: pair[1] / pair[0])
+    return min(max(float(f"{math.sqrt(low * high):.3g}"), first), last)
 
 
 # Training

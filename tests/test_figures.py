@@ -266,6 +266,15 @@ def test_rate_and_distortion_are_named_by_their_weights() -> None:
     assert "elbo −" in text
 
 
+def test_names_that_would_lie_on_one_another_are_one() -> None:
+    table = trials(["COMPLETE", "COMPLETE", "COMPLETE"]).assign(kl_weight=[0.0120, 0.0121, 3.0])
+    table["validation_kl"], table["validation_reconstruction"] = [80.0, 79.9, 10.0], [70.0, 70.1, 90.0]
+    assert [name for name in words(figures.rate_distortion(table)).split("\n") if name in ("0.012", "3")] == [
+        "0.012",
+        "3",
+    ]
+
+
 def test_the_best_so_far_never_gets_worse() -> None:
     table = trials(["COMPLETE"] * 4).assign(value_frechet=[3.0, 5.0, 1.0, 2.0])
     (line,) = figures.study_history(table, "frechet", lower_is_better=True).axes[0].lines

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "judge": "data device errors files params",
     "train": "data device errors likelihood model objective params",
     "completion": "bound checkpoint data likelihood metrics model objective params prior train",
-    "population": "data device errors model objective params train",
+    "population": "data device errors likelihood model objective params train",
     "bound": "data model prior",
     "sample": "bound data model params",
     "checkpoint": "errors files model objective params train",

@@ -301,6 +301,19 @@ def test_no_two_trials_draw_the_same_weight_when_a_study_goes_on(tmp_path: Path)
     assert len(set(weights)) == len(weights)
 
 
+def test_half_of_a_study_lays_the_range_out(tmp_path: Path) -> None:
+    """Whoever asks: a second process fills the gaps that the first has left."""
+    setting = having(trials=12, kl_weight=(0.01, 100.0))
+    weights = [candidate.values["kl_weight"] for _ in range(2) for candidate in opened(tmp_path, setting).ask(3)]
+    assert len(set(weights)) == 6
+    assert np.diff(np.log(sorted([0.01, 100.0, *weights]))).max() < np.log(100.0 / 0.01) / 4
+
+
+@pytest.mark.parametrize(("ends", "weights", "middle"), [((0.1, 10.0), [], 1.0), ((1.0001, 1.0002), [], 1.0001)])
+def test_a_weight_in_the_widest_gap_is_in_the_range(ends: Any, weights: list[float], middle: float) -> None:
+    assert study.widest_gap(ends, weights) == middle
+
+
 @pytest.mark.slow
 def test_one_process_repeats_itself(finished: tuple[Study, list[Event]], tmp_path: Path) -> None:
     first, second = (

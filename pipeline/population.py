@@ -21,8 +21,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from pipeline import objective
 from pipeline.data import PIXELS, SIDE, Split
 from pipeline.device import pick_precision
-from pipeline.likelihood import FACTORS, Bernoulli, full, log_prob_by_products
-from pipeline.model import CVAE, Architecture
+from pipeline.likelihood import FACTORS, Bernoulli, full
+from pipeline.model import CVAE, Architecture, one_hot
 from pipeline.objective import ObjectiveParams
 from pipeline.train import (
     Means,
@@ -304,8 +304,34 @@ class _Terms(nn.Module):
 
 
 def _stacked_loss(template: CVAE, params: TrainParams, aim: ObjectiveParams, device: torch.device) -> StackedLoss:
-    """The model's own code and objective, written for one member, over all of them."""
+    """The model's own code and objective, written for one member, over all of them: by vmap, which takes any model.
+
+    A dense CVAE with a standard prior and the Bernoulli's likelihood, the study's usual one, runs on stacked weights as
+    it is. On a CPU in float32 that makes 16 members 1.2 times as fast: vmap takes the cross entropy apart into some
+    twenty passes over (M, N, 784), and its calls take a tenth of the article's step.
+    """
     module = _Terms(copy.deepcopy(template)).train()
+    architecture = template.architecture
+    dense = architecture.architecture == "mlp" and architecture.prior == "standard"
+    if dense and type(template.likelihood) is Bernoulli and params.compile != "always":
+        for layer in module.modules():
+            if type(layer) in _STACKED:
+                layer.__class__ = _STACKED[type(layer)]
+        by_member = vmap(objective.loss, in_dims=(0, 0, None, None))
+
+        def stacked_loss(
+            weights: dict[str, Tensor],
+            buffers: dict[str, Tensor],
+            kl_weights: Tensor,
+            capacity: Tensor | None,
+            *batch: Tensor,
+        ) -> tuple[Tensor, ...]:
+            state = {f"model.{name}": tensor for name, tensor in (weights | buffers).items()}
+            terms: objective.Terms = functional_call(module, state, batch)
+            losses = by_member(terms, kl_weights, capacity, aim.free_bits)
+            return losses, terms.reconstruction.mean(-1), terms.kl.mean(-1)
+
+        return stacked_loss
 
     def member_loss(
         weights: dict[str, Tensor],
@@ -331,8 +357,6 @@ def _stacked_loss(template: CVAE, params: TrainParams, aim: ObjectiveParams, dev
     for layer in module.modules():
         if type(layer) is nn.Linear and layer.bias is not None and layer.weight.numel() >= MANY:
             layer.__class__ = _Linear
-        elif type(layer) is Bernoulli:
-            layer.__class__ = _Bernoulli
     return stacked
 
 
@@ -417,34 +441,34 @@ class _StackedLinear(torch.autograd.Function):
         return grad_x, torch.bmm(grad.mT, x.expand(len(weight), *x.shape[-2:])), grad.sum(1), None
 
 
-class _Bernoulli(Bernoulli):
-    """One whose cross entropy we choose: vmap takes torch's apart into some twenty passes over (M, N, 784), a fifth
-    of the article's step on a CPU.
-    """
+class _StackedCVAE(CVAE):
+    """All members of a dense CVAE as one: every layer's weights and all it computes have a leading dimension M."""
+
+    def decode(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Without the flattening of the leading dimension, which is the members' here."""
+        return self.pixels(self.decoder(self.condition(z, one_hot(labels, z.dtype))))
+
+
+class _StackedLayer(nn.Linear):
+    """A Linear whose weights are stacked."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = torch.is_autocast_enabled(x.device.type) and self.weight.dtype == torch.float32
+        return _StackedLinear.apply(x, self.weight, self.bias, torch.bfloat16 if half else self.weight.dtype)
+
+
+class _StackedBernoulli(Bernoulli):
+    """One whose cross entropy has three passes over (M, N, 784), and two for the gradient."""
 
     def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
-        return _OneCrossEntropy.apply(outputs, pixels)
+        return _CrossEntropy.apply(outputs, pixels)
 
 
-class _OneCrossEntropy(torch.autograd.Function):
-    """One member's log p(x∣z,y), seen from inside vmap, which replaces it by that of all."""
-
-    @staticmethod
-    def forward(outputs: Tensor, pixels: Tensor) -> Tensor:
-        return log_prob_by_products(full(outputs), pixels)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing to keep: that of all has the gradient."""
-
-    @staticmethod
-    def vmap(_: Any, in_dims: tuple[int | None, ...], outputs: Tensor, pixels: Tensor) -> tuple[Tensor, int]:
-        assert in_dims == (0, None)  # the same images for all
-        return _CrossEntropy.apply(outputs, pixels), 0
+_STACKED: dict[type[nn.Module], Any] = {CVAE: _StackedCVAE, nn.Linear: _StackedLayer, Bernoulli: _StackedBernoulli}
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """outputs η (M, N, 784), pixels (N, 784); to (M, N): likelihood.log_prob_by_products, whose sigmoid is kept."""
+    """Outputs (M, N, 784) and pixels (N, 784) to (M, N): likelihood.log_prob_by_products, but its sigmoid is kept."""
 
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, pixels: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ dvc exp remove completion-long >/dev/null 2>&1 || true
 dvc exp run --temp --name completion-long \
     -S completion.epochs=24 \
     -S completion.network_epochs=10 \
+    -S completion.drawn=0.25 \
+    -S completion.ema=0.999 \
     -S evaluate_completion.images=null \
     "$@" completion/dvc.yaml
 trap 'rm -f reports/.completion*.part' EXIT

@@ -9,6 +9,7 @@ the run ends; only a store that can't be reached at the start is an error.
 """
 
 import getpass
+import http.client
 import json
 import logging
 import math
@@ -826,7 +827,8 @@ def _wait(server: subprocess.Popen[bytes], address: str, seconds: float = 120) -
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is not asked for this machine
     until = time.monotonic() + seconds
     while server.poll() is None and time.monotonic() < until:
-        with suppress(OSError), opener.open(f"{address}/health", timeout=5):
+        # Before the server listens, a connection to its port may meet itself, and reads its own question.
+        with suppress(OSError, http.client.HTTPException), opener.open(f"{address}/health", timeout=5):
             return
         time.sleep(0.1)
     raise ChildProcessError

@@ -7,14 +7,16 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+import types
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -583,6 +585,25 @@ def test_run_without_a_model_is_an_error_in_one_line(root: Path) -> None:
         tracking.download_model(f"runs:/{'0' * 32}", root)
     with pytest.raises(UserError, match="names no run"):
         tracking.download_model("best", root)
+
+
+def test_what_is_no_answer_yet_is_waited_out() -> None:
+    """A connection to a free port can meet itself: it then reads its own question."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            for words in (b"GET /health HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(words)
+
+        answering = threading.Thread(target=answer, daemon=True)
+        answering.start()
+        server = types.SimpleNamespace(poll=lambda: None)
+        tracking._wait(cast(Any, server), f"http://127.0.0.1:{listening.getsockname()[1]}", PATIENCE)
+        answering.join(PATIENCE)
+    assert not answering.is_alive()
 
 
 @pytest.mark.slow

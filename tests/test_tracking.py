@@ -601,7 +601,7 @@ def test_what_is_no_answer_yet_is_waited_out() -> None:
         answering = threading.Thread(target=answer, daemon=True)
         answering.start()
         server = types.SimpleNamespace(poll=lambda: None)
-        tracking._wait(cast(Any, server), f"http://127.0.0.1:{listening.getsockname()[1]}", PATIENCE)
+        tracking._wait(cast("Any", server), f"http://127.0.0.1:{listening.getsockname()[1]}", PATIENCE)
         answering.join(PATIENCE)
     assert not answering.is_alive()
 

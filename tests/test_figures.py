@@ -105,6 +105,7 @@ def test_a_traversal_without_a_dimension_says_that_the_code_has_collapsed() -> N
 
 
 @pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.slow
 def test_a_latent_space_of_any_size_shows_every_image_once(size: int) -> None:
     labels = np.arange(40) % 10
     figure = figures.latent_space(SOURCE.normal(size=(40, size)), labels)
@@ -138,6 +139,7 @@ def test_a_latent_space_may_lack_classes() -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 20])
+@pytest.mark.slow
 def test_curves_are_drawn_from_the_first_epoch_on(epochs: int) -> None:
     figure = figures.curves(history(epochs))
     saved(figure)
@@ -145,6 +147,7 @@ def test_curves_are_drawn_from_the_first_epoch_on(epochs: int) -> None:
         assert name in words(figure)
 
 
+@pytest.mark.slow
 def test_every_class_has_a_bar_for_each_sampler() -> None:
     figure = figures.per_class(per_class())
     saved(figure)

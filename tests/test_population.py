@@ -156,10 +156,12 @@ TREATMENTS: dict[str, tuple[Architecture, dict[str, Any], dict[str, Any]]] = {
     ),
 }
 
+QUICK = ("mean, no hidden layer", "sigma optimal, averaged", "mixture prior", "capacity and free bits", "clipped")
+
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if "resnet" in name else ()) for name in TREATMENTS],
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TREATMENTS],
 )
 def test_a_member_is_its_solo_run_under_any_treatment(name: str) -> None:
     architecture, objective, options = TREATMENTS[name]

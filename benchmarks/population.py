@@ -1,7 +1,7 @@
 """A population against solo runs: images a second, all members together, by preset, batch size and members.
 
     python -m benchmarks.population            # about 15 minutes on 2 cores
-    python -m benchmarks.population --quick    # about 2 minutes, of them one for the compiler
+    python -m benchmarks.population --quick    # less than a minute, where the compiler's cache is warm
 
 Rounds are interleaved: each trains every contestant for a while through the product's own fit(), and a ratio is the
 median over rounds of that round's two figures, so that a busy machine slows both sides of it. The bars on 2 cores

@@ -311,6 +311,12 @@ def _stacked_loss(template: CVAE, params: TrainParams, aim: ObjectiveParams, dev
     twenty passes over (M, N, 784), and its calls take a tenth of the article's step.
     """
     module = _Terms(copy.deepcopy(template)).train()
+
+    def terms(weights: dict[str, Tensor], buffers: dict[str, Tensor], batch: tuple[Tensor, ...]) -> objective.Terms:
+        state = {f"model.{name}": tensor for name, tensor in (weights | buffers).items()}
+        found: objective.Terms = functional_call(module, state, batch)
+        return found
+
     architecture = template.architecture
     dense = architecture.architecture == "mlp" and architecture.prior == "standard"
     if dense and type(template.likelihood) is Bernoulli and params.compile != "always":
@@ -326,10 +332,9 @@ def _stacked_loss(template: CVAE, params: TrainParams, aim: ObjectiveParams, dev
             capacity: Tensor | None,
             *batch: Tensor,
         ) -> tuple[Tensor, ...]:
-            state = {f"model.{name}": tensor for name, tensor in (weights | buffers).items()}
-            terms: objective.Terms = functional_call(module, state, batch)
-            losses = by_member(terms, kl_weights, capacity, aim.free_bits)
-            return losses, terms.reconstruction.mean(-1), terms.kl.mean(-1)
+            found = terms(weights, buffers, batch)
+            losses = by_member(found, kl_weights, capacity, aim.free_bits)
+            return losses, found.reconstruction.mean(-1), found.kl.mean(-1)
 
         return stacked_loss
 
@@ -340,10 +345,9 @@ def _stacked_loss(template: CVAE, params: TrainParams, aim: ObjectiveParams, dev
         capacity: Tensor | None,
         *batch: Tensor,
     ) -> tuple[Tensor, ...]:
-        state = {f"model.{name}": tensor for name, tensor in (weights | buffers).items()}
-        terms: objective.Terms = functional_call(module, state, batch)
-        loss = objective.loss(terms, kl_weight, capacity, aim.free_bits)
-        return loss, terms.reconstruction.mean(), terms.kl.mean()
+        found = terms(weights, buffers, batch)
+        loss = objective.loss(found, kl_weight, capacity, aim.free_bits)
+        return loss, found.reconstruction.mean(), found.kl.mean()
 
     for layer in module.modules():
         if type(layer) in _HALF:
@@ -458,7 +462,7 @@ class _StackedLayer(nn.Linear):
 
 
 class _StackedBernoulli(Bernoulli):
-    """One whose cross entropy has three passes over (M, N, 784), and two for the gradient."""
+    """One whose cross entropy takes few passes over (M, N, 784), and two for the gradient."""
 
     def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
         return _CrossEntropy.apply(outputs, pixels)

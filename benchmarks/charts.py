@@ -66,7 +66,8 @@ def growth(results: dict[str, Any]) -> "Figure":
 def _named(name: str, entry: dict[str, Any]) -> str:
     if not name.startswith("ours"):
         return NAMES[name]
-    return f"ours, batch {entry['batch_size']}{', bfloat16' if entry['precision'] == 'bfloat16' else ''}"
+    precision = ", bfloat16" if entry["precision"] == "bfloat16" else ""
+    return f"ours, batch {entry['batch_size']}{precision}{', compiled' if entry['compiled'] else ''}"
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -18,10 +18,13 @@ import datetime
 import importlib.util
 import json
 import math
+import os
+import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +65,43 @@ BARS_ON_CUDA: dict[str, tuple[float, str]] = {
 }
 
 
-def entries(device: torch.device) -> Iterator[tuple[str, str, int, str]]:
-    """(name, contender, batch size, precision) of all who take part."""
+@dataclass(frozen=True)
+class Entry:
+    """One who takes part: a contender at a batch size, in a precision, compiled or not."""
+
+    contender: str
+    batch_size: int = BATCH
+    precision: str = "float32"
+    compile: str = "never"
+
+    @property
+    def name(self) -> str:
+        if self.contender != "ours":
+            return self.contender
+        return f"ours_{self.precision}_{self.batch_size}{'_compiled' if self.compile == 'always' else ''}"
+
+    def setting(self, preset: str, train: data.Split, validation: data.Split, rounds: int) -> Setting:
+        # Larger batches take fewer steps: longer ones, by the root of the size (after Krizhevsky 2014).
+        rate = read()["train"]["learning_rate"] * math.sqrt(self.batch_size / BATCH)
+        changes = {"epochs": rounds, "batch_size": self.batch_size, "learning_rate": rate, "precision": self.precision}
+        changes |= {"compile": self.compile, "device": str(train.images.device), "ema": None}
+        # kl_weight 1, at which the loss is minus the elbo
+        return Setting(
+            preset, train, validation, parse(TrainParams, read()["train"] | changes, "train"), population.AIM, rounds
+        )
+
+
+def entries(device: torch.device) -> Iterator[Entry]:
+    """All who take part."""
+    compiler = device.type == "cuda" or shutil.which(os.environ.get("CXX", "g++"))
     for name in CONTENDERS:
         if name == "ours":
             for precision in ("float32", "bfloat16") if has_bfloat16(device) else ("float32",):
                 for batch_size in (128, 256, 512) if device.type == "cpu" else (128, 512, 2048):
-                    yield f"ours_{precision}_{batch_size}", name, batch_size, precision
+                    for choice in ("never", "always") if compiler else ("never",):
+                        yield Entry(name, batch_size, precision, choice)
         elif name not in ("lightning", "pythae") or importlib.util.find_spec(name):
-            yield name, name, BATCH, "float32"
+            yield Entry(name)
         else:
             print(f"{name} is not installed (`make bench` installs it): not measured", file=sys.stderr)
 
@@ -78,22 +109,16 @@ def entries(device: torch.device) -> Iterator[tuple[str, str, int, str]]:
 def race(preset: str, train: data.Split, validation: data.Split, rounds: int) -> dict[str, Any]:
     """All contenders' rounds in turn: seconds, images a second, elbo, share of the matmul rate."""
     device = train.images.device
-    aim = population.AIM  # kl_weight 1, at which the loss is minus the elbo
-    settings, networks, running = {}, {}, {}
-    for name, contender, batch_size, precision in entries(device):
-        # Larger batches take fewer steps: longer ones, by the root of the size (after Krizhevsky 2014).
-        rate = read()["train"]["learning_rate"] * math.sqrt(batch_size / BATCH)
-        changes = {"epochs": rounds, "batch_size": batch_size, "learning_rate": rate, "precision": precision}
-        changes |= {"device": str(device), "ema": None}
-        params = parse(TrainParams, read()["train"] | changes, "train")
-        settings[name] = Setting(preset, train, validation, params, aim, rounds)
-        networks[name] = settings[name].network()
-        running[name] = CONTENDERS[contender](settings[name], networks[name])
+    torch.compiler.reset()  # what another race compiled counts against the number of times a function may be
+    taking_part = {entry.name: entry for entry in entries(device)}
+    settings = {name: entry.setting(preset, train, validation, rounds) for name, entry in taking_part.items()}
+    networks = {name: setting.network() for name, setting in settings.items()}
+    running = {name: CONTENDERS[entry.contender](settings[name], networks[name]) for name, entry in taking_part.items()}
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for turn in range(rounds):
         for name, clock in running.items():
-            seconds[name].append(next(clock))
             print(f"\r{preset}, round {turn + 1} of {rounds}: {name:32}", end="", file=sys.stderr, flush=True)
+            seconds[name].append(next(clock))
     print("\r" + 70 * " " + "\r", end="", file=sys.stderr)
     result: dict[str, Any] = {}
     for name, setting in settings.items():
@@ -104,6 +129,7 @@ def race(preset: str, train: data.Split, validation: data.Split, rounds: int) ->
         result[name] = {
             "batch_size": setting.params.batch_size,
             "precision": setting.params.precision,
+            "compiled": setting.params.compile == "always",
             "images_per_second": images / statistics.median(seconds[name]),
             "ratio": statistics.median(
                 (images / own) / (settings["dataloader"].steps * BATCH / theirs)
@@ -116,10 +142,10 @@ def race(preset: str, train: data.Split, validation: data.Split, rounds: int) ->
     return result
 
 
-def memory(preset: str, names: list[str], device: torch.device) -> dict[str, float]:
-    """Peak GiB of a process that trains one contender for a short round and nothing else."""
+def memory(preset: str, race: dict[str, Any], device: torch.device) -> dict[str, float]:
+    """Peak GiB of a process that trains one contender for a short round and nothing else; none that compiles."""
     found = {}
-    for name in names:
+    for name in (name for name, entry in race.items() if not entry["compiled"]):
         program = (
             "from benchmarks import run; from pipeline import data; import torch, sys\n"
             "train, validation = (part.to(sys.argv[3]) for part in data.load(run.PREPARED, 'train', 'validation'))\n"
@@ -136,19 +162,9 @@ PREPARED = population.PREPARED
 
 def alone(preset: str, wanted: str, train: data.Split, validation: data.Split) -> None:
     """One contender, a round of 50 batches."""
-    device = train.images.device
-    for name, contender, batch_size, precision in entries(device):
-        if name == wanted:
-            changes = {
-                "epochs": 1,
-                "batch_size": batch_size,
-                "precision": precision,
-                "device": str(device),
-                "ema": None,
-            }
-            params = parse(TrainParams, read()["train"] | changes, "train")
-            setting = Setting(preset, train[: 50 * batch_size], validation, params, population.AIM, 1)
-            list(CONTENDERS[contender](setting, setting.network()))
+    entry = next(entry for entry in entries(train.images.device) if entry.name == wanted)
+    setting = entry.setting(preset, train[: 50 * entry.batch_size], validation, 1)
+    list(CONTENDERS[entry.contender](setting, setting.network()))
 
 
 def agreed(race: dict[str, Any], share: float = NOISE) -> tuple[list[str], str]:
@@ -178,7 +194,7 @@ def show(preset: str, race: dict[str, Any], chosen: str, peaks: dict[str, float]
         elbo = "" if entry["elbo"] is None else f"{entry['elbo']:9.2f}"
         peak = f"{peaks[name]:6.2f} GiB" if name in peaks else ""
         print(
-            f"{name:24} {entry['images_per_second']:10,.0f} {entry['ratio']:6.2f} "
+            f"{name:27} {entry['images_per_second']:10,.0f} {entry['ratio']:6.2f} "
             f"{entry['share_of_matmul_rate']:6.0%} {elbo:>9} {peak}{'  <- ours' if name == chosen else ''}"
         )
 
@@ -216,6 +232,8 @@ def main() -> None:
         raise UserError(f"--rounds must be at least 1, not {rounds}")
     device = pick_device(arguments.device)
     train, validation = (part.to(device) for part in data.load(PREPARED, "train", "validation"))
+    # Each batch size is compiled for itself, as a run of its own would be; the second would else be taken for any size.
+    torch._dynamo.config.automatic_dynamic_shapes = False
     if arguments.quick:
         train, validation = train[:6000], validation[:2000]
     about = machine.describe(device)
@@ -242,7 +260,7 @@ def main() -> None:
     apart, chosen, peaks = {}, {}, {}
     for preset, result in races.items():
         apart[preset], chosen[preset] = agreed(result, noise)
-        peaks[preset] = {} if arguments.quick else memory(preset, list(result), device)
+        peaks[preset] = {} if arguments.quick else memory(preset, result, device)
         show(preset, result, chosen[preset], peaks[preset])
 
     sizes, steps = ([16], 32) if arguments.quick else ([16], 128)

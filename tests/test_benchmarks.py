@@ -100,6 +100,16 @@ def test_the_products_of_a_step_are_those_that_it_does() -> None:
         assert machine.flops(machine.products(network, 32)) == counter.get_total_flops()
 
 
+def test_each_of_our_settings_has_a_name_of_its_own() -> None:
+    found = list(run.entries(CPU))
+    assert len({entry.name for entry in found}) == len(found)
+    assert {"dataloader", "ours_float32_128", "ours_float32_256"} <= {entry.name for entry in found}
+    task = setting()
+    for entry in found:
+        params = entry.setting("article", task.train, task.validation, 3).params
+        assert (params.epochs, params.batch_size, params.compile) == (3, entry.batch_size, entry.compile)
+
+
 def test_a_verdict_for_each_bar() -> None:
     bars = {"pace": (5.0, "least"), "wait": (2.0, "most"), "unknown": (1.0, "most")}
     rows = run.verdicts({"pace": 4.9, "wait": 1.9}, bars)
@@ -143,8 +153,9 @@ def test_the_copy_of_the_training_images_is_what_torchvision_reads(tmp_path: Any
 
 
 def test_the_chart_is_small_and_names_the_machine(tmp_path: Any) -> None:
-    entry = {"images_per_second": 1e4, "ratio": 2.0, "batch_size": 128, "precision": "float32"}
+    entry = {"images_per_second": 1e4, "ratio": 2.0, "batch_size": 128, "precision": "float32", "compiled": False}
     race = dict.fromkeys(["dataloader", "dataloader_2_workers", "lightning", "pythae", "ours_float32_128"], entry)
+    race["ours_float32_128_compiled"] = entry | {"compiled": True}
     signed = {"machine": machine.describe(CPU), "versions": machine.versions(), "date": "today"}
     figure = charts.race(signed | {"contenders": {"strong": race, "article": race}})
     path = tmp_path / "chart.png"

@@ -11,8 +11,8 @@
 First each setting is trained at every weight of its grid and judged on validation: treatments.choice.csv. Once all
 choices are written there, the chosen weights are trained anew from other seeds and measured on test: treatments.csv.
 Beside the stages that evaluate, benchmarks/judge.py and benchmarks/evaluation.py this is the only reader of test, and
-the split is not opened before. A run that was killed goes on where it was. Rows of another set-up (treatments.json) are
-set aside.
+the split is not opened before. A run that was killed goes on where it was; a grid that has grown adds its weights, and
+what is chosen otherwise now is measured anew. Rows of another set-up (treatments.json) are set aside.
 """
 
 import argparse
@@ -79,12 +79,12 @@ CHOICE_COLUMNS = (
 # the same kl, and the greatest likewise. Those of discretized_logistic, whose scales have far to travel, are a guess.
 # The report marks a weight at a grid's edge.
 GRIDS: dict[str, tuple[float, ...]] = {
-    "bernoulli": (0.1, 0.3, 1.0, 3.0),
-    "continuous_bernoulli": (3.0, 10.0, 30.0, 90.0),
-    "gaussian": (1.0, 3.0, 10.0, 30.0),
-    "sigma_learned": (0.3, 1.0, 3.0, 10.0),
-    "sigma_optimal": (0.3, 1.0, 3.0, 10.0),
-    "discretized_logistic": (0.1, 0.3, 1.0, 3.0),
+    "bernoulli": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "continuous_bernoulli": (3.0, 10.0, 30.0, 90.0, 300.0, 900.0),
+    "gaussian": (1.0, 3.0, 10.0, 30.0, 90.0),
+    "sigma_learned": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+    "sigma_optimal": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+    "discretized_logistic": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
 }
 QUICK = {
     "hidden": 64, "epochs": 1, "batch_size": 32, "seeds": 2, "train_images": 2000, "validation_images": 500,
@@ -144,8 +144,10 @@ class Setup:
     hashes: Mapping[str, str]  # of data and judge
 
     def content(self) -> dict[str, Any]:
-        """As treatments.json holds it: without what is a setting's own, or the machine's."""
+        """As treatments.json holds it: without what is a setting's own, or the machine's, and without the grids: a row
+        is as true whatever other weights were tried, so that a grid may grow."""
         values = plain(self)
+        del values["grids"]
         for section, names in (
             ("aim", ("kl_weight", "likelihood", "pixels", "schedule", "free_bits")),
             ("train", ("seed", "device", "precision", "compile")),
@@ -347,11 +349,26 @@ def keep(path: Path, rows: Sequence[Row], columns: Sequence[str], order: Sequenc
     """Adds rows to the table, which stays whole and sorted whatever stops us."""
     before = read_rows(path, columns)
     new = pd.DataFrame(rows).reindex(columns=list(columns)).assign(setup=setup)
-    table = pd.concat([before, new]) if len(before) else new
+    _write(path, pd.concat([before, new]) if len(before) else new, order)
+
+
+def forget_outdated(folder: Path, wanted: Sequence[Setting]) -> None:
+    """Takes rows from the table whose weight is no longer the one chosen, as more weights were tried since."""
+    choices, table = read_rows(folder / CHOICE, CHOICE_COLUMNS), read_rows(folder / TABLE, COLUMNS)
+    keys = zip(settings_of(table), table["sampler"], table["choice"], table["kl_weight"], strict=True)
+    kept = [
+        choice != "tuned" or setting not in wanted or weight == chosen(setting, choices, sampler)
+        for setting, sampler, choice, weight in keys
+    ]
+    if not all(kept):
+        _write(folder / TABLE, table[kept], wanted)
+
+
+def _write(path: Path, table: pd.DataFrame, order: Sequence[Setting]) -> None:
     place = {str(setting): index for index, setting in enumerate(order)}
     # Settings that this run was not asked for (--likelihoods) stay, behind those that it was.
-    table["_place"] = [place.get(str(setting), len(place)) for setting in settings_of(table)]
-    table = table.sort_values(["_place", *(name for name in KEY if name in columns)], kind="stable")
+    table = table.assign(_place=[place.get(str(setting), len(place)) for setting in settings_of(table)])
+    table = table.sort_values(["_place", *(name for name in KEY if name in table.columns)], kind="stable")
     with replacing(path) as part:
         table.drop(columns="_place").to_csv(part, index=False, float_format="%.6g", lineterminator="\n")
 
@@ -451,14 +468,15 @@ def to_measure(
     wanted: Sequence[Setting], choices: pd.DataFrame, table: pd.DataFrame, untuned: Sequence[str], seeds: int
 ) -> list[Measure]:
     """What is missing in the table: each setting's chosen weights, and weight 1 where it is asked for untuned."""
-    done = set(zip(settings_of(table), table["sampler"], table["choice"], table["seed"], strict=True))
+    columns = (table[name] for name in ("sampler", "choice", "kl_weight", "seed"))
+    done = set(zip(settings_of(table), *columns, strict=True))
     tasks = []
     for setting in wanted:
         rows = [(sampler, "tuned", chosen(setting, choices, sampler)) for sampler in SAMPLERS]
         if setting.likelihood in untuned and setting.treatment == "constant":
             rows += [(sampler, "untuned", UNTUNED) for sampler in SAMPLERS]
         for seed in range(MEASURED_SEEDS, MEASURED_SEEDS + seeds):
-            missing = tuple(row for row in rows if (setting, row[0], row[1], seed) not in done)
+            missing = tuple(row for row in rows if (setting, *row, seed) not in done)
             if missing:
                 tasks.append(Measure(setting, missing, seed))
     return tasks
@@ -499,6 +517,8 @@ def run(
         say(said)
     ours = setup.digest()
     choosing = to_choose(wanted, read_rows(folder / CHOICE, CHOICE_COLUMNS), setup)
+    if not choosing:
+        forget_outdated(folder, wanted)
     measuring = [] if choosing else _to_measure_in(folder, wanted, untuned, seeds)
     if not choosing and not measuring:
         say("everything is measured already")
@@ -508,6 +528,7 @@ def run(
     for task, rows in work(choosing, setup, source, workers):
         keep(folder / CHOICE, rows, CHOICE_COLUMNS, wanted, ours)
         progress.step(task, rows)
+    forget_outdated(folder, wanted)
     measuring = _to_measure_in(folder, wanted, untuned, seeds)
     progress.expect(measuring)
     for task, rows in work(measuring, setup, source, workers):

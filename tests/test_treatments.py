@@ -283,6 +283,23 @@ def test_more_settings_and_seeds_add_rows_and_keep_the_others(tmp_path: Path, do
 
 
 @pytest.mark.slow
+def test_a_grid_that_grows_adds_its_weights_and_measures_what_is_chosen_anew(tmp_path: Path, done: Path) -> None:
+    whole = SETUP_.grids
+    measured(tmp_path, setup=replace(SETUP_, grids=dict.fromkeys(LIKELIHOODS, (2.0,))))
+    before = read_rows(tmp_path / TABLE, COLUMNS).astype({"kl_weight": float})
+    assert set(before[before["choice"] == "tuned"]["kl_weight"]) == {2.0}
+    measured(tmp_path, setup=replace(SETUP_, grids=whole))
+    # By another population each is trained as well as alone, but not to the last digit.
+    for name, columns in ((TABLE, COLUMNS), (CHOICE, CHOICE_COLUMNS)):
+        found, other = (read_rows(folder / name, columns) for folder in (tmp_path, done))
+        keys = [column for column in treatments.KEY if column in columns]
+        pd.testing.assert_frame_equal(found[keys], other[keys])
+    table = read_rows(tmp_path / TABLE, COLUMNS)
+    same = before.merge(table, on=[*treatments.KEY, "train_seconds"])
+    assert len(same) == (table["kl_weight"] == 2.0).sum() + (table["choice"] == "untuned").sum()
+
+
+@pytest.mark.slow
 def test_rows_of_another_set_up_are_set_aside_and_come_back(tmp_path: Path, done: Path) -> None:
     measured(tmp_path)
     said: list[str] = []
@@ -491,5 +508,5 @@ def test_the_set_up_is_written_whole_and_names_the_data_and_the_judge(done: Path
     content = json.loads((done / SETUP).read_text(encoding="utf-8"))
     assert content["hashes"] == {"data": "a", "judge": "b"}
     assert content["setup"] == SETUP_.digest()
-    assert {"architecture", "train", "aim", "grids", "machine"} <= set(content)
+    assert {"architecture", "train", "aim", "machine"} <= set(content)
     assert to_measure([], pd.DataFrame(), pd.DataFrame(columns=list(COLUMNS)), (), 1) == []

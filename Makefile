@@ -46,12 +46,14 @@ ui: $(READY)  ## compare runs in the browser
 
 bench: $(READY)  ## measure speed against what you would write or pick instead; needs `make repro` once
 	$(YARDSTICKS)
-	@python -m benchmarks.run --repro
+	@python -m benchmarks.run
+	@python -m benchmarks.commands --repro
 	@python -m benchmarks.growth
 
 bench-quick: $(READY)  ## the same in less than five minutes
 	$(YARDSTICKS)
 	@python -m benchmarks.run --quick
+	@python -m benchmarks.commands --quick
 
 # Lightning and pythae, without what they have in common with requirements.lock, whose versions stay
 YARDSTICKS = @uv pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.txt

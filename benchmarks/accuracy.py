@@ -17,8 +17,8 @@ from pipeline.params import parse, read
 from pipeline.train import TrainParams
 
 BAR = 0.97
-CHANGES = {"epochs": 2, "batch_size": 160, "learning_rate": 0.004, "ema": None}
-KL_WEIGHT = 0.5
+CHANGES = {"epochs": 2, "batch_size": 256, "learning_rate": 0.004, "ema": None}
+KL_WEIGHT = 1.0
 
 
 def main() -> None:

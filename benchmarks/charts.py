@@ -46,7 +46,7 @@ def growth(results: dict[str, Any]) -> "Figure":
         "images": "images: seconds an epoch",
     }
     for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        for threads, series in results["growth"][key].items():
+        for threads, series in results[key].items():
             x, y = [int(at) for at in series], list(series.values())
             marker, colour = ("o-", FAINT) if threads == "1" else ("s-", ACCENT)
             label = "1 thread" if threads == "1" else f"{threads} threads"

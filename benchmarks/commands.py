@@ -1,9 +1,15 @@
 """How long whole commands take, and how much memory: what a user waits for. Part of `make bench`.
 
+    python -m benchmarks.commands            # about 5 minutes on 2 cores, after `make repro`
+    python -m benchmarks.commands --quick    # only what answers at once
+    python -m benchmarks.commands --repro    # also a whole `dvc repro` in a copy, for its memory: 12 minutes more
+
+Adds `commands` to benchmarks/results.json (--quick: results-quick.json), with their bars.
 Each figure is of a command as a user types it, imports included, but for the evaluation, whose process prints the time
 of the metrics alone. What can't be measured here (no trained model, a project that is not up to date) is left out.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -15,16 +21,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine, startup
+from benchmarks import machine, results, startup
+from pipeline import console
+from pipeline.device import pick_device
 from pipeline.params import write
 
-BARS: dict[str, tuple[float, str]] = {
+BARS: results.Bars = {
     "accuracy_097_seconds": (30.0, "most"),
     "evaluation_seconds": (30.0, "most"),
     "repro_noop_seconds": (2.0, "most"),
     "help_seconds": (0.5, "most"),
     "repro_peak_gib": (3.0, "most"),
 }
+BARS_ON_CUDA: results.Bars = {"study_32_trials_seconds": (60.0, "most")}
 
 
 def measure(device: torch.device, *, whole: bool, repro: bool) -> dict[str, float | None]:
@@ -120,3 +129,21 @@ def _ours(folder: Path) -> dict[str, str]:
     elsewhere = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE")
     kept = {name: value for name, value in os.environ.items() if name not in elsewhere}
     return kept | {"PYTHONPATH": str(folder)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="only what answers at once")
+    parser.add_argument("--repro", action="store_true", help="also the peak memory of a whole `dvc repro` in a copy")
+    arguments = parser.parse_args()
+    device = pick_device("auto")
+    found = measure(device, whole=not arguments.quick, repro=arguments.repro)
+    rows = results.verdicts(found, BARS_ON_CUDA if device.type == "cuda" else BARS)
+    results.show(rows)
+    path = results.path(quick=arguments.quick)
+    results.add(path, {"commands": {**results.signed(device), **found}, "bars": rows})
+    print(f"\n{path} written")
+
+
+if __name__ == "__main__":
+    console.run(main)

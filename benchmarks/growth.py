@@ -7,22 +7,18 @@ being in proportion, and why.
 """
 
 import argparse
-import datetime
-import json
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import charts, machine, population
+from benchmarks import charts, population, results
 from pipeline import console, data
 from pipeline.data import Split
 from pipeline.device import pick_device
-from pipeline.files import replacing, write_json
+from pipeline.files import replacing
 
-FOLDER = Path("benchmarks")
 PRESET = "article"  # whose steps are short, so that what they cost besides products shows
 
 
@@ -44,7 +40,7 @@ def main() -> None:
     parts = data.load(population.PREPARED, "train", "validation")
     whole = Split(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])).to(device)
     threads = sorted({1, torch.get_num_threads()}) if device.type == "cpu" else [torch.get_num_threads()]
-    growth: dict[str, dict[str, dict[str, float]]] = {"members": {}, "batch_size": {}, "images": {}}
+    growth: dict[str, Any] = {"members": {}, "batch_size": {}, "images": {}}
     for count in threads:
         torch.set_num_threads(count)
         series: dict[str, dict[str, float]] = {
@@ -66,13 +62,10 @@ def main() -> None:
             print(f"{count} thread{'s' * (count > 1)}, {key:10} {shown}", flush=True)
     torch.set_num_threads(max(threads))
 
-    path = FOLDER / ("results-quick.json" if arguments.quick else "results.json")
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    signed = {"machine": machine.describe(device), "versions": machine.versions(), "date": date}
-    write_json(path, signed | results | {"growth": growth | {"date": date}})
-    with replacing(FOLDER / ("growth-quick.png" if arguments.quick else "growth.png")) as part:
-        charts.growth(signed | {"growth": growth}).savefig(part, format="png", dpi=80)
+    path, found = results.path(quick=arguments.quick), growth | results.signed(device)
+    results.add(path, {"growth": found})
+    with replacing(results.FOLDER / ("growth-quick.png" if arguments.quick else "growth.png")) as part:
+        charts.growth(found).savefig(part, format="png", dpi=80)
     print(f"{path} and its chart written", file=sys.stderr)
 
 

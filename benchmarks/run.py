@@ -1,7 +1,7 @@
 """Ours against what a user would write or pick instead, side by side in one run: `make bench`, or `make bench-quick`.
 
-    python -m benchmarks.run            # on 2 cores about 20 minutes
-    python -m benchmarks.run --quick    # less than 5 minutes: fewer rounds of fewer images, and no whole stage
+    python -m benchmarks.run            # on 2 cores about 25 minutes
+    python -m benchmarks.run --quick    # about three: fewer rounds of fewer images
     python -m benchmarks.run --device cuda
 
 Contenders train in turn, a round each, from the same weights; a ratio is the median over rounds of that round's two
@@ -9,45 +9,37 @@ figures, so that a busy machine slows both sides of it. At the end of its rounds
 learning rate, and the elbo on validation stands beside its speed: `ours` is the fastest setting that reaches the elbo
 of the DataLoader loop. The exit status is 1 where a contender of the same model and batch size ends elsewhere.
 
-Writes benchmarks/results.json and results.png, or with --quick results-quick.json and .png, which git ignores.
+Adds to benchmarks/results.json and draws results.png, or with --quick results-quick.json and .png, which git ignores.
 """
 
 import argparse
-import contextlib
-import datetime
 import importlib.util
-import json
-import math
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import charts, commands, machine, population
+from benchmarks import charts, machine, population, results
 from benchmarks.contenders import CONTENDERS, UNCONDITIONAL, Setting
 from pipeline import console, data
 from pipeline.device import has_bfloat16, pick_device
 from pipeline.errors import UserError
-from pipeline.files import replacing, write_json
+from pipeline.files import replacing
 from pipeline.model import PRESETS, build
 from pipeline.params import parse, read
 from pipeline.train import TrainParams
 
-FOLDER = Path("benchmarks")
 BATCH = 128  # of the yardsticks
 # Share of the elbo that the same training's may differ by, with other orders of images and other noise; in so few steps
 # as --quick has it differs by more (the loop with and without workers by 2.2 %).
 NOISE, NOISE_OF_QUICK = 0.01, 0.04
 LARGEST_CHART = 100_000  # bytes
-# What is aimed at on 2 CPU cores: a figure's name, its bar, and whether that is a least or a most.
-BARS: dict[str, tuple[float, str]] = {
+BARS: results.Bars = {  # what is aimed at on 2 CPU cores
     "strong_ratio": (5.0, "least"),
     "article_ratio": (5.0, "least"),
     "strong_lightning_ratio": (1.3, "least"),
@@ -55,13 +47,11 @@ BARS: dict[str, tuple[float, str]] = {
     "strong_share_float32": (0.70, "least"),
     "strong_share_bfloat16": (0.55, "least"),
     "article_population_16_ratio": (1.6, "least"),
-    **commands.BARS,
 }
-BARS_ON_CUDA: dict[str, tuple[float, str]] = {
+BARS_ON_CUDA: results.Bars = {
     "strong_images_per_second": (3e6, "least"),
     "strong_ratio": (30.0, "least"),
     "strong_population_32_time": (2.0, "most"),
-    "study_32_trials_seconds": (60.0, "most"),
 }
 
 
@@ -81,8 +71,8 @@ class Entry:
         return f"ours_{self.precision}_{self.batch_size}{'_compiled' if self.compile == 'always' else ''}"
 
     def setting(self, preset: str, train: data.Split, validation: data.Split, rounds: int) -> Setting:
-        # Larger batches take fewer steps: longer ones, by the root of the size (after Krizhevsky 2014).
-        rate = read()["train"]["learning_rate"] * math.sqrt(self.batch_size / BATCH)
+        # Larger batches take fewer steps: longer ones, in proportion (Goyal 2017).
+        rate = read()["train"]["learning_rate"] * self.batch_size / BATCH
         changes = {"epochs": rounds, "batch_size": self.batch_size, "learning_rate": rate, "precision": self.precision}
         changes |= {"compile": self.compile, "device": str(train.images.device), "ema": None}
         # kl_weight 1, at which the loss is minus the elbo
@@ -178,16 +168,6 @@ def agreed(race: dict[str, Any], share: float = NOISE) -> tuple[list[str], str]:
     return apart, fastest
 
 
-def verdicts(figures: dict[str, float | None], bars: dict[str, tuple[float, str]]) -> dict[str, dict[str, Any]]:
-    """Each figure beside its bar; what was not measured meets none."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, (bar, kind) in bars.items():
-        value = figures.get(name)
-        met = None if value is None else value >= bar if kind == "least" else value <= bar
-        rows[name] = {"value": value, "bar": bar, "kind": kind, "met": met}
-    return rows
-
-
 def show(preset: str, race: dict[str, Any], chosen: str, peaks: dict[str, float]) -> None:
     print(f"\n{preset}: images/s, × the DataLoader loop, share of the matmul rate, elbo at the end, peak memory")
     for name, entry in race.items():
@@ -222,10 +202,9 @@ def figures_of(races: dict[str, Any], chosen: dict[str, str], populations: dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="3 rounds of 6,000 images, no whole stage")
+    parser.add_argument("--quick", action="store_true", help="3 rounds of 6,000 images")
     parser.add_argument("--rounds", type=int, help="of which the median counts (default: 5, quick: 3)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, …")
-    parser.add_argument("--repro", action="store_true", help="also the peak memory of a whole `dvc repro` in a copy")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (3 if arguments.quick else 5)
     if rounds < 1:
@@ -274,20 +253,12 @@ def main() -> None:
         for name, ratio in result["ratio"].items():
             print(f"{preset}, {name}: {ratio:.2f} × {result['best_solo']}")
 
-    figures = figures_of(races, chosen, populations)
-    figures |= commands.measure(device, whole=not arguments.quick, repro=arguments.repro)
-    rows = verdicts(figures, BARS_ON_CUDA if device.type == "cuda" else BARS)
-    print(f"\n{'':36} {'measured':>12} {'bar':>14}")
-    for name, row in rows.items():
-        value = "not measured" if row["value"] is None else f"{row['value']:,.2f}"
-        word = {None: "", True: "met", False: "missed"}[row["met"]]
-        print(f"{name:36} {value:>12} {'≥' if row['kind'] == 'least' else '≤'} {row['bar']:12,.2f}  {word}")
+    bars = BARS_ON_CUDA if device.type == "cuda" else BARS
+    rows = results.verdicts(figures_of(races, chosen, populations), bars)
+    results.show(rows)
 
-    results = {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": about,
-        "versions": machine.versions(),
-        "commit": _commit(),
+    found = {
+        **results.signed(device),
         "rounds": rounds,
         "images_per_round": len(train),
         "train": {
@@ -310,24 +281,15 @@ def main() -> None:
         "elbos_agree": not any(apart.values()),
         "bars": rows,
     }
-    name = "results-quick" if arguments.quick else "results"
-    with contextlib.suppress(FileNotFoundError):  # what benchmarks.growth has added, with a date of its own
-        before = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-        results |= {"growth": before["growth"]} if "growth" in before else {}
-    write_json(FOLDER / f"{name}.json", results)
-    with replacing(FOLDER / f"{name}.png") as part:
-        charts.race(results).savefig(part, format="png", dpi=80)
-    print(f"\n{FOLDER / name}.json and .png written")
+    path = results.path(quick=arguments.quick)
+    results.add(path, found)
+    with replacing(path.with_suffix(".png")) as part:
+        charts.race(found).savefig(part, format="png", dpi=80)
+    print(f"\n{path} and its chart written")
     for preset, names in apart.items():
         if names:
             print(f"{preset}: not the same elbo within {noise:.0%} as the DataLoader loop: {', '.join(names)}")
     sys.exit(any(apart.values()))
-
-
-def _commit() -> str | None:
-    """Of the working copy, with a + where files differ from it."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import copy
 import importlib.util
+import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from bands import banded
 from settings import objective_params, train_params
 
-from benchmarks import charts, machine, run
+from benchmarks import charts, machine, results, run
 from benchmarks.contenders import CONTENDERS, Setting
 from pipeline import data
 from pipeline.model import PRESETS, build
@@ -112,8 +114,16 @@ def test_each_of_our_settings_has_a_name_of_its_own() -> None:
 
 def test_a_verdict_for_each_bar() -> None:
     bars = {"pace": (5.0, "least"), "wait": (2.0, "most"), "unknown": (1.0, "most")}
-    rows = run.verdicts({"pace": 4.9, "wait": 1.9}, bars)
+    rows = results.verdicts({"pace": 4.9, "wait": 1.9}, bars)
     assert {name: row["met"] for name, row in rows.items()} == {"pace": False, "wait": True, "unknown": None}
+
+
+def test_each_program_adds_its_part(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    results.add(path, {"growth": 1, "bars": {"a": 1}})
+    results.add(path, {"date": 2, "bars": {"b": 2}})
+    results.add(path, {"growth": 3})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"growth": 3, "date": 2, "bars": {"a": 1, "b": 2}}
 
 
 def test_seconds_are_those_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +176,7 @@ def test_the_chart_is_small_and_names_the_machine(tmp_path: Any) -> None:
     assert torch.__version__.split("+")[0] in note
 
 
-@pytest.mark.parametrize("module", ["run", "growth", "profile", "evaluation", "population", "judge"])
+@pytest.mark.parametrize("module", ["run", "commands", "growth", "profile", "evaluation", "population", "judge"])
 @pytest.mark.slow
 def test_a_benchmark_says_what_it_does(module: str) -> None:
     done = subprocess.run(

@@ -153,8 +153,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     for name in (".gitignore", ".dvcignore", "dvc.yaml", "pyproject.toml"):
         shutil.copy(ROOT / name, project.folder / name)
     (project.folder / "completion").mkdir()
-    for name in ("dvc.yaml", "long.sh"):
-        shutil.copy(ROOT / "completion" / name, project.folder / "completion" / name)
+    shutil.copy(ROOT / "completion/dvc.yaml", project.folder / "completion/dvc.yaml")
+    shutil.copytree(ROOT / "recipes", project.folder / "recipes")
     (project.folder / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc/config", project.folder / ".dvc/config")
     shutil.copy(ROOT / ".dvc/.gitignore", project.folder / ".dvc/.gitignore")
@@ -490,19 +490,42 @@ def test_the_branch_of_completions(project: Project, tmp_path: Path) -> None:
     assert "up to date" in project.run("dvc", "repro", "completion/dvc.yaml")
 
 
-def test_the_longer_recipe_leaves_its_results_beside_the_defaults(project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "quick", "result", "told"),
+    [
+        (
+            "completion",
+            ("completion.epochs=1", "completion.network_epochs=1", "completion.hidden=32",
+             "evaluate_completion.draws=5"),
+            "completion.json",
+            ("draws", 5),
+        ),
+        (
+            "samples",
+            ("train.epochs=1", "model.encoder_hidden=[32]", "model.decoder_hidden=[32]", "sample.components=2",
+             "evaluate.nll_draws=3"),
+            "metrics.json",
+            ("likelihood", "sigma_optimal"),
+        ),
+    ],
+    ids=["completion", "samples"],
+)  # fmt: skip
+def test_a_recipe_leaves_its_results_beside_the_defaults(
+    project: Project, tmp_path: Path, name: str, quick: tuple[str, ...], result: str, told: tuple[str, Any]
+) -> None:
     project = project.copy(tmp_path / "copy")
-    quick = ("epochs=1", "network_epochs=1", "hidden=32")
-    words = [word for setting in quick for word in ("-S", f"completion.{setting}")]
-    words += ["-S", "evaluate_completion.draws=5"]
+    words = [word for setting in quick for word in ("-S", setting)]
     before = project.run("git", "status", "--porcelain", "reports", "params.yaml")
     for _ in range(2):  # a second time replaces the first
-        project.run("sh", "completion/long.sh", *words)
-        figures = project.json("reports/completion_long.json")
-        assert figures["protocol"]["draws"] == 5
-        (project.folder / "reports/completion_long.json").unlink()
-        (project.folder / "reports/completions_long.png").unlink()
+        project.run("sh", "recipes/run.sh", name, *words)
+        figures = project.json(f"reports/recipes/{name}/{result}")
+        assert figures["protocol"][told[0]] == told[1]
+        shutil.rmtree(project.folder / "reports/recipes")
     assert project.run("git", "status", "--porcelain", "reports", "params.yaml") == before
+
+
+def test_a_recipe_that_there_is_not_is_refused(project: Project) -> None:
+    assert "completion likelihood samples" in project.run("sh", "recipes/run.sh", "cake", status=2)
 
 
 def test_plots_show_pictures(project: Project, tmp_path: Path) -> None:

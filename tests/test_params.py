@@ -9,9 +9,11 @@ import pytest
 from settings import OBJECTIVE
 
 from pipeline import params
+from pipeline.completion import CompletionParams, EvaluateCompletionParams
 from pipeline.download import DataParams
 from pipeline.errors import UserError
 from pipeline.evaluation import EvaluateParams
+from pipeline.judge import JudgeParams
 from pipeline.model import ModelParams
 from pipeline.objective import ObjectiveParams
 from pipeline.params import Range
@@ -26,7 +28,11 @@ OWNERS: list[tuple[str, type]] = [
     ("train", TrainParams),
     ("sample", SampleParams),
     ("evaluate", EvaluateParams),
+    ("judge", JudgeParams),
+    ("completion", CompletionParams),
+    ("evaluate_completion", EvaluateCompletionParams),
 ]
+RECIPES = sorted((OURS.parent / "recipes").glob("*.yaml"))
 
 
 @dataclass(frozen=True)
@@ -230,6 +236,14 @@ def test_a_folder_in_place_of_the_file_is_no_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("section", "owner"), OWNERS)
 def test_our_own_params_load_into_their_owner(section: str, owner: type) -> None:
     assert isinstance(params.load(owner, section, OURS), owner)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_changes_what_there_is_to_values_that_are_allowed(recipe: Path) -> None:
+    ours, owners = params.read(OURS), dict(OWNERS)
+    for section, changes in params.read(recipe).items():
+        assert all(ours[section][key] != value for key, value in changes.items())
+        params.parse(owners[section], ours[section] | changes, section)
 
 
 @pytest.mark.parametrize(("section", "owner"), OWNERS)

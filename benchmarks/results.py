@@ -1,0 +1,64 @@
+"""What `make bench` has found: benchmarks/results.json, to which each of its programs adds its part, and the bars."""
+
+import contextlib
+import datetime
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from pipeline.files import write_json
+
+FOLDER = Path("benchmarks")
+Bars = dict[str, tuple[float, str]]  # a figure's name, its bar, and whether that is a least or a most
+
+
+def path(*, quick: bool) -> Path:
+    """Git ignores those of a quick run."""
+    return FOLDER / ("results-quick.json" if quick else "results.json")
+
+
+def signed(device: torch.device) -> dict[str, Any]:
+    """What stands beside every part: when, on what, with what."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _commit(),
+        "machine": machine.describe(device),
+        "versions": machine.versions(),
+    }
+
+
+def add(where: Path, part: dict[str, Any]) -> None:
+    """Takes the place of what the file has under the same names, and leaves the rest; `bars` are put together."""
+    found: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError):
+        found = json.loads(where.read_text(encoding="utf-8"))
+    bars = found.get("bars", {}) | part.get("bars", {})
+    write_json(where, found | part | ({"bars": bars} if bars else {}))
+
+
+def verdicts(figures: dict[str, float | None], bars: Bars) -> dict[str, dict[str, Any]]:
+    """Each figure beside its bar; what was not measured meets none."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, (bar, kind) in bars.items():
+        value = figures.get(name)
+        met = None if value is None else value >= bar if kind == "least" else value <= bar
+        rows[name] = {"value": value, "bar": bar, "kind": kind, "met": met}
+    return rows
+
+
+def show(rows: dict[str, dict[str, Any]]) -> None:
+    print(f"\n{'':36} {'measured':>12} {'bar':>14}")
+    for name, row in rows.items():
+        value = "not measured" if row["value"] is None else f"{row['value']:,.2f}"
+        word = {None: "", True: "met", False: "missed"}[row["met"]]
+        print(f"{name:36} {value:>12} {'≥' if row['kind'] == 'least' else '≤'} {row['bar']:12,.2f}  {word}")
+
+
+def _commit() -> str | None:
+    """Of the working copy, with a + where files differ from it."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

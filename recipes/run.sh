@@ -1,0 +1,46 @@
+#!/bin/sh
+# Runs a recipe: a training of half an hour or more, for what the defaults leave out. NAME.yaml, beside this file, is
+# what it changes in params.yaml; reports/recipes/NAME/ is what came of it.
+#   sh recipes/run.sh samples
+# It runs in a copy of the project, as the experiment `recipe-samples`, so that the default's models and reports stay as
+# they are; the model is in MLflow (`cvae sample 0-9 --model runs:/RUN_ID`). Options of `dvc exp run` may follow the
+# name, such as -S train.epochs=5.
+set -euf
+name=${1:-}
+if [ ! -f "recipes/$name.yaml" ]; then
+    known=$(ls recipes | sed -n 's/\.yaml$//p' | paste -s -d ' ' -)
+    echo "error: there is no recipe '$name': sh recipes/run.sh NAME, in the project's folder, with one of: $known" >&2
+    exit 2
+fi
+shift
+case $name in
+    completion) target=completion/dvc.yaml results="completion.json completions.png" ;;
+    *) target=evaluate results="metrics.json figures/samplers.png" ;;
+esac
+changes=$(python -c '
+import json, sys
+from pipeline import console
+from pipeline.params import read
+
+def options():
+    for section, values in read(sys.argv[1]).items():
+        for key, value in values.items():
+            text = json.dumps(value, separators=(",", ":"))
+            print("-S", f"{section}.{key}={text}")
+
+console.run(options)' "recipes/$name.yaml")
+
+base=$(git rev-parse HEAD)  # what is committed meanwhile changes nothing
+dvc exp remove "recipe-$name" >/dev/null 2>&1 || true
+# shellcheck disable=SC2086
+dvc exp run --temp --name "recipe-$name" $changes "$@" "$target"
+
+found=refs/exps/$(echo "$base" | sed 's|^..|&/|')/recipe-$name
+folder=reports/recipes/$name
+mkdir -p "$folder"
+trap 'rm -f "$folder/.part"' EXIT
+for result in $results; do
+    git show "$found:reports/$result" > "$folder/.part"
+    mv "$folder/.part" "$folder/$(basename "$result")"
+done
+echo "written to $folder/: $results"

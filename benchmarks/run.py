@@ -35,9 +35,9 @@ from pipeline.params import parse, read
 from pipeline.train import TrainParams
 
 BATCH = 128  # of the yardsticks
-# Share of the elbo that the same training's may differ by, with other orders of images and other noise; in so few steps
-# as --quick has it differs by more (the loop with and without workers by 2.2 %).
-NOISE, NOISE_OF_QUICK = 0.01, 0.04
+# Share of the elbo that the same training's may differ by, with other orders of images and other noise: two runs of the
+# loop over five epochs of the article's model ended at -131.2 and -126.9. Half the steps differ by 5 %.
+NOISE = 0.04
 LARGEST_CHART = 100_000  # bytes
 BARS: results.Bars = {  # what is aimed at on 2 CPU cores
     "strong_ratio": (5.0, "least"),
@@ -157,10 +157,10 @@ def alone(preset: str, wanted: str, train: data.Split, validation: data.Split) -
     list(CONTENDERS[entry.contender](setting, setting.network()))
 
 
-def agreed(race: dict[str, Any], share: float = NOISE) -> tuple[list[str], str]:
+def agreed(race: dict[str, Any]) -> tuple[list[str], str]:
     """Contenders of the loop's batch size whose elbo is another; and our fastest setting whose elbo is no worse."""
     theirs = race["dataloader"]["elbo"]
-    noise = share * abs(theirs)
+    noise = NOISE * abs(theirs)
     same = {name: entry for name, entry in race.items() if entry["elbo"] is not None and entry["batch_size"] == BATCH}
     apart = [name for name, entry in same.items() if abs(entry["elbo"] - theirs) > noise]
     good = [name for name in race if name.startswith("ours") and race[name]["elbo"] >= theirs - noise]
@@ -179,6 +179,12 @@ def show(preset: str, race: dict[str, Any], chosen: str, peaks: dict[str, float]
         )
 
 
+def fastest(race: dict[str, Any], precision: str, batch_size: int) -> dict[str, Any]:
+    """Ours of a precision and batch size, compiled or not; an empty entry where there is none."""
+    names = (f"ours_{precision}_{batch_size}", f"ours_{precision}_{batch_size}_compiled")
+    return max((race[name] for name in names if name in race), key=lambda entry: entry["images_per_second"], default={})
+
+
 def figures_of(races: dict[str, Any], chosen: dict[str, str], populations: dict[str, Any]) -> dict[str, float | None]:
     """The figures that bars are set for, by their names."""
     found: dict[str, float | None] = {}
@@ -186,11 +192,11 @@ def figures_of(races: dict[str, Any], chosen: dict[str, str], populations: dict[
         found[f"{preset}_ratio"] = race[chosen[preset]]["ratio"]
         found[f"{preset}_images_per_second"] = race[chosen[preset]]["images_per_second"]
         if "lightning" in race:
-            own, theirs = race[f"ours_float32_{BATCH}"]["seconds"], race["lightning"]["seconds"]
+            own, theirs = fastest(race, "float32", BATCH)["seconds"], race["lightning"]["seconds"]
             found[f"{preset}_lightning_ratio"] = statistics.median(b / a for a, b in zip(own, theirs, strict=True))
         for precision in ("float32", "bfloat16"):
-            entry = race.get(f"ours_{precision}_256")
-            found[f"{preset}_share_{precision}"] = entry and entry["share_of_matmul_rate"]
+            entry = fastest(race, precision, 256)
+            found[f"{preset}_share_{precision}"] = entry.get("share_of_matmul_rate")
     for preset, result in populations.items():
         for name, ratio in result["ratio"].items():
             if name[0].isdigit():
@@ -235,10 +241,9 @@ def main() -> None:
         print(f"copies on the device: {matmul['copy_gb_per_second']:,.0f} GB/s")
 
     races = {preset: race(preset, train, validation, rounds) for preset in PRESETS}
-    noise = NOISE_OF_QUICK if arguments.quick else NOISE
     apart, chosen, peaks = {}, {}, {}
     for preset, result in races.items():
-        apart[preset], chosen[preset] = agreed(result, noise)
+        apart[preset], chosen[preset] = agreed(result)
         peaks[preset] = {} if arguments.quick else memory(preset, result, device)
         show(preset, result, chosen[preset], peaks[preset])
 
@@ -288,7 +293,7 @@ def main() -> None:
     print(f"\n{path} and its chart written")
     for preset, names in apart.items():
         if names:
-            print(f"{preset}: not the same elbo within {noise:.0%} as the DataLoader loop: {', '.join(names)}")
+            print(f"{preset}: not the same elbo within {NOISE:.0%} as the DataLoader loop: {', '.join(names)}")
     sys.exit(any(apart.values()))
 
 

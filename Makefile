@@ -47,6 +47,7 @@ ui: $(READY)  ## compare runs in the browser
 bench: $(READY)  ## measure speed against what you would write or pick instead; needs `make repro` once
 	$(YARDSTICKS)
 	@python -m benchmarks.run
+	@python -m benchmarks.commands
 	@python -m benchmarks.commands --repro
 	@python -m benchmarks.growth
 

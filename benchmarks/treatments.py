@@ -1,7 +1,7 @@
 """Every likelihood × prior × sampler at its best KL weight, under one budget, on MNIST: benchmarks/treatments.csv.
 
     make treatments                                     # both of these
-    python -m benchmarks.treatments                     # measures: reckons 50 minutes on 2 quiet cores
+    python -m benchmarks.treatments                     # measures: an hour or more on 2 quiet cores
     python -m benchmarks.treatments_report              # docs/treatments.md's tables and picture
 
     python -m benchmarks.treatments --quick             # all of it in small: a minute or two, into .quick/

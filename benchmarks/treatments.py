@@ -45,7 +45,7 @@ from pipeline.files import replacing, sha256, write_json
 from pipeline.likelihood import EXACT_ON_LEVELS, LIKELIHOODS, ON_BINARY_PIXELS
 from pipeline.model import CVAE, Architecture, ModelParams, build, resolve
 from pipeline.objective import ObjectiveParams
-from pipeline.params import digest, load, load_key, plain
+from pipeline.params import digest, hashed, load, load_key, plain
 from pipeline.sample import SAMPLERS, Components, Density
 from pipeline.train import TrainParams, validate
 
@@ -147,6 +147,10 @@ class Setup:
         """As treatments.json holds it: without what is a setting's own, or the machine's, and without the grids: a row
         is as true whatever other weights were tried, so that a grid may grow."""
         values = plain(self)
+        values |= {
+            "architecture": hashed(self.architecture, init="torch"),
+            "aim": hashed(self.aim, draws=1, draws_after=0),
+        }
         del values["grids"]
         for section, names in (
             ("aim", ("kl_weight", "likelihood", "pixels", "schedule", "free_bits")),

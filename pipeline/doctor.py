@@ -249,7 +249,10 @@ def overfitted(case: Case) -> Finding | None:
         return None  # under a schedule the early epochs had another aim
     evidence = (Evidence("validation loss, rise since its best", rise, "at least", NATS),)
     says = f"The loss on validation was best after epoch {best + 1}, and rose by {rise:.3g} nats an image since."
-    remedy = f"Train for {best + 1} epochs in place of {len(losses)} (train.epochs; a study's trial: tune.epochs)."
+    remedy = (
+        f"If nll or elbo counts, train for {best + 1} epochs in place of {len(losses)} (train.epochs; a study's trial: "
+        "tune.epochs). Samples may have gained all the same: compare their frechet before you shorten it."
+    )
     return Finding("overfitted", "warning", evidence, says, remedy)
 
 

@@ -16,6 +16,7 @@ from pipeline.data import CLASSES, PIXELS, SIDE
 from pipeline.params import Range
 
 Kind = Literal["mlp", "conv", "resnet"]
+Init = Literal["he", "torch"]
 Conditioning = Literal["sum", "mean", "product", "concat"]
 Size = Annotated[int, Range(least=1, most=8192)]
 MOST_SCALES = 2  # 28 → 14 → 7, which no further halving divides
@@ -34,6 +35,7 @@ class ModelParams:
     blocks: Annotated[int, Range(least=0, most=64)] | None
     conditioning: Conditioning | None
     encoder_sees_label: bool | None
+    init: Init | None
     prior: priors.Name
     prior_components: Annotated[int, Range(least=1, most=1000)]
 
@@ -52,10 +54,10 @@ class ModelParams:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that the shapes of a CVAE depend on.
+    """All that an untrained CVAE is: its shapes, and what its first weights are drawn from.
 
     encoder_hidden, decoder_hidden: the dense layers. channels, blocks: of the convolutions, at 14 × 14 pixels and at
-    7 × 7; none of either in an MLP.
+    7 × 7; none of either in an MLP. init: `initialise`d, or torch's own.
     """
 
     latent_size: int
@@ -68,6 +70,7 @@ class Architecture:
     blocks: int = 0
     prior: priors.Name = "standard"
     prior_components: int = 1
+    init: Init = "torch"
 
 
 PRESETS = {
@@ -77,8 +80,8 @@ PRESETS = {
 }
 # What a preset's sizes become where its MLP gives way to convolutions.
 CONVOLUTIONS = {
-    "conv": {"encoder_hidden": (256,), "decoder_hidden": (256,), "channels": (32, 64), "blocks": 0},
-    "resnet": {"encoder_hidden": (256,), "decoder_hidden": (256,), "channels": (32, 64), "blocks": 1},
+    "conv": {"encoder_hidden": (256,), "decoder_hidden": (256,), "channels": (32, 64), "blocks": 0, "init": "he"},
+    "resnet": {"encoder_hidden": (256,), "decoder_hidden": (256,), "channels": (32, 64), "blocks": 1, "init": "he"},
 }
 
 
@@ -214,6 +217,11 @@ class CVAE(Model):
             self.pixels = Deconvolutions(code, channels, blocks)
         self.likelihood = likelihood.build(likelihood_name, sigma)
         self.prior_weights = PriorWeights(architecture)
+        if architecture.init == "he":
+            for part in (self.encoder, self.condition, self.decoder, self.pixels):
+                initialise(part)
+        scale_down(self.encoder)
+        scale_down(self.pixels)
 
     def encode(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """q(z∣x,y) of images (N, 1, 28, 28) with labels (N,): mu and log_var, each (N, latent)."""
@@ -293,6 +301,26 @@ class Residual(nn.Module):
         return x + self.second(F.relu(self.first(F.relu(x))))
 
 
+def initialise(network: nn.Module) -> None:
+    """Draws first weights that keep the size of what passes: N(0, 2 ÷ inputs of a unit), biases 0 (He 2015).
+
+    torch's own are √6 times smaller: through the six layers of an MLP's way from z to pixels and back a picture fades
+    to next to nothing, and the first epochs go into making it louder.
+    """
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                inputs = layer.weight[0].numel()
+            elif isinstance(layer, nn.ConvTranspose2d):
+                # (in, out, height, width): of a kernel, a pixel of the picture sees each stride-th row and column.
+                inputs = layer.weight[:, 0].numel() // math.prod(layer.stride)
+            else:
+                continue
+            layer.weight.normal_(0, math.sqrt(2 / inputs))
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
 def scale_down(network: nn.Module) -> None:
     """Divides the last weights of each residual block by √(number of blocks): they then add up to a bounded sum.
 
@@ -322,7 +350,6 @@ class Convolutions(nn.Module):
         features = channels[-1] * side(channels) ** 2 + labels
         self.dense = mlp(features, hidden)
         self.width = (features, *hidden)[-1]
-        scale_down(self)
 
     def forward(self, images: Tensor, heard: Tensor | None) -> Tensor:
         """(N, 1, 28, 28) and one-hot labels (N, 10), where it may see them, to (N, width)."""
@@ -345,7 +372,6 @@ class Deconvolutions(nn.Module):
             doubling = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
             layers += [*residuals(before, blocks), nn.ReLU(), doubling]
         self.body = nn.Sequential(*layers)
-        scale_down(self)
 
     def forward(self, code: Tensor) -> Tensor:
         """(..., width) to (..., 784)."""

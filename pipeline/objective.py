@@ -1,5 +1,6 @@
 """The loss in nats per image: reconstruction + kl_weight · kl, and what may be done to the KL on the way."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from pipeline import likelihood
 from pipeline.data import PIXELS, Pixels
 from pipeline.params import Range
-from pipeline.prior import Prior
+from pipeline.prior import Prior, log_normal
 
 Schedule = Literal["constant", "warmup", "cyclical", "capacity"]
 
@@ -24,8 +25,13 @@ class ObjectiveParams:
     cycles: Annotated[int, Range(least=1)]
     capacity: Annotated[float, Range(least=0)]  # nats per image that the KL is led to
     free_bits: Annotated[float, Range(least=0)] | None  # nats per latent dimension
+    draws: Annotated[int, Range(least=1, most=1000)]  # of z an image; several make the importance-weighted bound
+    draws_after: Annotated[float, Range(least=0, below=1)]  # share of the epochs until which it is one
 
     def __post_init__(self) -> None:
+        if self.draws > 1 and (self.free_bits or self.schedule == "capacity"):
+            other = "free_bits" if self.free_bits else "schedule capacity"
+            raise ValueError(f"draws must be 1 with {other}, which is about a mean over draws, not {self.draws}")
         if self.pixels == "binary" and self.likelihood not in likelihood.ON_BINARY_PIXELS:
             raise ValueError(
                 f"pixels must be grey with likelihood {self.likelihood}, which is no probability on 0 and 1 alone, "
@@ -43,6 +49,8 @@ ELBO = ObjectiveParams(  # of grey pixels as coins, all along
     cycles=1,
     capacity=0.0,
     free_bits=None,
+    draws=1,
+    draws_after=0.0,
 )
 
 
@@ -61,14 +69,17 @@ class Autoencoder(Protocol):
 
 
 class Terms(NamedTuple):
-    """The two terms of the evidence lower bound, in nats per image: reconstruction (N,), and kl by latent dimension."""
+    """The two terms of the evidence lower bound, in nats per image: reconstruction (N,), and kl by latent dimension.
+
+    Of several draws each has its own, (K, N) and (K, N, latent).
+    """
 
     reconstruction: Tensor
     kl_by_dimension: Tensor  # (N, latent)
 
     @property
     def kl(self) -> Tensor:
-        """(N,) nats per image."""
+        """(N,) or (K, N) nats per image."""
         return self.kl_by_dimension.sum(-1)
 
 
@@ -76,13 +87,18 @@ def terms(model: Autoencoder, images: Tensor, condition: Tensor, noise: Tensor) 
     """Reconstruction and KL with one draw z = mu + exp(log_var / 2) · noise (the reparameterisation trick).
 
     images: (N, 1, 28, 28) in [0, 1]; condition: the CVAE's labels (N,), or a row of numbers for each image (N, C);
-    noise: (N, latent) from N(0, I).
+    noise: (N, latent) from N(0, I), or (K, N, latent) for K draws. Of those kl is log q(z∣x,y) − log p(z∣y) at each
+    draw, as the importance-weighted bound needs it, with the same share in every dimension.
     """
     context = model.context(condition)
     mu, log_var = (parameter.to(noise.dtype) for parameter in model.encode(images, context))
     z = mu + (log_var / 2).exp() * noise
     log_prob = model.likelihood.log_prob(model.decode(z, context), images.flatten(1))
-    return Terms(-log_prob, model.prior().kl(mu, log_var, z, context))
+    prior = model.prior()
+    if noise.ndim == 2:
+        return Terms(-log_prob, prior.kl(mu, log_var, z, context))
+    ratio = log_normal(z, mu, log_var) - prior.log_prob(z, context)
+    return Terms(-log_prob, (ratio / z.shape[-1]).unsqueeze(-1).expand_as(z))
 
 
 def loss(
@@ -92,7 +108,13 @@ def loss(
 
     `capacity` C: reconstruction + β · |kl − C| (Burgess 2018), both means over the batch. `free_bits` λ: a
     dimension whose KL is below λ nats, on average over the batch, is not pressed any further (Kingma 2016).
+
+    Of K draws, without either: −E_x[log 1/K Σ exp(−reconstruction − β · kl)], at β = 1 minus the importance-weighted
+    bound (Burda 2016, eq. 8), which lies between the evidence lower bound and log p(x∣y).
     """
+    if terms.reconstruction.ndim == 2:
+        log_weights = -(terms.reconstruction + kl_weight * terms.kl)
+        return (math.log(len(log_weights)) - log_weights.logsumexp(0)).mean()
     if capacity is None and not free_bits:
         return (terms.reconstruction + kl_weight * terms.kl).mean()
     kl = terms.kl_by_dimension.mean(0)
@@ -142,6 +164,11 @@ def pressure(step: int, steps: int, aim: ObjectiveParams) -> tuple[float, float 
     if aim.schedule == "capacity":
         return 1.0, capacity(step, steps, aim.capacity, aim.schedule_share)
     return 1.0, None
+
+
+def draws(epoch: int, epochs: int, aim: ObjectiveParams) -> int:
+    """Of z for each image in an epoch, the first of which is 0."""
+    return aim.draws if epoch >= aim.draws_after * epochs else 1
 
 
 def from_article_weight(weight: float, batch_size: int) -> float:

@@ -161,6 +161,15 @@ def plain(params: Any) -> dict[str, Any]:
     return result
 
 
+def hashed(params: Any, **before: Any) -> dict[str, Any]:
+    """`plain`, as hashes know it: without each key of `before` that has the value given there.
+
+    A key that came later leaves the hashes of what was measured before it as they were.
+    """
+    values = plain(params)
+    return {key: value for key, value in values.items() if key not in before or value != before[key]}
+
+
 def flat(sections: Mapping[str, Any]) -> dict[str, Any]:
     """`{"train": TrainParams(epochs=20)}` as `{"train.epochs": 20}`."""
     return {f"{name}.{key}": value for name, params in sections.items() for key, value in plain(params).items()}

@@ -45,7 +45,7 @@ from pipeline.evaluation import Yardstick
 from pipeline.files import home
 from pipeline.model import CVAE, Architecture, Conditioning, build
 from pipeline.objective import ObjectiveParams, from_article_weight
-from pipeline.params import Range, digest, plain
+from pipeline.params import Range, digest, hashed, plain
 from pipeline.sample import SAMPLERS, Density, Sampler, decode, prior_codes, sheet
 from pipeline.train import Record, TrainParams
 
@@ -137,7 +137,7 @@ class Setting:
         train = plain(self.train)
         for key in ("epochs", "device", "precision", "compile"):
             del train[key]
-        model, aim = plain(self.architecture), plain(self.aim)
+        model, aim = hashed(self.architecture, init="torch"), hashed(self.aim, draws=1, draws_after=0)
         del aim["kl_weight"]
         for name in self.space():  # what is open may be promoted, which makes no new study
             model.pop(name, None)

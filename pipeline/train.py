@@ -135,14 +135,18 @@ def average(means: Sequence[Tensor], weights: Sequence[Tensor], decay: float) ->
 
 
 def minibatches(
-    train: Split, params: TrainParams, view: View, epoch: int, latent_size: int, dtype: torch.dtype
+    train: Split, params: TrainParams, view: View, epoch: int, latent_size: int, dtype: torch.dtype, draws: int = 1
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """One epoch's images (B, 1, 28, 28), conditions (B, ...) and noise (B, latent), by seed and epoch alone."""
+    """One epoch's images (B, 1, 28, 28), conditions (B, ...) and noise, by seed and epoch alone.
+
+    The noise is (B, latent), or (draws, B, latent) of several draws.
+    """
     device = train.images.device
     source = torch.Generator(device).manual_seed(epoch_seed(params.seed, epoch))
     for rows in batches(len(train), params.batch_size, params.seed, epoch, device):
         images, condition = view(train[rows], source)
-        noise = torch.randn(len(rows), latent_size, generator=source, device=device, dtype=dtype)
+        shape = (len(rows), latent_size) if draws == 1 else (draws, len(rows), latent_size)
+        noise = torch.randn(shape, generator=source, device=device, dtype=dtype)
         yield images.to(dtype), condition, noise
 
 
@@ -186,8 +190,10 @@ def fit(
         # Each step leaves its loss and terms here, on the device: reading them there and then would stall a GPU.
         trace = torch.empty(steps_per_epoch, 3, device=device, dtype=dtype)
 
+        draws = objective.draws(training.epoch, params.epochs, aim)
+        epoch = minibatches(train, params, view, training.epoch, model.latent_size, dtype, draws)
         trained.train()
-        for index, batch in enumerate(minibatches(train, params, view, training.epoch, model.latent_size, dtype)):
+        for index, batch in enumerate(epoch):
             step = training.epoch * steps_per_epoch + index
             rate = learning_rate(step, steps, params.learning_rate, params.warmup)
             factor, capacity = objective.pressure(step, steps, aim)

@@ -9,6 +9,7 @@ from pipeline.train import TrainParams
 OBJECTIVE: dict[str, Any] = {
     "kl_weight": 1.0, "likelihood": "bernoulli", "sigma": 0.1, "pixels": "grey", "schedule": "constant",
     "schedule_share": 0.5, "cycles": 4, "capacity": 25.0, "free_bits": None,
+    "draws": 1, "draws_after": 0.0,
 }  # fmt: skip
 TRAIN: dict[str, Any] = {
     "epochs": 3, "batch_size": 20, "learning_rate": 1e-3, "warmup": 0.1, "ema": None, "clip": None, "seed": 7,
@@ -16,8 +17,8 @@ TRAIN: dict[str, Any] = {
 }  # fmt: skip
 MODEL: dict[str, Any] = {
     "preset": "strong", "architecture": None, "latent_size": None, "encoder_hidden": None, "decoder_hidden": None,
-    "channels": None, "blocks": None, "conditioning": None, "encoder_sees_label": None, "prior": "standard",
-    "prior_components": 10,
+    "channels": None, "blocks": None, "conditioning": None, "encoder_sees_label": None, "init": None,
+    "prior": "standard", "prior_components": 10,
 }  # fmt: skip
 
 

@@ -18,11 +18,14 @@ from pipeline.model import (
     Condition,
     Conditioning,
     Convolutions,
+    Init,
     ModelParams,
     Neighbours,
     build,
+    initialise,
     one_hot,
     resolve,
+    scale_down,
 )
 from pipeline.params import parse
 
@@ -90,6 +93,7 @@ def test_nulls_are_the_preset_s() -> None:
         {"decoder_hidden": (9,)},
         {"conditioning": "product"},
         {"encoder_sees_label": False},
+        {"init": "he"},
     ],
 )
 def test_one_value_changes_that_value_alone(change: dict[str, object]) -> None:
@@ -185,9 +189,54 @@ def test_the_convolutional_presets_halve_the_picture_twice() -> None:
         architecture = resolve(model_params(architecture=kind))
         assert (architecture.channels, architecture.blocks) == ((32, 64), blocks)
         assert replace(architecture, architecture="mlp", channels=(), blocks=0) == replace(
-            PRESETS["strong"], encoder_hidden=(256,), decoder_hidden=(256,)
+            PRESETS["strong"], encoder_hidden=(256,), decoder_hidden=(256,), init="he"
         )
         assert build(architecture, 0).pixels.shape == (64, 7, 7)
+
+
+@pytest.mark.parametrize("shape", [{}, *CONVOLUTIONS[1:]])
+def test_he_weights_keep_the_size_of_what_passes_and_torch_s_let_it_fade(shape: dict[str, Any]) -> None:
+    sizes = replace(SMALL, encoder_hidden=(256, 256), decoder_hidden=(256, 256), **shape)
+
+    def loudness(init: Init) -> float:
+        """How far logits differ between codes of one label that differ by about 1 in each dimension."""
+        logits = build(replace(sizes, init=init), 0).decode(draws(200, 1, 4), LABELS[:1])
+        return logits.std(0).mean().item()
+
+    with torch.no_grad():
+        assert 0.2 < loudness("he") < 2
+        assert loudness("torch") < 0.1
+
+
+@pytest.mark.parametrize("shape", [{}, *CONVOLUTIONS[1:]])
+def test_he_weights_have_their_variance_and_no_bias(shape: dict[str, Any]) -> None:
+    model = build(replace(SMALL, decoder_hidden=(400, 400), init="he", **shape), 0)
+    middle = next(part for part in model.decoder.modules() if isinstance(part, nn.Linear) and part.in_features == 400)
+    assert middle.weight.var().item() == pytest.approx(2 / 400, rel=0.02)
+    biases = [value for name, value in model.encoder.named_parameters() if name.endswith("bias")]
+    assert biases
+    assert not any(bias.any() for bias in biases)
+
+
+def test_each_pixel_of_a_transposed_convolution_reads_a_stride_th_of_the_kernel() -> None:
+    """Inner pixels of the doubled picture come out as loud as He's rule has it: twice the mean square that went in."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = nn.ConvTranspose2d(64, 64, 4, stride=2, padding=1)
+        initialise(layer)
+    with torch.no_grad():
+        inner = layer(draws(50, 64, 7, 7))[..., 2:-2, 2:-2]
+    assert inner.square().mean().item() == pytest.approx(2, rel=0.05)
+
+
+def test_presets_keep_the_layers_own_first_weights_and_convolutions_have_he_s() -> None:
+    assert PRESETS["article"].init == PRESETS["strong"].init == "torch"
+    assert resolve(model_params(init="he")).init == resolve(model_params(architecture="conv")).init == "he"
+    assert resolve(model_params(architecture="resnet", init="torch")).init == "torch"
+    own, he = (build(replace(SMALL, init=init), 0) for init in ("torch", "he"))
+    # The code's own layers, which no ReLU follows, are torch's in both.
+    assert torch.allclose(own.mu.weight.std(), he.mu.weight.std(), rtol=0.3)
+    assert he.mu.bias.any()
 
 
 @pytest.mark.parametrize("blocks", [1, 4, 16])
@@ -195,8 +244,13 @@ def test_the_convolutional_presets_halve_the_picture_twice() -> None:
 def test_deeper_residual_networks_start_no_louder(blocks: int) -> None:
     """On average: two networks of one depth may differ by more."""
 
+    def network(blocks: int) -> Convolutions:
+        found = Convolutions(0, (16, 16), blocks, ())
+        scale_down(found)
+        return found
+
     def spread(blocks: int) -> float:
-        several = (Convolutions(0, (16, 16), blocks, ())(images(5), None) for _ in range(30))
+        several = (network(blocks)(images(5), None) for _ in range(30))
         return statistics.mean(features.std().item() for features in several)
 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -4,6 +4,8 @@ import dataclasses
 import doctest
 import itertools
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from pipeline.objective import ObjectiveParams, Terms
 from pipeline.params import parse
 
 SMALL = Architecture(3, (12,), (12,), "concat", encoder_sees_label=True)
+MIXTURE = replace(SMALL, prior="mixture", prior_components=2)
 
 
 def draws(*shape: int, seed: int = 0) -> Tensor:
@@ -163,6 +166,55 @@ def test_a_capacity_pulls_the_kl_from_both_sides() -> None:
 
 def test_a_capacity_of_nothing_is_no_treatment() -> None:
     assert objective.loss(random_terms(), 0.7, 0.0).item() == pytest.approx(objective.loss(random_terms(), 0.7).item())
+
+
+@pytest.mark.parametrize("architecture", [SMALL, replace(SMALL, prior="class"), MIXTURE])
+def test_the_loss_of_several_draws_is_minus_the_importance_weighted_bound(architecture: Architecture) -> None:
+    """By torch's own distributions: log 1/K Σ p(x∣z,y) p(z∣y) / q(z∣x,y) (Burda 2016, eq. 8)."""
+    model, (images, labels, _) = build(architecture, 0).double(), batch(6)
+    pixels, noise = (images > 0.5).double(), draws(5, 6, 3, seed=2)
+    mu, log_var = model.encode(pixels, labels)
+    posterior = Independent(Normal(mu, (log_var / 2).exp()), 1)
+    z = mu + (log_var / 2).exp() * noise
+    p_x = Independent(Bernoulli(logits=model.decode(z, labels)), 1).log_prob(pixels.flatten(1))
+    ratio = p_x + model.prior().log_prob(z, labels) - posterior.log_prob(z)
+    expected = -(ratio.exp().mean(0).log()).mean()  # of so few nats that exp is safe in float64
+    terms = objective.terms(model, pixels, labels, noise)
+    assert terms.kl.shape == terms.reconstruction.shape == (5, 6)
+    assert objective.loss(terms, 1.0).item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_the_loss_falls_with_the_number_of_draws_and_equal_draws_count_as_one() -> None:
+    model, (images, labels, _) = small().requires_grad_(requires_grad=False), batch(4)
+    model.log_var.bias.add_(1)  # posteriors wider than they should be: draws differ
+
+    def loss(noise: Tensor) -> float:
+        return objective.loss(objective.terms(model, images, labels, noise), 1.0).item()
+
+    noise = draws(400, 4, 3)
+    by_count = [sum(map(loss, noise.split(count))) * count / 400 for count in (1, 2, 5, 20)]
+    assert by_count == sorted(by_count, reverse=True)
+    assert by_count[0] - by_count[-1] > 0.01
+    assert loss(noise[:1].expand(7, -1, -1)) == pytest.approx(loss(noise[:1]), rel=1e-12)
+
+
+def test_several_draws_weigh_their_kl() -> None:
+    terms = Terms(torch.tensor([[3.0, 1.0], [5.0, 1.0]]), torch.tensor([[[1.0], [2.0]], [[0.5], [2.0]]]))
+    losses = [[3 + 2 * 1.0, 5 + 2 * 0.5], [1 + 2 * 2.0, 1 + 2 * 2.0]]
+    by_image = [-math.log(sum(math.exp(-value) for value in values) / 2) for values in losses]
+    assert objective.loss(terms, 2.0).item() == pytest.approx(sum(by_image) / 2)
+
+
+def test_draws_begin_where_they_should() -> None:
+    aim = objective_params(draws=5, draws_after=0.8)
+    assert [objective.draws(epoch, 10, aim) for epoch in range(10)] == [1] * 8 + [5] * 2
+    assert {objective.draws(epoch, 10, replace(aim, draws_after=0.0)) for epoch in range(10)} == {5}
+
+
+@pytest.mark.parametrize("other", [{"free_bits": 0.5}, {"schedule": "capacity"}])
+def test_several_draws_beside_a_pressure_on_means_are_refused_in_one_line(other: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^p\.yaml: objective\.draws must be 1 with .*, not 3$"):
+        parse(ObjectiveParams, OBJECTIVE | other | {"draws": 3}, "p.yaml: objective")
 
 
 def test_a_linear_schedule_rises_and_stays() -> None:

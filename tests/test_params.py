@@ -407,3 +407,10 @@ def test_the_repositorys_own_params_can_be_promoted_into(tmp_path: Path) -> None
     params.write(dict(zip(keys, [0.5, 0.001, 8, "sum"], strict=True)), path)
     changed = path.read_text(encoding="utf-8").splitlines()
     assert sum(old != new for old, new in zip(text.splitlines(), changed, strict=True)) == 4
+
+
+def test_a_key_that_came_later_leaves_hashes_as_they_were() -> None:
+    before, after = parse(), parse(limit=4)
+    assert "limit" not in params.hashed(before, limit=None)
+    assert params.hashed(after, limit=None) == params.plain(after)
+    assert params.hashed(before) == params.plain(before)

@@ -145,6 +145,13 @@ TREATMENTS: dict[str, tuple[Architecture, dict[str, Any], dict[str, Any]]] = {
     "capacity": (SMALL, {"schedule": "capacity", "capacity": 4.0}, {}),
     "free bits": (SMALL, {"free_bits": 0.5}, {}),
     "capacity and free bits": (SMALL, {"schedule": "capacity", "free_bits": 0.5}, {}),
+    "several draws": (SMALL, {"draws": 3}, {}),
+    "several draws in the end, mixture prior": (
+        replace(SMALL, prior="mixture", prior_components=2),
+        {"draws": 3, "draws_after": 0.5},
+        {},
+    ),
+    "several draws, conv": (replace(CONVOLUTIONAL, architecture="conv", blocks=0), {"draws": 2}, {}),
     "averaged": (SMALL, {}, {"ema": 0.95}),
     "clipped": (SMALL, {}, {"clip": 3.0}),
     "conv": (replace(CONVOLUTIONAL, architecture="conv", blocks=0), {}, {}),
@@ -156,7 +163,14 @@ TREATMENTS: dict[str, tuple[Architecture, dict[str, Any], dict[str, Any]]] = {
     ),
 }
 
-QUICK = ("mean, no hidden layer", "sigma optimal, averaged", "mixture prior", "capacity and free bits", "clipped")
+QUICK = (
+    "mean, no hidden layer",
+    "several draws",
+    "sigma optimal, averaged",
+    "mixture prior",
+    "capacity and free bits",
+    "clipped",
+)
 
 
 @pytest.mark.parametrize(

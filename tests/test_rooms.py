@@ -101,7 +101,7 @@ run = train.start(
     settings,
     torch.device('cpu'),
 )
-aim = objective.ObjectiveParams(1.0, 'bernoulli', 0.1, 'grey', 'constant', 0.5, 4, 25.0, None)
+aim = objective.ObjectiveParams(1.0, 'bernoulli', 0.1, 'grey', 'constant', 0.5, 4, 25.0, None, 1, 0.0)
 (record,) = train.fit(run, split, split, settings, aim)
 sample.fit_density(run.model, split, 'grey', 1, 0)
 print(record.epoch)

@@ -107,6 +107,7 @@ TREATMENTS: list[dict[str, Any]] = [
     {"schedule": "capacity", "capacity": 5.0, "kl_weight": 3.0},
     {"likelihood": "sigma_optimal"},
     {"likelihood": "discretized_logistic"},
+    {"draws": 3, "draws_after": 0.5},
 ]
 
 
@@ -130,6 +131,19 @@ def test_under_any_treatment_an_interrupted_run_ends_the_same(
         assert math.isfinite(record.loss + record.validation_elbo)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], tensor), name
+
+
+def test_several_draws_change_nothing_before_their_epochs() -> None:
+    """So that a run may be gone on with by more draws than it began with."""
+    late, early = objective_params(draws=4, draws_after=0.5), objective_params(draws=4)
+    after: dict[str, list[Tensor]] = {name: [] for name in ("one", "late", "early")}
+    for name, aim in (("one", AIM), ("late", late), ("early", early)):
+        run = start(build(SMALL, PARAMS.seed), train_params(epochs=2), CPU)
+        for _ in fit(run, TRAIN, VALIDATION, train_params(epochs=2), aim):
+            after[name].append(weights(run))
+    assert torch.equal(after["one"][0], after["late"][0])
+    assert not torch.equal(after["one"][1], after["late"][1])
+    assert not torch.equal(after["one"][0], after["early"][0])
 
 
 def test_the_average_is_what_is_validated_and_saved() -> None:

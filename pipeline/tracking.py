@@ -716,27 +716,38 @@ def ui(root: Path, port: int = 5000, open_browser: bool = True, experiment_name:
     if _is_server(uri):
         _show(uri.rstrip("/") + page, open_browser)
         return
-    port = _free_port(port)
-    address = f"http://127.0.0.1:{port}"
     path = _sqlite_path(uri)
     # no proxy for artifacts: its addresses (mlflow-artifacts:/…) would be of no use to runs straight on the database
     artifacts = ["--default-artifact-root", path.with_name(ARTIFACTS).as_uri()] if path else []
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--no-serve-artifacts", *artifacts]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--workers", "1", "--port"]
+    while not _served(command, port := _free_port(port), page, open_browser):
+        port += 1  # taken by another program while the server was starting
+
+
+def _served(command: Sequence[str], port: int, page: str, open_browser: bool) -> bool:
+    """Whether the server had the port to itself; then it has served until Ctrl-C. Raises UserError where it failed."""
+    address = f"http://127.0.0.1:{port}"
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
     with tempfile.TemporaryFile("w+") as log, _sigterm_raises():
         # a session of its own: Ctrl-C reaches us alone, and we end the server with all its children
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        server = subprocess.Popen(
+            [*command, str(port)], stdout=log, stderr=log, env=environment, start_new_session=True
+        )
         try:
             _wait(server, address)
+            if server.poll() is not None:  # another program's answer
+                raise ChildProcessError
             _show(address + page, open_browser)
             print("Ctrl-C ends it", flush=True)
             server.wait()
             raise UserError(f"MLflow's server ended: {_last_line(log)}")
         except ChildProcessError:
+            if _says(log, "address already in use"):
+                return False
             raise UserError(f"MLflow's server didn't start: {_last_line(log)}") from None
         except KeyboardInterrupt:
-            pass
+            return True
         finally:
             _end_session(server)
 
@@ -841,6 +852,11 @@ def _end_session(server: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
+
+
+def _says(log: Any, words: str) -> bool:
+    log.seek(0)
+    return words in log.read().lower()
 
 
 def _last_line(log: Any) -> str:

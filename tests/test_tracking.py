@@ -606,8 +606,9 @@ def test_what_is_no_answer_yet_is_waited_out() -> None:
     assert not answering.is_alive()
 
 
+@pytest.mark.parametrize("taken_when", ["before", "while it starts"])
 @pytest.mark.slow
-def test_ui_shows_the_experiment_and_ends_with_all_its_processes(root: Path) -> None:
+def test_ui_shows_the_experiment_and_ends_with_all_its_processes(root: Path, taken_when: str) -> None:
     with tracking.start("train", "e", root=root) as run:
         run.image("samples", np.zeros((28, 28), np.uint8), step=1)
     with socket.socket() as taken:
@@ -617,9 +618,12 @@ def test_ui_shows_the_experiment_and_ends_with_all_its_processes(root: Path) -> 
         code = f"""
 import signal
 from pathlib import Path
-from pipeline.tracking import ui
+from pipeline import tracking
 signal.signal(signal.SIGINT, signal.default_int_handler)
-ui(Path({str(root)!r}), {port}, open_browser=False, experiment_name="e")
+free = tracking._free_port
+if {taken_when == "while it starts"}:
+    tracking._free_port = lambda port: port if port == {port} else free(port)
+tracking.ui(Path({str(root)!r}), {port}, open_browser=False, experiment_name="e")
 """
         command = [sys.executable, "-c", code]
         process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)

@@ -146,8 +146,7 @@ class Setup:
     def content(self) -> dict[str, Any]:
         """As treatments.json holds it: without what is a setting's own, or the machine's, and without the grids: a row
         is as true whatever other weights were tried, so that a grid may grow."""
-        values = plain(self)
-        values |= {
+        values = plain(self) | {
             "architecture": hashed(self.architecture, init="torch"),
             "aim": hashed(self.aim, draws=1, draws_after=0),
         }

@@ -304,8 +304,8 @@ class Residual(nn.Module):
 def initialise(network: nn.Module) -> None:
     """Draws first weights that keep the size of what passes: N(0, 2 ÷ inputs of a unit), biases 0 (He 2015).
 
-    torch's own are √6 times smaller: through the six layers of an MLP's way from z to pixels and back a picture fades
-    to next to nothing, and the first epochs go into making it louder.
+    torch's own are √6 times smaller: what differs between codes then fades with every layer on its way to the pixels,
+    and the first epochs go into making it louder.
     """
     with torch.no_grad():
         for layer in network.modules():

@@ -722,7 +722,8 @@ def batch_size(setting: Setting, device: torch.device) -> int:
     if tune.population != "auto":
         return tune.population
     learned_from = max(4, math.ceil(tune.trials / 3))  # what is asked at once can't learn from one another
-    return min(learned_from, population.auto_size(device, setting.architecture, setting.train.batch_size))
+    codes = setting.train.batch_size * setting.aim.draws  # that a member decodes at once
+    return min(learned_from, population.auto_size(device, setting.architecture, codes))
 
 
 def stacks(setting: Setting, batch: Sequence[Candidate]) -> list[tuple[Architecture, list[Candidate]]]:

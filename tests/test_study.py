@@ -422,6 +422,14 @@ def test_the_population_is_as_large_as_asked_or_as_leaves_something_to_learn() -
     assert study.batch_size(having(trials=10_000), CPU) == 16
 
 
+def test_several_draws_leave_room_for_fewer_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = dataclasses.replace(SETTING, aim=objective_params(draws=50))
+    needed = 16 * population.member_bytes(SETTING.architecture, SETTING.train.batch_size)
+    monkeypatch.setattr(population, "_memory", lambda _: 2 * needed)
+    assert study.batch_size(having(trials=10_000), CPU) == 16
+    assert study.batch_size(having(several, trials=10_000), CPU) < 4
+
+
 # Being interrupted, dying, going on
 
 

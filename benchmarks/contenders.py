@@ -13,12 +13,14 @@ import contextlib
 import io
 import itertools
 import logging
+import multiprocessing
 import struct
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +236,36 @@ CONTENDERS: dict[str, Contender] = {
     "ours": ours,
 }
 UNCONDITIONAL = ("pythae",)  # another model: its elbo is not compared
+
+
+def apart(name: str, setting: Setting, network: CVAE) -> Iterator[float]:
+    """A contender's rounds in a process of its own, where nothing is set that the product sets for a whole process.
+
+    Between rounds that process waits. After each, `network` holds what it has learned.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, name, setting))
+    process.start()
+    there.close()  # so that reading ends where the process does
+    try:
+        for _ in range(setting.rounds):
+            here.send("next")
+            seconds, weights = here.recv()
+            network.load_state_dict({key: torch.from_numpy(array) for key, array in weights.items()})
+            yield seconds
+    finally:
+        here.close()
+        process.join()
+
+
+def _serve(line: Connection, name: str, setting: Setting) -> None:
+    network = setting.network()
+    rounds = CONTENDERS[name](setting, network)
+    with contextlib.suppress(EOFError):  # nobody wants any more
+        while line.recv():
+            seconds = next(rounds)
+            line.send((seconds, {key: tensor.numpy() for key, tensor in network.state_dict().items()}))
 
 
 def _as_published(folder: Path, split: Split) -> None:

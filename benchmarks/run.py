@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks import charts, machine, population, results
-from benchmarks.contenders import CONTENDERS, UNCONDITIONAL, Setting
+from benchmarks.contenders import CONTENDERS, UNCONDITIONAL, Setting, apart
 from pipeline import console, data
 from pipeline.device import has_bfloat16, pick_device
 from pipeline.errors import UserError
@@ -104,7 +104,12 @@ def race(preset: str, train: data.Split, validation: data.Split, rounds: int) ->
     taking_part = {entry.name: entry for entry in entries(device)}
     settings = {name: entry.setting(preset, train, validation, rounds) for name, entry in taking_part.items()}
     networks = {name: setting.network() for name, setting in settings.items()}
-    running = {name: CONTENDERS[entry.contender](settings[name], networks[name]) for name, entry in taking_part.items()}
+    running = {
+        name: apart(entry.contender, settings[name], networks[name])
+        if device.type == "cpu" and entry.contender != "ours"
+        else CONTENDERS[entry.contender](settings[name], networks[name])
+        for name, entry in taking_part.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for turn in range(rounds):
         for name, clock in running.items():

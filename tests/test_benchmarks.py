@@ -16,7 +16,7 @@ from bands import banded
 from settings import objective_params, train_params
 
 from benchmarks import charts, machine, results, run
-from benchmarks.contenders import CONTENDERS, Setting
+from benchmarks.contenders import CONTENDERS, Setting, apart
 from pipeline import data
 from pipeline.model import PRESETS, build
 
@@ -45,6 +45,17 @@ def test_a_contender_trains_once_a_round(name: str) -> None:
     assert min(times) > 0
     if name != "pythae":
         assert task.elbo(network) > task.elbo(task.network()) + 10
+
+
+@pytest.mark.slow
+def test_a_contender_apart_does_the_same_and_hands_its_weights_back() -> None:
+    task, network = setting(rounds=2), setting().network()
+    rounds = apart("dataloader", task, network)
+    elbos = [task.elbo(network)]
+    for seconds in rounds:
+        assert seconds > 0
+        elbos.append(task.elbo(network))
+    assert elbos[0] + 10 < elbos[1] < elbos[2]
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """Devices and precisions: what is asked for, or what pays."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -25,3 +28,42 @@ def test_precision_is_what_was_asked_for_and_auto_what_the_processor_has() -> No
     assert pick_precision("float32", CPU) == torch.float32
     assert pick_precision("bfloat16", CPU) == torch.bfloat16
     assert (pick_precision("auto", CPU) == torch.bfloat16) == has_bfloat16(CPU)
+
+
+# A product that threads share, and a training: most pixels are on in its first images alone.
+DENORMALS = """
+import sys, torch
+torch.set_num_threads(2)
+if sys.argv[1] == "picked":
+    from pipeline.device import pick_device
+    pick_device("cpu")
+small = torch.full((4_000_000,), 1e-40) * 0.9
+print((small != 0).float().mean().item())
+torch.manual_seed(0)
+layer = torch.nn.Linear(784, 32)
+images = torch.zeros(900, 16, 784)
+images[0] = torch.rand(16, 784)
+images[..., :300] = torch.rand(900, 16, 300)
+optimizer = torch.optim.Adam(layer.parameters(), fused=True)
+for batch in images:
+    layer(batch).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+means = optimizer.state[layer.weight]["exp_avg"]
+print(((means != 0) & (means.abs() < 1e-38)).sum().item())
+print(layer.weight.double().sum().item(), layer.weight.double().square().sum().item())
+"""
+
+
+def test_numbers_too_small_to_matter_count_as_nothing_on_a_processor() -> None:
+    """In all threads; the weights that Adam comes to are the very same."""
+
+    def run(how: str) -> list[str]:
+        command = [sys.executable, "-c", DENORMALS, how]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n", 2)
+
+    share, count, weights = run("picked")
+    assert (float(share), int(count)) == (0, 0)
+    plain_share, plain_count, plain_weights = run("plain")
+    assert (float(plain_share), plain_weights) == (1, weights)
+    assert int(plain_count) > 1000

@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.machine import wait
 from pipeline import objective, train
 from pipeline.data import FILES, Split, to_unit
-from pipeline.model import CVAE, PRESETS, build
+from pipeline.model import CVAE, PRESETS, Init, build
 from pipeline.objective import ObjectiveParams
 from pipeline.train import TrainParams
 
@@ -46,6 +46,7 @@ class Setting:
     params: TrainParams
     aim: ObjectiveParams
     rounds: int  # each over all rows of `train`
+    init: Init = "torch"
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +58,7 @@ class Setting:
         return len(self.train) // self.params.batch_size
 
     def network(self) -> CVAE:
-        return build(PRESETS[self.preset], 0)
+        return build(replace(PRESETS[self.preset], init=self.init), 0)
 
     def rate(self, step: int) -> float:
         return train.learning_rate(step, self.steps * self.rounds, self.params.learning_rate, self.params.warmup)

@@ -121,6 +121,9 @@ def test_each_of_our_settings_has_a_name_of_its_own() -> None:
     for entry in found:
         params = entry.setting("article", task.train, task.validation, 3).params
         assert (params.epochs, params.batch_size, params.compile) == (3, entry.batch_size, entry.compile)
+    first, loop = found[-1].setting("article", task.train, task.validation, 3).network(), task.network()
+    assert (found[-1].init, found[0].init) == ("he", "torch")
+    assert not torch.equal(first.pixels.weight, loop.pixels.weight)
 
 
 def test_a_verdict_for_each_bar() -> None:
@@ -175,6 +178,7 @@ def test_the_copy_of_the_training_images_is_what_torchvision_reads(tmp_path: Any
 
 def test_the_chart_is_small_and_names_the_machine(tmp_path: Any) -> None:
     entry = {"images_per_second": 1e4, "ratio": 2.0, "batch_size": 128, "precision": "float32", "compiled": False}
+    entry |= {"init": "torch"}
     race = dict.fromkeys(["dataloader", "dataloader_2_workers", "lightning", "pythae", "ours_float32_128"], entry)
     race["ours_float32_128_compiled"] = entry | {"compiled": True}
     signed = {"machine": machine.describe(CPU), "versions": machine.versions(), "date": "today"}

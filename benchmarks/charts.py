@@ -18,7 +18,9 @@ NAMES = {
 
 def race(results: dict[str, Any]) -> "Figure":
     """Images a second of every contender, a panel a preset; ours stand out, and the setting that counts is marked."""
-    figure = _figure(9.6, 4.4)
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(9.6, 5.2)
     presets = results["contenders"]
     for axes, (preset, entries) in zip(figure.subplots(1, len(presets)), presets.items(), strict=True):
         names = list(entries)[::-1]
@@ -31,6 +33,8 @@ def race(results: dict[str, Any]) -> "Figure":
             note = f" {values[row]:,.0f}   {entries[name]['ratio']:.1f} ×"
             axes.text(values[row], row, note, va="center", fontsize=8, color=INK)
         axes.set_xlim(0, 1.35 * max(values))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_title(f"{preset}: images a second in training", fontsize=10, color=INK, loc="left")
         _plain(axes)
     _signed(figure, results)

@@ -82,9 +82,9 @@ def test_a_broken_contender_is_told_from_one_that_does_the_work() -> None:
         "ours_float32_512": entry | {"batch_size": 512, "elbo": -140.0},
     }
     loop = {"dataloader": entry | {"elbo": -100.0}}
-    assert run.agreed(loop | ours) == ([], "ours_float32_128")
-    assert run.agreed(loop | {"lightning": entry | {"elbo": -120.0}} | ours)[0] == ["lightning"]
-    assert run.agreed(loop | {"pythae": entry | {"elbo": None}} | ours)[0] == []
+    assert run.agreed(loop | ours, 0.04) == ([], "ours_float32_128")
+    assert run.agreed(loop | {"lightning": entry | {"elbo": -120.0}} | ours, 0.04)[0] == ["lightning"]
+    assert run.agreed(loop | {"pythae": entry | {"elbo": None}} | ours, 0.04)[0] == []
 
 
 def test_ours_is_the_fastest_setting_whose_elbo_is_no_worse() -> None:
@@ -97,7 +97,7 @@ def test_ours_is_the_fastest_setting_whose_elbo_is_no_worse() -> None:
         "ours_float32_256": entry(256, -99, 4),
         "ours_float32_512": entry(512, -105, 9),
     }
-    assert run.agreed(race)[1] == "ours_float32_256"
+    assert run.agreed(race, 0.04)[1] == "ours_float32_256"
 
 
 @pytest.mark.slow

@@ -569,6 +569,7 @@ def _begin(setup: Setup, source: Source, threads: int, parent: int) -> None:
     global _bench
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one ends the others
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    pick_device("cpu")  # for what it sets in a process
     torch.set_num_threads(threads)
     _bench = Bench(setup, source)
 

@@ -263,7 +263,7 @@ def apart(name: str, setting: Setting, network: CVAE) -> Iterator[float]:
 def _serve(line: Connection, name: str, setting: Setting) -> None:
     network = setting.network()
     rounds = CONTENDERS[name](setting, network)
-    with contextlib.suppress(EOFError):  # nobody wants any more
+    with contextlib.suppress(EOFError, BrokenPipeError):  # nobody wants any more
         while line.recv():
             seconds = next(rounds)
             line.send((seconds, {key: tensor.numpy() for key, tensor in network.state_dict().items()}))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.files import replacing
+from pipeline.files import write_tensors
 from pipeline.model import CVAE, Model, ModelParams, build, resolve
 from pipeline.objective import ObjectiveParams
 from pipeline.params import parse
@@ -40,7 +40,7 @@ def save_model(path: Path | str, model: CVAE, density: Mapping[str, Tensor], par
     """Weights, fitted density and all params (plain, by section) in one safetensors file."""
     tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
     tensors |= {DENSITY + name: tensor for name, tensor in density.items()}
-    _write(path, tensors, {"kind": KIND, "params": json.dumps(params, sort_keys=True)})
+    write_tensors(path, tensors, {"kind": KIND, "params": json.dumps(params, sort_keys=True)})
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> Saved:
@@ -67,7 +67,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> Saved:
 def save_weights(path: Path | str, kind: str, model: Model, params: Mapping[str, Any]) -> None:
     """The weights of a model of another kind, with what rebuilds it (plain values), in one safetensors file."""
     tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
-    _write(path, tensors, {"kind": kind, "params": json.dumps(params, sort_keys=True)})
+    write_tensors(path, tensors, {"kind": kind, "params": json.dumps(params, sort_keys=True)})
 
 
 def load_weights(
@@ -98,7 +98,7 @@ def save_training(path: Path | str, training: Training[Any], notes: Mapping[str,
         tensors |= {TRAINED + name: tensor for name, tensor in training.trained.state_dict().items()}
     for index, state in training.optimizer.state_dict()["state"].items():
         tensors |= {f"{OPTIMIZER}{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    _write(path, tensors, {"kind": "training", "epoch": str(training.epoch), "notes": json.dumps(notes)})
+    write_tensors(path, tensors, {"kind": "training", "epoch": str(training.epoch), "notes": json.dumps(notes)})
 
 
 def resume_training(path: Path | str, training: Training[Any]) -> dict[str, Any] | None:
@@ -118,13 +118,6 @@ def resume_training(path: Path | str, training: Training[Any]) -> dict[str, Any]
     training.epoch = int(metadata["epoch"])
     notes: dict[str, Any] = json.loads(metadata["notes"])
     return notes
-
-
-def _write(path: Path | str, tensors: Mapping[str, Tensor], notes: dict[str, str]) -> None:
-    from safetensors.torch import save_file
-
-    with replacing(path) as part:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, notes)
 
 
 def _read(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:

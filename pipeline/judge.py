@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipeline.data import CLASSES, SIDE, Split, batches, epoch_seed, to_unit
 from pipeline.device import has_bfloat16
 from pipeline.errors import UserError
-from pipeline.files import replacing
+from pipeline.files import write_tensors
 from pipeline.params import Range
 
 KIND = "judge"
@@ -198,11 +198,7 @@ def read(judge: Judge, images: Tensor) -> Reading:
 
 def save(judge: Judge, path: Path | str, metadata: Mapping[str, str]) -> None:
     """The weights in one safetensors file, with `metadata` (params, data) beside them."""
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in judge.state_dict().items()}
-    with replacing(path) as part:
-        save_file(tensors, part, {**metadata, "kind": KIND})
+    write_tensors(path, judge.state_dict(), {**metadata, "kind": KIND})
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> Judge:

@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
-from pipeline.files import home, replacing, sha256, write_json
+from pipeline.files import home, replacing, sha256, write_json, write_tensors
 
 
 def names(folder: Path) -> list[str]:
@@ -97,3 +99,17 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
 )
 def test_home_is_the_project_that_dvc_copied(folder: str, expected: str) -> None:
     assert home(Path(folder)) == Path(expected)
+
+
+def test_the_same_tensors_make_the_same_file(tmp_path: Path) -> None:
+    """The library's own order of metadata is another each time: of five notes, hardly ever the same one ten times."""
+    tensors = {"b": torch.arange(6.0).view(2, 3), "a": torch.tensor(3)}
+    notes = {name: f"β = {name}" for name in "edcba"}
+    paths = [tmp_path / f"{number}.safetensors" for number in range(10)]
+    for path in paths:
+        write_tensors(path, tensors, notes)
+    assert len({path.read_bytes() for path in paths}) == 1
+    with safe_open(paths[0], framework="pt") as file:
+        assert file.metadata() == notes
+        for name, tensor in tensors.items():
+            assert torch.equal(file.get_tensor(name), tensor)

@@ -239,7 +239,7 @@ CONTENDERS: dict[str, Contender] = {
 UNCONDITIONAL = ("pythae",)  # another model: its elbo is not compared
 
 
-def apart(name: str, setting: Setting, network: CVAE) -> Iterator[float]:
+def in_own_process(name: str, setting: Setting, network: CVAE) -> Iterator[float]:
     """A contender's rounds in a process of its own, where nothing is set that the product sets for a whole process.
 
     Between rounds that process waits. After each, `network` holds what it has learned.

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks import charts, machine, population, results
-from benchmarks.contenders import CONTENDERS, UNCONDITIONAL, Setting, apart
+from benchmarks.contenders import CONTENDERS, UNCONDITIONAL, Setting, in_own_process
 from pipeline import console, data
 from pipeline.device import has_bfloat16, pick_device
 from pipeline.errors import UserError
@@ -110,7 +110,7 @@ def race(preset: str, train: data.Split, validation: data.Split, rounds: int) ->
     settings = {name: entry.setting(preset, train, validation, rounds) for name, entry in taking_part.items()}
     networks = {name: setting.network() for name, setting in settings.items()}
     running = {
-        name: apart(entry.contender, settings[name], networks[name])
+        name: in_own_process(entry.contender, settings[name], networks[name])
         if device.type == "cpu" and entry.contender != "ours"
         else CONTENDERS[entry.contender](settings[name], networks[name])
         for name, entry in taking_part.items()

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import multiprocessing
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from bands import banded
 from settings import objective_params, train_params
 
 from benchmarks import charts, machine, results, run
-from benchmarks.contenders import CONTENDERS, Setting, apart
+from benchmarks.contenders import CONTENDERS, Setting, in_own_process
 from pipeline import data
 from pipeline.model import PRESETS, build
 
@@ -48,14 +49,15 @@ def test_a_contender_trains_once_a_round(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_contender_apart_does_the_same_and_hands_its_weights_back() -> None:
-    task, network = setting(rounds=2), setting().network()
-    rounds = apart("dataloader", task, network)
+def test_a_contender_in_its_own_process_trains_once_a_round_and_hands_its_weights_back() -> None:
+    task, network, others = setting(rounds=2), setting().network(), multiprocessing.active_children()
+    rounds = in_own_process("dataloader", task, network)
     elbos = [task.elbo(network)]
     for seconds in rounds:
         assert seconds > 0
         elbos.append(task.elbo(network))
     assert elbos[0] + 10 < elbos[1] < elbos[2]
+    assert set(multiprocessing.active_children()) <= set(others)  # it has ended
 
 
 @pytest.mark.slow

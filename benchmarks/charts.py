@@ -71,8 +71,7 @@ def _named(name: str, entry: dict[str, Any]) -> str:
     if not name.startswith("ours"):
         return NAMES[name]
     precision = ", bfloat16" if entry["precision"] == "bfloat16" else ""
-    init = ", he" if entry["init"] == "he" else ""
-    return f"ours, batch {entry['batch_size']}{precision}{init}{', compiled' if entry['compiled'] else ''}"
+    return f"ours, batch {entry['batch_size']}{precision}{', compiled' if entry['compiled'] else ''}"
 
 
 def _figure(width: float, height: float) -> "Figure":

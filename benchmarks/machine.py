@@ -108,16 +108,22 @@ def flops(shapes: Sequence[tuple[int, int, int]]) -> int:
 def matmul_seconds(
     shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype, device: torch.device, rounds: int = 5
 ) -> float:
-    """Seconds that the products take one after another, and nothing between them."""
+    """Seconds that the products take one after another, and nothing between them.
 
-    def pair(m: int, k: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.randn(m, k, device=device).to(dtype), torch.randn(k, n, device=device).to(dtype)
+    In turn, as in a step, each with operands of its own: the same two matrices multiplied again and again lie in a
+    core's own cache, and are 1.1 times as fast.
+    """
 
-    measured: dict[tuple[int, int, int], float] = {}
-    for shape in set(shapes):
-        a, b = pair(*shape)
-        measured[shape] = seconds(lambda a=a, b=b: a @ b, device, rounds, 0.02)  # type: ignore[misc]
-    return sum(measured[shape] for shape in shapes)
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, device=device).to(dtype)
+
+    pairs = [(matrix(m, k), matrix(k, n)) for m, k, n in shapes]
+
+    def all_of_them() -> None:
+        for a, b in pairs:
+            a @ b
+
+    return seconds(all_of_them, device, rounds)
 
 
 def copy_bandwidth(device: torch.device) -> float:

@@ -20,6 +20,7 @@ from pipeline.evaluation import (
     Pictures,
     Reader,
     compare,
+    learned,
     means,
     read_samples,
     read_split,
@@ -41,6 +42,7 @@ NARROW = 0.8  # of diversity: between β = 1 (0.89) and β = 3 (0.77) of one net
 SQUEEZED = 0.9  # of reconstruction in reconstruction + kl: the same network has 0.81 at β = 1 and 0.93 at β = 3
 FALLING = 0.15  # of a run's whole fall, what its last half brought: the default has 0.09 after 10 epochs, 0.26 after 4
 NATS = 2.0  # per image, a fiftieth of the default's −elbo: a smaller change is not worth another run
+LEARNED = 2.0  # nats a code: training images' codes are then held for seven times as likely as unseen ones
 OFF = math.sqrt(2)  # σ ÷ the best σ: the square of it weighs the KL, which is then pressed as by half or twice β
 FLOOR = 0.5  # of the reconstruction that no model can avoid
 
@@ -256,6 +258,20 @@ def overfitted(case: Case) -> Finding | None:
     return Finding("overfitted", "warning", evidence, says, remedy)
 
 
+def images_remembered(case: Case) -> Finding | None:
+    """The fitted density knows training images' codes, not where codes lie."""
+    unseen, known = _figure(case, "fitted.log_density"), _figure(case, "fitted.log_density_train")
+    if known - unseen < LEARNED:
+        return None
+    evidence = (Evidence("fitted.log_density_train − fitted.log_density", known - unseen, "at least", LEARNED),)
+    says = (
+        f"The fitted density is {known - unseen:.3g} nats higher at codes of training images than at those of others: "
+        "its samples are near copies of training images, which frechet, diversity and coverage don't hold against it."
+    )
+    remedy = "Fewer Gaussians (sample.components): best are those with the highest fitted.log_density."
+    return Finding("images_remembered", "warning", evidence, says, remedy)
+
+
 def likelihood_mismatched(case: Case) -> Finding | None:
     """A σ far from the one that explains the errors best, or a Bernoulli's cross entropy on grey pixels."""
     if case.aim.likelihood in ("gaussian", "sigma_learned", "sigma_optimal"):
@@ -295,6 +311,7 @@ CHECKS: dict[str, Callable[[Case], Finding | None]] = {
     "over_regularised": over_regularised,
     "under_trained": under_trained,
     "overfitted": overfitted,
+    "images_remembered": images_remembered,
     "likelihood_mismatched": likelihood_mismatched,
     "judge_unfit": judge_unfit,
 }
@@ -432,12 +449,14 @@ def examine(
     if judge is None:
         return figures
     real = read_split(judge, unseen)
+    known = same_classes(train, real.digits, seed)
     sets: dict[str, Pictures] = {
         **{name: read_samples(judge, model, density, real, name, seed) for name in SAMPLERS},
-        "real": read_split(judge, same_classes(train, real.digits, seed)),
+        "real": read_split(judge, known),
     }
     right = (real.reading.labels == real.digits).float().mean()
     figures |= flat({name: means(compare(real, pictures)) for name, pictures in sets.items()})
+    figures |= flat({"fitted": learned(model, density, unseen, known, aim.pixels, seed)})
     return figures | {"judge_accuracy": float(right)}
 
 

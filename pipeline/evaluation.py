@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from pipeline import bound, metrics
-from pipeline.data import CLASSES, PIXELS, Split, to_unit
+from pipeline.data import CLASSES, PIXELS, Pixels, Split, epoch_seed, to_unit
 from pipeline.errors import UserError
 from pipeline.likelihood import EXACT_ON_LEVELS
 from pipeline.model import CVAE
 from pipeline.objective import ObjectiveParams
 from pipeline.params import Range
-from pipeline.sample import SAMPLERS, Density, Sampler, draw, fit_density
+from pipeline.sample import SAMPLERS, Density, Sampler, draw, encoded, fit_density
 from pipeline.train import validate
 
 COLLAPSED_DIVERSITY = 0.2
@@ -121,9 +121,10 @@ def evaluate(
 ) -> Evaluation:
     """All figures of a model on `split`; `train` gives the ceiling, real images taken as if they were samples."""
     real = read_split(judge, split)
+    known = same_classes(train, real.digits, params.seed)
     sets: dict[str, Pictures] = {
         **{name: read_samples(judge, model, density, real, name, params.seed) for name in SAMPLERS},
-        "real": read_split(judge, same_classes(train, real.digits, params.seed)),
+        "real": read_split(judge, known),
     }
     per_class = pd.DataFrame(
         [{"sampler": name, **row} for name, pictures in sets.items() for row in compare(real, pictures)]
@@ -132,6 +133,7 @@ def evaluate(
     means: dict[str, dict[str, float]] = {
         name: {str(metric): value for metric, value in table.loc[name].to_dict().items()} for name in sets
     }
+    means["fitted"] |= learned(model, density, split, known, aim.pixels, params.seed)
     fit = explain(model, split, aim, params)
     most_diverse = max(means[name]["diversity"] for name in SAMPLERS)
     fit["collapsed"] = fit["active_units"] == 0 or most_diverse < COLLAPSED_DIVERSITY
@@ -148,6 +150,20 @@ def evaluate(
         "seed": params.seed,
     }
     return Evaluation({**fit, **means, "protocol": protocol}, per_class)
+
+
+def learned(model: CVAE, density: Density, unseen: Split, known: Split, pixels: Pixels, seed: int) -> dict[str, float]:
+    """What a fitted density says of codes, nats a code: of unseen images, and of images that it was fitted to.
+
+    A density that learned where codes lie says about the same of both. One with a Gaussian for every few images has
+    learned these images: its samples are their copies, which no comparison with real images holds against it.
+    """
+    parts = {"log_density": unseen, "log_density_train": known}
+    # Other draws than those that it was fitted to.
+    return {
+        name: float(density.log_prob(encoded(model, part, pixels, epoch_seed(seed, 2)), part.labels).mean())
+        for name, part in parts.items()
+    }
 
 
 @dataclass(frozen=True)

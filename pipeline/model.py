@@ -16,9 +16,10 @@ from pipeline.data import CLASSES, PIXELS, SIDE
 from pipeline.params import Range
 
 Kind = Literal["mlp", "conv", "resnet"]
-Init = Literal["he", "torch"]
+Init = Literal["dark", "he", "torch"]
 Conditioning = Literal["sum", "mean", "product", "concat"]
 Size = Annotated[int, Range(least=1, most=8192)]
+DARK = -2.0  # the logit of MNIST's mean grey value, 0.13
 MOST_SCALES = 2  # 28 → 14 → 7, which no further halving divides
 
 
@@ -57,7 +58,7 @@ class Architecture:
     """All that an untrained CVAE is: its shapes, and what its first weights are drawn from.
 
     encoder_hidden, decoder_hidden: the dense layers. channels, blocks: of the convolutions, at 14 × 14 pixels and at
-    7 × 7; none of either in an MLP. init: `initialise`d, or torch's own.
+    7 × 7; none of either in an MLP. init: `initialise`d (`dark`: and `darken`ed), or torch's own.
     """
 
     latent_size: int
@@ -217,9 +218,11 @@ class CVAE(Model):
             self.pixels = Deconvolutions(code, channels, blocks)
         self.likelihood = likelihood.build(likelihood_name, sigma)
         self.prior_weights = PriorWeights(architecture)
-        if architecture.init == "he":
+        if architecture.init != "torch":
             for part in (self.encoder, self.condition, self.decoder, self.pixels):
                 initialise(part)
+        if architecture.init == "dark":
+            darken(self.pixels if isinstance(self.pixels, nn.Linear) else self.pixels.body[-1])
         scale_down(self.encoder)
         scale_down(self.pixels)
 
@@ -269,8 +272,8 @@ class PriorWeights(nn.Module):
             self.mu = nn.Parameter(torch.zeros(CLASSES, architecture.latent_size))
             self.log_var = nn.Parameter(torch.zeros(CLASSES, architecture.latent_size))
         elif architecture.prior == "mixture":
-            # Logits of grey values, around MNIST's mean of 0.13 and each different from the others.
-            self.pseudo_inputs = nn.Parameter(torch.randn(CLASSES, architecture.prior_components, PIXELS) - 2)
+            # Logits of grey values, each different from the others.
+            self.pseudo_inputs = nn.Parameter(torch.randn(CLASSES, architecture.prior_components, PIXELS) + DARK)
 
 
 class Dense(nn.Sequential):
@@ -319,6 +322,17 @@ def initialise(network: nn.Module) -> None:
             layer.weight.normal_(0, math.sqrt(2 / inputs))
             if layer.bias is not None:
                 layer.bias.zero_()
+
+
+def darken(last: nn.Linear | nn.ConvTranspose2d) -> None:
+    """Makes the first pictures dark and much alike: weights a third as loud, every bias the logit of MNIST's mean.
+
+    He's weights make random pictures, half of them bright: the first steps go into putting out pixels that are off in
+    almost every digit. Where a training has few steps, as with large batches, that is much of it.
+    """
+    with torch.no_grad():
+        last.weight /= 3
+        last.bias.fill_(DARK)  # type: ignore[union-attr]
 
 
 def scale_down(network: nn.Module) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.bound import posteriors
 from pipeline.data import CLASSES, SIDE, Pixels, Split, epoch_seed
+from pipeline.likelihood import LOG_2PI
 from pipeline.model import CVAE, one_hot
 from pipeline.params import Range
 
@@ -53,6 +54,19 @@ class Density:
         within = torch.einsum("ck,ckij,cklj->cil", self.weights, self.roots, self.roots)
         return mean, within + torch.einsum("ck,cki,ckj->cij", self.weights, away, away)
 
+    def log_prob(self, z: Tensor, labels: Tensor) -> Tensor:
+        """log p(z∣y) of codes (N, latent) with labels (N,): (N,) nats, in float64."""
+        found = z.new_empty(len(z), dtype=torch.float64)
+        for digit in range(CLASSES):
+            used = self.weights[digit] > 0
+            weights, means, roots = (part[digit, used].double() for part in (self.weights, self.means, self.roots))
+            log_volume = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1) + z.shape[1] / 2 * LOG_2PI
+            for rows in (labels == digit).nonzero().squeeze(1).split(1000):
+                away = torch.linalg.solve_triangular(roots, (z[rows] - means[:, None]).mT, upper=False)
+                parts = weights.log() - log_volume - away.square().sum(1).T / 2  # (n, C)
+                found[rows] = parts.logsumexp(1)
+        return found
+
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Codes (N, latent) for labels (N,)."""
         component = torch.multinomial(self.weights[labels], 1, generator=generator).squeeze(1)
@@ -70,9 +84,7 @@ def fit_density(model: CVAE, split: Split, pixels: Pixels, components: int, seed
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    mu, log_var = posteriors(model, split, pixels, seed)
-    source = torch.Generator(mu.device).manual_seed(epoch_seed(seed, 1))  # other draws than the pixels'
-    z = mu + (log_var / 2).exp() * torch.randn(mu.shape, generator=source, device=mu.device)
+    z = encoded(model, split, pixels, seed)
     codes, labels = z.cpu().double().numpy(), split.labels.cpu().numpy()
     size = codes.shape[1]
     weights = np.zeros((CLASSES, components))
@@ -94,7 +106,14 @@ def fit_density(model: CVAE, split: Split, pixels: Pixels, components: int, seed
             weights[digit, :count] = mixture.weights_
             means[digit, :count] = mixture.means_
             roots[digit, :count] = np.linalg.cholesky(mixture.covariances_)
-    return Density(*(torch.from_numpy(array).float().to(mu.device) for array in (weights, means, roots)))
+    return Density(*(torch.from_numpy(array).float().to(z.device) for array in (weights, means, roots)))
+
+
+def encoded(model: CVAE, split: Split, pixels: Pixels, seed: int) -> Tensor:
+    """One draw of q(z∣x,y) for each image of a split, (N, latent)."""
+    mu, log_var = posteriors(model, split, pixels, seed)
+    source = torch.Generator(mu.device).manual_seed(epoch_seed(seed, 1))  # other draws than the pixels'
+    return mu + (log_var / 2).exp() * torch.randn(mu.shape, generator=source, device=mu.device)
 
 
 def _mixture(rows: np.ndarray, components: int, seed: int) -> "GaussianMixture | None":

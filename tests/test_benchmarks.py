@@ -124,7 +124,7 @@ def test_each_of_our_settings_has_a_name_of_its_own() -> None:
         params = entry.setting("article", task.train, task.validation, 3).params
         assert (params.epochs, params.batch_size, params.compile) == (3, entry.batch_size, entry.compile)
     first, loop = found[-1].setting("article", task.train, task.validation, 3).network(), task.network()
-    assert (found[-1].init, found[0].init) == ("he", "torch")
+    assert (found[-1].init, found[0].init) == ("dark", "torch")
     assert not torch.equal(first.pixels.weight, loop.pixels.weight)
 
 

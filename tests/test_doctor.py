@@ -36,6 +36,7 @@ def healthy(**figures: float) -> Case:
         "reconstruction": 80.0, "kl": 20.0, "active_units": 12, "judge_accuracy": 0.995, "grey_floor": 30.0,
         "prior.class_accuracy": 0.95, "prior.diversity": 0.9, "prior.frechet": 3.0,
         "fitted.class_accuracy": 0.98, "fitted.diversity": 0.9, "fitted.frechet": 2.5, "real.frechet": 0.8,
+        "fitted.log_density": -16.5, "fitted.log_density_train": -16.0,
     }  # fmt: skip
     changed = {name.replace("__", "."): value for name, value in figures.items()}
     return Case(objective_params(), good | changed, history(200, 120, 102, 101, 100, 100), "standard", "concat")
@@ -73,6 +74,7 @@ SICK = {
         replace(healthy(), history=history(200, 150)),
     ],
     "overfitted": [replace(healthy(), history=history(200, 120, 100, 101, 103))],
+    "images_remembered": [healthy(fitted__log_density=-21.0, fitted__log_density_train=-12.0)],
     "likelihood_mismatched": [sigma_case(0.4, 0.2), sigma_case(0.1, 0.2), sigma_case(0.4, 0.2, "sigma_learned")],
     "judge_unfit": [healthy(judge_accuracy=0.9)],
 }
@@ -226,7 +228,9 @@ def test_examining_without_a_judge_leaves_the_samples_out_and_with_one_finds_all
     assert not any("." in name for name in alone)
     assert doctor.diagnose(Case(objective_params(), full, history(9, 8))).unchecked == {}
     lacking = doctor.diagnose(Case(objective_params(), alone, history(9, 8))).unchecked
-    assert set(lacking) == {"label_ignored", "prior_hole", "over_regularised", "judge_unfit"}
+    assert set(lacking) == {
+        "label_ignored", "prior_hole", "over_regularised", "images_remembered", "judge_unfit",
+    }  # fmt: skip
 
 
 def test_a_gaussian_gives_its_sigma_and_nothing_of_grey() -> None:

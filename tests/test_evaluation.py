@@ -12,12 +12,12 @@ from settings import objective_params
 from torch import nn
 
 from pipeline import evaluation, likelihood, metrics
-from pipeline.data import to_unit
+from pipeline.data import Split, to_unit
 from pipeline.errors import UserError
 from pipeline.evaluation import EvaluateParams, Evaluation, Pictures
 from pipeline.model import CVAE, Architecture, build
 from pipeline.objective import ObjectiveParams
-from pipeline.sample import Density
+from pipeline.sample import Density, fit_density
 
 SMALL = Architecture(4, (32,), (32,), "concat", encoder_sees_label=True)
 AIM = objective_params(kl_weight=0.5)
@@ -78,6 +78,7 @@ def test_the_summary_has_every_figure_by_its_name() -> None:
     )
     for sampler in ("prior", "fitted", "real"):
         assert set(SAMPLE_FIGURES) <= set(summary[sampler])
+    assert {"log_density", "log_density_train"} <= set(summary["fitted"])
 
 
 def test_the_summary_can_be_written_as_json() -> None:
@@ -122,6 +123,27 @@ def test_a_headline_is_the_mean_over_classes(name: str) -> None:
     for sampler in ("prior", "fitted", "real"):
         rows = result.per_class[result.per_class["sampler"] == sampler]
         assert result.summary[sampler][name] == pytest.approx(rows[name].mean())
+
+
+def test_a_density_that_knows_the_images_it_was_fitted_to_is_told_from_one_that_knows_where_codes_lie() -> None:
+    """Of 30 images a class: a Gaussian for every second one, or one for all."""
+    known, unseen = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+    train, test = (
+        Split(torch.randint(0, 256, (300, 1, 28, 28), generator=source, dtype=torch.uint8), torch.arange(300) % 10)
+        for source in (known, unseen)
+    )
+    model = lively()
+    with torch.no_grad():
+        model.log_var.bias.fill_(-8)
+        model.log_var.weight.zero_()
+
+    def gap(components: int) -> float:
+        density = fit_density(model, train, "grey", components, 0)
+        says = evaluation.learned(model, density, test, train, "grey", 0)
+        return says["log_density_train"] - says["log_density"]
+
+    assert gap(1) < 1
+    assert gap(15) > 10
 
 
 def test_the_elbo_is_minus_both_terms_and_the_bound_with_many_draws_is_no_looser() -> None:

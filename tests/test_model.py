@@ -94,6 +94,7 @@ def test_nulls_are_the_preset_s() -> None:
         {"conditioning": "product"},
         {"encoder_sees_label": False},
         {"init": "he"},
+        {"init": "dark"},
     ],
 )
 def test_one_value_changes_that_value_alone(change: dict[str, object]) -> None:
@@ -216,6 +217,21 @@ def test_he_weights_have_their_variance_and_no_bias(shape: dict[str, Any]) -> No
     biases = [value for name, value in model.encoder.named_parameters() if name.endswith("bias")]
     assert biases
     assert not any(bias.any() for bias in biases)
+
+
+@pytest.mark.parametrize("shape", [{}, *CONVOLUTIONS[1:]])
+def test_dark_networks_are_he_s_but_for_the_last_layer_and_draw_dark_pictures_that_differ_less(
+    shape: dict[str, Any],
+) -> None:
+    he, dark = (build(replace(SMALL, init=init, **shape), 0) for init in ("he", "dark"))
+    apart = {name for name, weight in he.state_dict().items() if not torch.equal(weight, dark.state_dict()[name])}
+    assert len(apart) == 2
+    assert all(name.startswith("pixels") for name in apart)
+    with torch.no_grad():
+        codes, labels = draws(200, 1, 4), LABELS[:1]
+        loud, quiet = he.decode(codes, labels), dark.decode(codes, labels)
+    assert torch.allclose(quiet + 2, loud / 3, atol=1e-5)
+    assert quiet.sigmoid().mean().item() == pytest.approx(0.13, abs=0.03)
 
 
 def test_each_pixel_of_a_transposed_convolution_reads_a_stride_th_of_the_kernel() -> None:

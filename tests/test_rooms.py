@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "completion": "bound checkpoint data likelihood metrics model objective params prior train",
     "population": "data device errors likelihood model objective params train",
     "bound": "data model prior",
-    "sample": "bound data model params",
+    "sample": "bound data likelihood model params",
     "checkpoint": "errors files model objective params train",
     "evaluation": "bound data errors likelihood metrics model objective params sample train",
     "tracking": "errors files params",

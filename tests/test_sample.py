@@ -67,6 +67,18 @@ def test_components_are_drawn_by_their_weights() -> None:
     assert (z[:, 0] > 0).float().mean() == pytest.approx(0.75, abs=0.02)
 
 
+def test_log_prob_is_that_of_torch_s_own_mixture() -> None:
+    z, labels = torch.randn(400, 2, generator=source()) * 3, LABELS.repeat(40)
+    found = density().log_prob(z, labels)
+    for digit in range(10):
+        weights, means, roots = (part[digit].double() for part in density().tensors().values())
+        mixture = torch.distributions.MixtureSameFamily(
+            torch.distributions.Categorical(weights), torch.distributions.MultivariateNormal(means, scale_tril=roots)
+        )
+        assert torch.allclose(found[labels == digit], mixture.log_prob(z[labels == digit].double()))
+    assert found.isfinite().all()
+
+
 def test_each_row_is_drawn_from_its_own_label() -> None:
     labels = torch.tensor([7, 0, 9, 5])
     assert torch.allclose(density().draw(labels, source()), labels[:, None].float().expand(4, 2), atol=0.1)

@@ -14,6 +14,7 @@ import io
 import itertools
 import logging
 import multiprocessing
+import os
 import struct
 import tempfile
 import time
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.machine import wait
-from pipeline import objective, train
+from pipeline import SPINNING, SPINS, objective, train
 from pipeline.data import FILES, Split, to_unit
 from pipeline.model import CVAE, PRESETS, Init, build
 from pipeline.objective import ObjectiveParams
@@ -247,7 +248,8 @@ def in_own_process(name: str, setting: Setting, network: CVAE) -> Iterator[float
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, name, setting))
-    process.start()
+    with without_our_environment():
+        process.start()
     there.close()  # so that reading ends where the process does
     try:
         for _ in range(setting.rounds):
@@ -258,6 +260,17 @@ def in_own_process(name: str, setting: Setting, network: CVAE) -> Iterator[float
     finally:
         here.close()
         process.join()
+
+
+@contextlib.contextmanager
+def without_our_environment() -> Iterator[None]:
+    """What `pipeline` sets for a whole process goes to its children as well, unless it is taken out."""
+    ours = os.environ.pop(SPINNING, None) if os.environ.get(SPINNING) == SPINS else None
+    try:
+        yield
+    finally:
+        if ours is not None:
+            os.environ[SPINNING] = ours
 
 
 def _serve(line: Connection, name: str, setting: Setting) -> None:

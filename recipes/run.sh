@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs a recipe: a training of a quarter of an hour or more, for what the defaults leave out. NAME.yaml, beside it, is
+# Runs a recipe: a training of ten minutes or more, for what the defaults leave out. NAME.yaml, beside it, is
 # what it changes in params.yaml; reports/recipes/NAME/ is what came of it.
 #   sh recipes/run.sh samples
 # It runs in a copy of the project, as the experiment `recipe-samples`, so that the default's models and reports stay as

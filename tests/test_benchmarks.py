@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,9 +17,9 @@ import torch
 from bands import banded
 from settings import objective_params, train_params
 
-from benchmarks import charts, machine, results, run
+from benchmarks import charts, contenders, machine, results, run
 from benchmarks.contenders import CONTENDERS, Setting, in_own_process
-from pipeline import data
+from pipeline import SPINNING, SPINS, data
 from pipeline.model import PRESETS, build
 
 CPU = torch.device("cpu")
@@ -58,6 +59,16 @@ def test_a_contender_in_its_own_process_trains_once_a_round_and_hands_its_weight
         elbos.append(task.elbo(network))
     assert elbos[0] + 10 < elbos[1] < elbos[2]
     assert set(multiprocessing.active_children()) <= set(others)  # it has ended
+
+
+@pytest.mark.parametrize(("value", "inside"), [(SPINS, None), ("7", "7")])
+def test_yardsticks_do_not_inherit_what_the_product_sets_and_do_what_the_user_sets(
+    value: str, inside: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SPINNING, value)
+    with contenders.without_our_environment():
+        assert os.environ.get(SPINNING) == inside
+    assert os.environ[SPINNING] == value
 
 
 @pytest.mark.slow
@@ -100,6 +111,9 @@ def test_ours_is_the_fastest_setting_whose_elbo_is_no_worse() -> None:
         "ours_float32_512": entry(512, -105, 9),
     }
     assert run.agreed(race, 0.04)[1] == "ours_float32_256"
+    # A loop that ended badly is no licence for the others.
+    race |= {"dataloader": entry(128, -106, 1), "lightning": entry(128, -99, 2)}
+    assert run.agreed(race, 0.04) == (["dataloader"], "ours_float32_256")
 
 
 @pytest.mark.slow

@@ -266,7 +266,7 @@ def images_remembered(case: Case) -> Finding | None:
     evidence = (Evidence("fitted.log_density_train − fitted.log_density", known - unseen, "at least", LEARNED),)
     says = (
         f"The fitted density is {known - unseen:.3g} nats higher at codes of training images than at those of others: "
-        "its samples are near copies of training images, which frechet, diversity and coverage don't hold against it."
+        "its samples keep close to training images, which frechet, diversity and coverage don't hold against it."
     )
     remedy = "Fewer Gaussians (sample.components): best are those with the highest fitted.log_density."
     return Finding("images_remembered", "warning", evidence, says, remedy)

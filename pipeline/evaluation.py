@@ -156,7 +156,7 @@ def learned(model: CVAE, density: Density, unseen: Split, known: Split, pixels: 
     """What a fitted density says of codes, nats a code: of unseen images, and of images that it was fitted to.
 
     A density that learned where codes lie says about the same of both. One with a Gaussian for every few images has
-    learned these images: its samples are their copies, which no comparison with real images holds against it.
+    learned these images: its samples keep close to them, which no comparison with real images holds against it.
     """
     parts = {"log_density": unseen, "log_density_train": known}
     # Other draws than those that it was fitted to.

@@ -265,7 +265,7 @@ def images_remembered(case: Case) -> Finding | None:
         return None
     evidence = (Evidence("fitted.log_density_train − fitted.log_density", known - unseen, "at least", LEARNED),)
     says = (
-        f"The fitted density is {known - unseen:.3g} nats higher at codes of training images than at those of others: "
+        f"The fitted density is {known - unseen:,.1f} nats higher at codes of training images than at those of others: "
         "its samples keep close to training images, which frechet, diversity and coverage don't hold against it."
     )
     remedy = "Fewer Gaussians (sample.components): best are those with the highest fitted.log_density."
@@ -366,6 +366,8 @@ def _sigma_is_off(case: Case) -> Finding | None:
     remedy = (
         f"objective.sigma {best:.2g}, or objective.likelihood sigma_optimal, which finds it."
         if case.aim.likelihood == "gaussian"
+        else "It is that of errors on training images, which are smaller by now: train for fewer epochs (train.epochs)."
+        if case.aim.likelihood == "sigma_optimal"
         else "Train longer, or take objective.likelihood sigma_optimal, which has nothing to find."
     )
     return Finding("likelihood_mismatched", "warning", evidence, says, remedy)

@@ -75,7 +75,12 @@ SICK = {
     ],
     "overfitted": [replace(healthy(), history=history(200, 120, 100, 101, 103))],
     "images_remembered": [healthy(fitted__log_density=-21.0, fitted__log_density_train=-12.0)],
-    "likelihood_mismatched": [sigma_case(0.4, 0.2), sigma_case(0.1, 0.2), sigma_case(0.4, 0.2, "sigma_learned")],
+    "likelihood_mismatched": [
+        sigma_case(0.4, 0.2),
+        sigma_case(0.1, 0.2),
+        sigma_case(0.4, 0.2, "sigma_learned"),
+        sigma_case(0.1, 0.2, "sigma_optimal"),
+    ],
     "judge_unfit": [healthy(judge_accuracy=0.9)],
 }
 CASES = [(name, case) for name, cases in SICK.items() for case in cases]
@@ -120,6 +125,12 @@ def test_without_figures_nothing_is_found_and_all_is_said_to_be_unchecked(name: 
     diagnosis = doctor.diagnose(replace(case, figures={}, history=()))
     assert diagnosis.findings == ()
     assert name in diagnosis.unchecked
+
+
+def test_nobody_is_told_to_take_the_likelihood_that_they_have() -> None:
+    (found,) = doctor.diagnose(sigma_case(0.1, 0.2, "sigma_optimal")).findings
+    assert "sigma_optimal" not in found.remedy
+    assert "train.epochs" in found.remedy
 
 
 def test_a_figure_that_is_no_number_counts_as_missing() -> None:

@@ -19,7 +19,7 @@ import struct
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -240,7 +240,7 @@ CONTENDERS: dict[str, Contender] = {
 UNCONDITIONAL = ("pythae",)  # another model: its elbo is not compared
 
 
-def in_own_process(name: str, setting: Setting, network: CVAE) -> Iterator[float]:
+def in_own_process(name: str, setting: Setting, network: CVAE) -> Generator[float, None, None]:
     """A contender's rounds in a process of its own, where nothing is set that the product sets for a whole process.
 
     Between rounds that process waits. After each, `network` holds what it has learned.

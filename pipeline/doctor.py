@@ -15,17 +15,7 @@ from torch import Tensor
 
 from pipeline import bound
 from pipeline.data import PIXELS, Split, to_unit
-from pipeline.evaluation import (
-    COLLAPSED_DIVERSITY,
-    Pictures,
-    Reader,
-    compare,
-    learned,
-    means,
-    read_samples,
-    read_split,
-    same_classes,
-)
+from pipeline.evaluation import COLLAPSED_DIVERSITY, Reader, side_by_side
 from pipeline.likelihood import LOG_2PI, Gaussian
 from pipeline.model import CVAE
 from pipeline.objective import ObjectiveParams
@@ -268,7 +258,10 @@ def images_remembered(case: Case) -> Finding | None:
         f"The fitted density is {known - unseen:,.1f} nats higher at codes of training images than at those of others: "
         "its samples keep close to training images, which frechet, diversity and coverage don't hold against it."
     )
-    remedy = "Fewer Gaussians (sample.components): best are those with the highest fitted.log_density."
+    remedy = (
+        "Fewer Gaussians (sample.components): the best density is the one with the highest fitted.log_density, which "
+        "`cvae doctor` of a model file shows on validation."
+    )
     return Finding("images_remembered", "warning", evidence, says, remedy)
 
 
@@ -450,16 +443,8 @@ def examine(
     }
     if judge is None:
         return figures
-    real = read_split(judge, unseen)
-    known = same_classes(train, real.digits, seed)
-    sets: dict[str, Pictures] = {
-        **{name: read_samples(judge, model, density, real, name, seed) for name in SAMPLERS},
-        "real": read_split(judge, known),
-    }
-    right = (real.reading.labels == real.digits).float().mean()
-    figures |= flat({name: means(compare(real, pictures)) for name, pictures in sets.items()})
-    figures |= flat({"fitted": learned(model, density, unseen, known, aim.pixels, seed)})
-    return figures | {"judge_accuracy": float(right)}
+    found = side_by_side(model, density, judge, unseen, train, aim.pixels, seed)
+    return figures | flat(found.means) | {"judge_accuracy": found.judge_accuracy}
 
 
 def _is_number(value: object) -> bool:

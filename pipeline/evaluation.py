@@ -67,6 +67,15 @@ class Evaluation:
     per_class: pd.DataFrame
 
 
+@dataclass(frozen=True)
+class SideBySide:
+    """Both samplers and real images: a row per sampler and digit, each one's means, and what the judge reads right."""
+
+    per_class: pd.DataFrame
+    means: dict[str, dict[str, float]]
+    judge_accuracy: float
+
+
 def compare(real: Pictures, fake: Pictures) -> Iterator[dict[str, float]]:
     """The sample metrics of each class in turn: a dictionary of digit and figures."""
     for digit in range(CLASSES):
@@ -120,24 +129,11 @@ def evaluate(
     split_name: str,
 ) -> Evaluation:
     """All figures of a model on `split`; `train` gives the ceiling, real images taken as if they were samples."""
-    real = read_split(judge, split)
-    known = same_classes(train, real.digits, params.seed)
-    sets: dict[str, Pictures] = {
-        **{name: read_samples(judge, model, density, real, name, params.seed) for name in SAMPLERS},
-        "real": read_split(judge, known),
-    }
-    per_class = pd.DataFrame(
-        [{"sampler": name, **row} for name, pictures in sets.items() for row in compare(real, pictures)]
-    )
-    table = per_class.drop(columns="digit").groupby("sampler", sort=False).mean()
-    means: dict[str, dict[str, float]] = {
-        name: {str(metric): value for metric, value in table.loc[name].to_dict().items()} for name in sets
-    }
-    means["fitted"] |= learned(model, density, split, known, aim.pixels, params.seed)
+    found = side_by_side(model, density, judge, split, train, aim.pixels, params.seed)
     fit = explain(model, split, aim, params)
-    most_diverse = max(means[name]["diversity"] for name in SAMPLERS)
+    most_diverse = max(found.means[name]["diversity"] for name in SAMPLERS)
     fit["collapsed"] = fit["active_units"] == 0 or most_diverse < COLLAPSED_DIVERSITY
-    fit["judge_accuracy"] = float((real.reading.labels == real.digits).float().mean())
+    fit["judge_accuracy"] = found.judge_accuracy
     protocol = {
         "split": split_name,
         "images": len(split),
@@ -149,7 +145,24 @@ def evaluate(
         "neighbours": metrics.NEIGHBOURS,
         "seed": params.seed,
     }
-    return Evaluation({**fit, **means, "protocol": protocol}, per_class)
+    return Evaluation({**fit, **found.means, "protocol": protocol}, found.per_class)
+
+
+def side_by_side(
+    model: CVAE, density: Density, judge: Reader, split: Split, train: Split, pixels: Pixels, seed: int
+) -> SideBySide:
+    """What both samplers draw, and real images taken as if they were samples, compared with `split`."""
+    real = read_split(judge, split)
+    known = same_classes(train, real.digits, seed)
+    sets: dict[str, Pictures] = {
+        **{name: read_samples(judge, model, density, real, name, seed) for name in SAMPLERS},
+        "real": read_split(judge, known),
+    }
+    rows = {name: list(compare(real, pictures)) for name, pictures in sets.items()}
+    found = {name: means(of_digits) for name, of_digits in rows.items()}
+    found["fitted"] |= learned(model, density, split, known, pixels, seed)
+    per_class = pd.DataFrame([{"sampler": name, **row} for name, of_digits in rows.items() for row in of_digits])
+    return SideBySide(per_class, found, float((real.reading.labels == real.digits).float().mean()))
 
 
 def learned(model: CVAE, density: Density, unseen: Split, known: Split, pixels: Pixels, seed: int) -> dict[str, float]:

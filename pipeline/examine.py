@@ -22,7 +22,10 @@ PREPARED = Path("data/prepared/mnist.safetensors")
 RUN = Path("models/run.json")
 HISTORY = Path("reports/history.csv")
 CURVES = ("validation_reconstruction", "validation_kl")
-HEADLINE = ("reconstruction", "kl", "active_units", "prior.class_accuracy", "fitted.class_accuracy", "fitted.diversity")
+HEADLINE = (
+    "reconstruction", "kl", "active_units", "prior.class_accuracy", "fitted.class_accuracy", "fitted.diversity",
+    "fitted.log_density",
+)  # fmt: skip
 WIDEST = 100  # characters of a line: longer ones are hard to read
 MARK = {"severe": "✗", "warning": "!", "note": "·"}
 

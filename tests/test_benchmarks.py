@@ -1,5 +1,6 @@
 """The benchmark itself, on small data: contenders do the same work, and figures are what they are said to be."""
 
+import contextlib
 import copy
 import importlib.util
 import json
@@ -50,13 +51,20 @@ def test_a_contender_trains_once_a_round(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_contender_in_its_own_process_trains_once_a_round_and_hands_its_weights_back() -> None:
+def test_a_contender_in_its_own_process_trains_once_a_round_and_hands_its_weights_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(SPINNING, SPINS)
     task, network, others = setting(rounds=2), setting().network(), multiprocessing.active_children()
     rounds = in_own_process("dataloader", task, network)
     elbos = [task.elbo(network)]
-    for seconds in rounds:
-        assert seconds > 0
-        elbos.append(task.elbo(network))
+    with contextlib.closing(rounds):  # or else a failure would leave the process waiting, and pytest for it
+        for seconds in rounds:
+            assert seconds > 0
+            elbos.append(task.elbo(network))
+            if sys.platform == "linux":
+                (child,) = set(multiprocessing.active_children()) - set(others)
+                assert f"{SPINNING}=".encode() not in Path(f"/proc/{child.pid}/environ").read_bytes()
     assert elbos[0] + 10 < elbos[1] < elbos[2]
     assert set(multiprocessing.active_children()) <= set(others)  # it has ended
 

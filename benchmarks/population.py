@@ -73,12 +73,14 @@ def contestant(
 def compare(preset: str, batch_size: int, sizes: list[int], steps: int, rounds: int, split: Split) -> dict[str, Any]:
     """Every contestant's images a second by round; a solo epoch has `steps` steps, M members' about one M-th."""
     precisions = ["float32", "bfloat16"] if has_bfloat16(split.images.device) else ["float32"]
-    entries: dict[str, tuple[int | None, str, str]] = {
-        f"solo {precision}{', compiled' if compiled == 'always' else ''}": (None, precision, compiled)
-        for precision in precisions
-        for compiled in ("never", "always")
+    runs: list[tuple[int | None, str]] = [(None, precision) for precision in precisions]
+    runs += [(size, precisions[-1]) for size in sizes]
+    entries = {
+        f"{'solo' if size is None else f'{size} members'} {precision}{suffix}": (size, precision, choice)
+        for size, precision in runs
+        for choice, suffix in (("never", ""), ("always", ", compiled"))
     }
-    entries |= {f"{size} members {precisions[-1]}": (size, precisions[-1], "never") for size in sizes}
+    torch.compiler.reset()  # what was compiled before counts against the number of times a function may be
     running = {
         name: contestant(preset, batch_size, size, precision, compiled, max(3, steps // (size or 1)), rounds, split)
         for name, (size, precision, compiled) in entries.items()

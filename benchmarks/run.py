@@ -223,9 +223,10 @@ def figures_of(races: dict[str, Any], chosen: dict[str, str], populations: dict[
     for preset, result in populations.items():
         for name, ratio in result["ratio"].items():
             if name[0].isdigit():
-                members = int(name.split()[0])
-                found[f"{preset}_population_{members}_ratio"] = ratio
-                found[f"{preset}_population_{members}_time"] = members / ratio
+                members = int(name.split()[0])  # compiled or not, whatever is faster
+                key = f"{preset}_population_{members}"
+                ratio = max(ratio, found.get(f"{key}_ratio") or 0)
+                found |= {f"{key}_ratio": ratio, f"{key}_time": members / ratio}
     return found
 
 

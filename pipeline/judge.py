@@ -192,7 +192,7 @@ def read(judge: Judge, images: Tensor) -> Reading:
     judge.eval()
     device = judge.head.weight.device
     parts = (part.to(device) for part in images.split(READ_BATCH))
-    features = torch.cat([judge.features(to_unit(part) if part.dtype == torch.uint8 else part) for part in parts])
+    features = torch.cat([judge.features(to_unit(part)) for part in parts])
     return Reading(features, judge.head(features).argmax(1))
 
 

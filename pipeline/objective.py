@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 from torch import Tensor
 
 from pipeline import likelihood
-from pipeline.data import PIXELS, Pixels
+from pipeline.data import PIXELS, Pixels, to_unit
 from pipeline.params import Range
 from pipeline.prior import Prior, log_normal
 
@@ -86,11 +86,12 @@ class Terms(NamedTuple):
 def terms(model: Autoencoder, images: Tensor, condition: Tensor, noise: Tensor) -> Terms:
     """Reconstruction and KL with one draw z = mu + exp(log_var / 2) · noise (the reparameterisation trick).
 
-    images: (N, 1, 28, 28) in [0, 1]; condition: the CVAE's labels (N,), or a row of numbers for each image (N, C);
-    noise: (N, latent) from N(0, I), or (K, N, latent) for K draws. Of those kl is log q(z∣x,y) − log p(z∣y) at each
-    draw, as the importance-weighted bound needs it, with the same share in every dimension.
+    images: (N, 1, 28, 28) in [0, 1], or grey ones as uint8; condition: the CVAE's labels (N,), or a row of numbers for
+    each image (N, C); noise: (N, latent) from N(0, I), or (K, N, latent) for K draws. Of those kl is
+    log q(z∣x,y) − log p(z∣y) at each draw, as the importance-weighted bound needs it, with the same share in every
+    dimension.
     """
-    context = model.context(condition)
+    context, images = model.context(condition), to_unit(images).to(noise.dtype)
     mu, log_var = (parameter.to(noise.dtype) for parameter in model.encode(images, context))
     z = mu + (log_var / 2).exp() * noise
     log_prob = model.likelihood.log_prob(model.decode(z, context), images.flatten(1))

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from pipeline import likelihood, objective
-from pipeline.data import PIXELS, Pixels, Split, as_pixels, batches, epoch_seed
+from pipeline.data import PIXELS, Pixels, Split, as_pixels, batches, epoch_seed, to_unit
 from pipeline.device import pick_precision
 from pipeline.errors import UserError
 from pipeline.model import Model
-from pipeline.objective import ObjectiveParams, Terms
+from pipeline.objective import ObjectiveParams
 from pipeline.params import Range
 
 VALIDATION_BATCH = 1000
@@ -68,13 +68,15 @@ class Record:
     images_per_second: float
 
 
-# How a part of a split is shown to a model: images (N, 1, 28, 28) in [0, 1] and the condition of each, (N, ...). What
-# is random in it comes from the generator alone.
+# How a part of a split is shown to a model: images (N, 1, 28, 28), in [0, 1] or as they are stored, and the condition
+# of each, (N, ...). What is random in it comes from the generator alone.
 View = Callable[[Split, torch.Generator], tuple[Tensor, Tensor]]
 
 
 def labelled(pixels: Pixels) -> View:
-    """The CVAE's view: the condition is the label."""
+    """The CVAE's view: the condition is the label. Grey images stay the bytes they are, for the step to convert."""
+    if pixels == "grey":
+        return lambda part, _: (part.images, part.labels)
     return lambda part, source: (as_pixels(part.images, pixels, source), part.labels)
 
 
@@ -147,20 +149,40 @@ def minibatches(
         images, condition = view(train[rows], source)
         shape = (len(rows), latent_size) if draws == 1 else (draws, len(rows), latent_size)
         noise = torch.randn(shape, generator=source, device=device, dtype=dtype)
-        yield images.to(dtype), condition, noise
+        yield images, condition, noise
 
 
-def forward(choice: str, device: torch.device, images: int) -> Callable[..., Terms]:
-    """objective.terms, compiled where that is asked for, or by `auto` for a long run on a GPU.
+# (model, images, condition, noise, kl_weight, capacity, free_bits) to the loss, and what a trace keeps of it: the loss
+# and the means of its reconstruction and kl, (3,)
+Loss = Callable[..., tuple[Tensor, Tensor]]
 
-    On two CPU cores compiling won nothing (strong, bfloat16, batch 256: 11.5 thousand images/s compiled, 10.6 and 13.6
-    before and after). Raises UserError where it is asked for on a CPU and there is no C++ compiler to do it with.
+
+def compute_loss(
+    model: Model,
+    images: Tensor,
+    condition: Tensor,
+    noise: Tensor,
+    kl_weight: Tensor,
+    capacity: Tensor | None,
+    free_bits: float | None,
+) -> tuple[Tensor, Tensor]:
+    """A step's way from bytes to the loss: one function, so that a compiler can make few passes of it."""
+    terms = objective.terms(model, images, condition, noise)
+    loss = objective.loss(terms, kl_weight, capacity, free_bits)
+    return loss, torch.stack([loss, terms.reconstruction.mean(), terms.kl.mean()]).detach()
+
+
+def pick_loss(choice: str, device: torch.device, images: int) -> Loss:
+    """compute_loss, compiled where that is asked for, or by `auto` for a long run on a GPU.
+
+    On a CPU a default run does not win back the compiler's 10 to 40 seconds: benchmarks/README.md. Raises UserError
+    where it is asked for on a CPU and there is no C++ compiler to do it with.
     """
     if choice == "always" and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise UserError("train.compile always needs a C++ compiler (g++, or what CXX names): install it, or set auto")
     if choice == "always" or (choice == "auto" and device.type == "cuda" and images >= COMPILING_PAYS):
-        return torch.compile(objective.terms)
-    return objective.terms
+        return torch.compile(compute_loss)
+    return compute_loss
 
 
 def fit(
@@ -183,7 +205,7 @@ def fit(
     precision = pick_precision(params.precision, device)
     steps_per_epoch = max(len(train) // params.batch_size, 1)
     steps = steps_per_epoch * params.epochs
-    compute = forward(params.compile, device, steps * params.batch_size)
+    compute = pick_loss(params.compile, device, steps * params.batch_size)
 
     while training.epoch < params.epochs:
         began = time.perf_counter()
@@ -200,9 +222,11 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
+            # As tensors: a compiled step would have each number's own code.
+            kl_weight = torch.tensor(aim.kl_weight * factor, dtype=dtype)
+            led_to = None if capacity is None else torch.tensor(capacity, dtype=dtype)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-                terms = compute(trained, *batch)
-            loss = objective.loss(terms, aim.kl_weight * factor, capacity, aim.free_bits)
+                loss, trace[index] = compute(trained, *batch, kl_weight, led_to, aim.free_bits)
             loss.backward()
             if params.clip is not None:
                 torch.nn.utils.clip_grad_norm_(trained.parameters(), params.clip)
@@ -210,10 +234,6 @@ def fit(
             optimizer.zero_grad()
             if params.ema is not None:
                 average([*model.parameters()], [*trained.parameters()], decay(step, params.ema))
-
-            trace[index, 0] = loss.detach()
-            trace[index, 1] = terms.reconstruction.detach().mean()
-            trace[index, 2] = terms.kl.detach().mean()
         trained.eval()
 
         means = trace.mean(0).tolist()  # the epoch's only wait for the device
@@ -264,7 +284,7 @@ def calibrate(model: Model, train: Split, aim: ObjectiveParams, view: View | Non
     for start_row in range(0, len(seen), VALIDATION_BATCH):
         part = seen[start_row : start_row + VALIDATION_BATCH]
         images, condition = view(part, source)
-        images, context = images.to(dtype), model.context(condition)
+        images, context = to_unit(images).to(dtype), model.context(condition)
         mu, log_var = model.encode(images, context)
         z = mu + (log_var / 2).exp() * torch.randn(mu.shape, generator=source, device=mu.device, dtype=dtype)
         mean = model.decode(z, context).sigmoid()
@@ -290,7 +310,7 @@ def validate(model: Model, split: Split, aim: ObjectiveParams, view: View | None
         part = split[slice(start_row, start_row + VALIDATION_BATCH)]
         images, condition = view(part, source)
         noise = torch.randn(len(part), model.latent_size, generator=source, device=images.device, dtype=dtype)
-        terms = objective.terms(model, images.to(dtype), condition, noise)
+        terms = objective.terms(model, images, condition, noise)
         total += torch.stack([terms.reconstruction.sum(), terms.kl.sum()])
     reconstruction, kl = (total / len(split)).tolist()
     return Means(reconstruction, kl)

@@ -220,6 +220,19 @@ def test_the_unit_range_is_the_whole_of_a_byte() -> None:
     assert images.tolist() == [0, 51, 255]
 
 
+def test_what_is_a_picture_of_numbers_already_stays_so() -> None:
+    grey = torch.tensor([0.0, 0.2, 1.0], dtype=torch.float64)
+    assert data.to_unit(grey) is grey
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([3, 0, 3]), torch.tensor([True, False, True, True]), slice(1, 3)])
+def test_rows_of_a_split_are_those_of_both_its_parts(rows: torch.Tensor | slice) -> None:
+    images, labels = torch.arange(4 * 784).view(4, 1, 28, 28).to(torch.uint8), torch.tensor([4, 3, 2, 1])
+    part = data.Split(images, labels)[rows]
+    assert torch.equal(part.images, images[rows])
+    assert torch.equal(part.labels, labels[rows])
+
+
 def test_grey_pixels_are_the_grey_values() -> None:
     images = torch.from_numpy(PICTURES)
     assert torch.equal(data.as_pixels(images, "grey"), data.to_unit(images))

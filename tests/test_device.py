@@ -1,7 +1,9 @@
 """Devices and precisions: what is asked for, or what pays."""
 
+import platform
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -28,6 +30,37 @@ def test_precision_is_what_was_asked_for_and_auto_what_the_processor_has() -> No
     assert pick_precision("float32", CPU) == torch.float32
     assert pick_precision("bfloat16", CPU) == torch.bfloat16
     assert (pick_precision("auto", CPU) == torch.bfloat16) == has_bfloat16(CPU)
+
+
+# Page faults of a hundred rounds of taking and freeing what a step takes, after ten that warm up.
+FAULTS = """
+import resource, sys, torch
+if sys.argv[1] == "picked":
+    from pipeline.device import pick_device
+    pick_device("cpu")
+def rounds(count):
+    for _ in range(count):
+        kept = [torch.ones(size) for size in (3_000_000, 400_000, 400_000)]
+rounds(10)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+rounds(100)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
+def test_a_processor_s_freed_memory_is_kept_for_the_next_step() -> None:
+    def run(how: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
+
+    assert run("plain") > 10_000
+    assert run("picked") < 1000
+
+
+def test_another_library_of_c_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for refusal in (AttributeError, OSError, TypeError):
+        monkeypatch.setattr("ctypes.CDLL", Mock(side_effect=refusal))
+        assert pick_device("cpu") == CPU
 
 
 # A product that threads share, and a training: most pixels are on in its first images alone.

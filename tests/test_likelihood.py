@@ -66,6 +66,19 @@ def test_products_of_784_equal_factors_are_no_number_too_small(logit: float) -> 
     assert torch.allclose(likelihood.log_prob_by_products(outputs, pixels), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [10, 784])
+@pytest.mark.parametrize("scale", [0.01, 3.0, 1000.0])
+def test_the_cross_entropy_of_compiled_code_is_the_plain_one_with_its_gradient(scale: float, size: int) -> None:
+    """Grey pixels, several codes an image."""
+    outputs = (scale * draws(size, 4, 3)).movedim(0, -1).requires_grad_()
+    grey = torch.rand(3, size, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    share = torch.rand(4, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    found, plain = likelihood.CompiledCrossEntropy.apply(outputs, grey), PIXELS.log_prob(outputs, grey)
+    assert torch.allclose(found, plain, rtol=1e-12)
+    gradient, expected = (torch.autograd.grad((share * value).sum(), outputs)[0] for value in (found, plain))
+    assert torch.allclose(gradient, expected, rtol=1e-12, atol=1e-15)
+
+
 def test_gradients_at_extreme_logits_are_finite_and_right() -> None:
     outputs = torch.tensor([[-100.0, 100.0]], requires_grad=True)
     PIXELS.log_prob(outputs, torch.tensor([[1.0, 0.0]])).sum().backward()

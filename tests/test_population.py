@@ -284,9 +284,10 @@ def test_bfloat16_multiplies_in_bfloat16() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_members_are_solo_runs_too() -> None:
-    members, records = train(models(), dataclasses.replace(PARAMS, compile="always"))
-    assert_solo(members, records, models(), AIM)
+@pytest.mark.parametrize("architecture", [SMALL, replace(SMALL, prior="class")], ids=["stacked", "vmap"])
+def test_compiled_members_are_solo_runs_too(architecture: Architecture) -> None:
+    members, records = train(models(architecture), dataclasses.replace(PARAMS, compile="always"))
+    assert_solo(members, records, models(architecture), AIM)
 
 
 def test_a_members_model_is_a_copy() -> None:

@@ -17,9 +17,9 @@ from pipeline import train as train_module
 from pipeline.data import Split, batches, to_unit
 from pipeline.errors import UserError
 from pipeline.model import CVAE, PRESETS, Architecture, build
-from pipeline.objective import ObjectiveParams
+from pipeline.objective import ObjectiveParams, Schedule
 from pipeline.params import plain
-from pipeline.train import Diverged, Training, TrainParams, fit, forward, learning_rate, start, validate
+from pipeline.train import Diverged, Training, TrainParams, compute_loss, fit, learning_rate, pick_loss, start, validate
 
 CPU = torch.device("cpu")
 SMALL = Architecture(4, (32,), (32,), "concat", encoder_sees_label=True)
@@ -353,10 +353,25 @@ def test_bfloat16_ends_near_float32() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own libraries warn as they like
-def test_a_compiled_run_is_the_plain_one_to_rounding() -> None:
-    plain_run = train()
-    compiled = train(dataclasses.replace(PARAMS, compile="always"))
+@pytest.mark.parametrize("schedule", ["constant", "warmup", "capacity"])
+def test_a_compiled_run_is_the_plain_one_to_rounding(schedule: Schedule) -> None:
+    """And is compiled once, whatever weight a schedule gives a step."""
+    aim = replace(AIM, schedule=schedule, capacity=5.0)
+    plain_run = train(aim=aim)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = train(dataclasses.replace(PARAMS, compile="always"), aim)
     torch.testing.assert_close(weights(compiled), weights(plain_run), rtol=0, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_grey_images_reach_the_step_as_bytes_and_are_the_same_numbers_there() -> None:
+    images, labels = train_module.labelled("grey")(TRAIN, torch.Generator())
+    assert (images.dtype, labels is TRAIN.labels) == (torch.uint8, True)
+    model, noise = build(SMALL, 0), torch.zeros(len(TRAIN), 4)
+    found, expected = (objective.terms(model, x, labels, noise) for x in (images, to_unit(images)))
+    assert torch.equal(found.reconstruction, expected.reconstruction)
+    assert torch.equal(found.kl_by_dimension, expected.kl_by_dimension)
 
 
 @pytest.mark.parametrize(
@@ -369,13 +384,13 @@ def test_a_compiled_run_is_the_plain_one_to_rounding() -> None:
     ],
 )
 def test_auto_compiles_long_runs_on_a_gpu(choice: str, device: str, images: int, compiles: bool) -> None:
-    assert (forward(choice, torch.device(device), images) is not objective.terms) == compiles
+    assert (pick_loss(choice, torch.device(device), images) is not compute_loss) == compiles
 
 
 def test_compiling_without_a_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"train\.compile always needs a C\+\+ compiler"):
-        forward("always", CPU, 1)
+        pick_loss("always", CPU, 1)
 
 
 def test_the_rate_rises_then_falls_to_nothing() -> None:

@@ -32,7 +32,7 @@ def race(results: dict[str, Any]) -> "Figure":
         for row, name in enumerate(names):
             note = f" {values[row]:,.0f}   {entries[name]['ratio']:.1f} ×"
             axes.text(values[row], row, note, va="center", fontsize=8, color=INK)
-        axes.set_xlim(0, 1.35 * max(values))
+        axes.set_xlim(0, 1.45 * max(values))
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_title(f"{preset}: images a second in training", fontsize=10, color=INK, loc="left")

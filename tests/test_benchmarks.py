@@ -143,11 +143,23 @@ def test_each_of_our_settings_has_a_name_of_its_own() -> None:
     assert {"dataloader", "ours_float32_128", "ours_float32_256"} <= {entry.name for entry in found}
     task = setting()
     for entry in found:
-        params = entry.setting("article", task.train, task.validation, 3).params
+        own = entry.setting("article", task.train, task.validation, 3)
+        params, large = own.params, entry.batch_size > run.BATCH
         assert (params.epochs, params.batch_size, params.compile) == (3, entry.batch_size, entry.compile)
+        # All end at the evidence lower bound; only larger batches take their time to come to it.
+        assert (own.aim.kl_weight, own.aim.schedule) == (1, "warmup" if large else "constant")
     first, loop = found[-1].setting("article", task.train, task.validation, 3).network(), task.network()
     assert (found[-1].init, found[0].init) == ("dark", "torch")
     assert not torch.equal(first.pixels.weight, loop.pixels.weight)
+
+
+def test_a_population_counts_as_fast_as_it_is_compiled_or_not() -> None:
+    ratio = {"solo float32, compiled": 1.0, "16 members float32": 1.4, "16 members float32, compiled": 1.6}
+    for faster in (1.6, 1.3):
+        ratio["16 members float32, compiled"] = faster
+        found = run.figures_of({}, {}, {"article": {"ratio": ratio}})
+        assert found["article_population_16_ratio"] == max(faster, 1.4)
+        assert found["article_population_16_time"] == 16 / max(faster, 1.4)
 
 
 def test_a_verdict_for_each_bar() -> None:

@@ -44,7 +44,7 @@ class Split:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor | slice) -> "Split":
-        if isinstance(rows, Tensor) and rows.dtype == torch.int64:  # copies whole rows, six times as fast as indexing
+        if isinstance(rows, Tensor) and rows.dtype == torch.int64:  # copies whole rows, five times as fast as indexing
             return Split(self.images.index_select(0, rows), self.labels.index_select(0, rows))
         return Split(self.images[rows], self.labels[rows])
 

@@ -39,7 +39,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(largest_block, 32 * 2**20)  # glibc takes no more
+    mallopt(largest_block, 32 * 2**20)  # the most that its manual allows
     mallopt(most_kept, 2**30)
 
 

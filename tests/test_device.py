@@ -53,8 +53,7 @@ def test_a_processor_s_freed_memory_is_kept_for_the_next_step() -> None:
     def run(how: str) -> int:
         return int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
 
-    assert run("plain") > 10_000
-    assert run("picked") < 1000
+    assert 10 * run("picked") < run("plain")  # how many those are depends on the size of pages
 
 
 def test_another_library_of_c_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

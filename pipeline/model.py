@@ -20,6 +20,7 @@ Init = Literal["dark", "he", "torch"]
 Conditioning = Literal["sum", "mean", "product", "concat"]
 Size = Annotated[int, Range(least=1, most=8192)]
 DARK = -2.0  # the logit of MNIST's mean grey value, 0.13
+CACHED = 512  # codes whose way through transposed convolutions stays in a processor's cache
 MOST_SCALES = 2  # 28 → 14 → 7, which no further halving divides
 
 
@@ -238,10 +239,14 @@ class CVAE(Model):
         # Two dimensions, not three: torch multiplies a (draws · N, latent) matrix in 60 % of the time.
         return self.pixels(self.decoder(joined.flatten(0, -2))).unflatten(0, joined.shape[:-1])
 
-    def decoder_of_neighbours(self) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """Codes (N, latent) and their one label (1,) to outputs (N, 784), as `decode` gives them; for dense layers."""
+    def decoder_of_neighbours(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Codes (N, latent) and their one label (1,) to outputs (N, 784), as `decode` gives them.
+
+        Dense layers skip what the codes have in common. Convolutions go by few codes at a time, whose activations stay
+        in a processor's cache: three quarters of the time of 4,000.
+        """
         if self.architecture.architecture != "mlp":
-            return None
+            return lambda z, label: torch.cat([self.decode(few, label) for few in z.split(CACHED)])
         dense = Neighbours([layer for layer in (*self.decoder, self.pixels) if isinstance(layer, nn.Linear)])
         return lambda z, label: dense(self.condition(z, one_hot(label, z.dtype)))
 

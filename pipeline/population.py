@@ -30,6 +30,7 @@ from pipeline.train import (
     TrainParams,
     average,
     calibrate,
+    check_compiler,
     decay,
     labelled,
     learning_rate,
@@ -306,8 +307,9 @@ def _stacked_loss(template: CVAE, params: TrainParams, aim: ObjectiveParams, dev
     A dense CVAE with a standard prior, the Bernoulli's likelihood and one draw, the study's usual one, runs on stacked
     weights as it is. On a CPU in float32 that makes 16 members 1.2 times as fast: vmap takes the cross entropy apart
     into some twenty passes over (M, N, 784), and its calls take a tenth of the article's step. Compiled it is 1.2
-    times as fast again (article), after 20 s for the compiler.
+    times as fast again (article), after 20 s for the compiler; raises UserError where there is none.
     """
+    check_compiler(params.compile, device)
     # On a GPU a compiled step replays a CUDA graph instead of launching.
     mode = "reduce-overhead" if device.type == "cuda" else None
 

@@ -172,14 +172,19 @@ def compute_loss(
     return loss, torch.stack([loss, terms.reconstruction.mean(), terms.kl.mean()]).detach()
 
 
-def pick_loss(choice: str, device: torch.device, images: int) -> Loss:
+def check_compiler(choice: Compile, device: torch.device) -> None:
+    """Raises UserError where compiling is asked for on a CPU and there is no C++ compiler to do it with."""
+    if choice == "always" and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise UserError("train.compile always needs a C++ compiler (g++, or what CXX names): install it, or set auto")
+
+
+def pick_loss(choice: Compile, device: torch.device, images: int) -> Loss:
     """compute_loss, compiled where that is asked for, or by `auto` for a long run on a GPU.
 
     On a CPU a default run does not win back the compiler's 10 to 40 seconds: benchmarks/README.md. Raises UserError
-    where it is asked for on a CPU and there is no C++ compiler to do it with.
+    as check_compiler does.
     """
-    if choice == "always" and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise UserError("train.compile always needs a C++ compiler (g++, or what CXX names): install it, or set auto")
+    check_compiler(choice, device)
     if choice == "always" or (choice == "auto" and device.type == "cuda" and images >= COMPILING_PAYS):
         return torch.compile(compute_loss)
     return compute_loss

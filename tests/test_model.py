@@ -398,6 +398,22 @@ def test_codes_of_one_label_are_decoded_as_among_others(preset: str, kind: Condi
         assert torch.allclose(near(z, label), model.decode(z, label.expand(70)), atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", CONVOLUTIONS[1:])
-def test_convolutions_have_no_decoder_of_neighbours(changes: dict[str, Any]) -> None:
-    assert build(replace(SMALL, **changes), 0).decoder_of_neighbours() is None
+@pytest.mark.parametrize("convolutions", CONVOLUTIONS[1:])
+def test_convolutions_decode_codes_of_one_label_by_few_at_a_time(
+    convolutions: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(replace(SMALL, **convolutions), 0)
+    z, label, seen = draws(70, model.latent_size), LABELS[3:4], []
+    plain = model.decode
+    whole = plain(z, label.expand(70))
+
+    def decode(codes: Tensor, labels: Tensor) -> Tensor:
+        seen.append(len(codes))
+        return plain(codes, labels)
+
+    monkeypatch.setattr("pipeline.model.CACHED", 32)
+    monkeypatch.setattr(model, "decode", decode)
+    near = model.decoder_of_neighbours()
+    assert near is not None
+    assert torch.allclose(near(z, label), whole, atol=1e-5)
+    assert seen == [32, 32, 6]

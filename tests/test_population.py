@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline import likelihood, population
 from pipeline.data import Split
+from pipeline.errors import UserError
 from pipeline.model import CVAE, PRESETS, Architecture, build
 from pipeline.objective import ObjectiveParams
 from pipeline.population import Population, PopulationRecord, auto_size, fit, member_bytes, start
@@ -317,6 +318,12 @@ def test_what_cannot_be_stacked_is_refused() -> None:
         start(models()[:2], KL_WEIGHTS, PARAMS, CPU)
     with pytest.raises(ValueError, match="3 models need as many learning rates, not 1"):
         start(models(), KL_WEIGHTS, PARAMS, CPU, [1e-3])
+
+
+def test_compiling_members_without_a_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"train\.compile always needs a C\+\+ compiler"):
+        train(models(), train_params(compile="always"))
 
 
 def test_one_who_is_not_in_cannot_leave() -> None:

@@ -19,7 +19,18 @@ from pipeline.errors import UserError
 from pipeline.model import CVAE, PRESETS, Architecture, build
 from pipeline.objective import ObjectiveParams, Schedule
 from pipeline.params import plain
-from pipeline.train import Diverged, Training, TrainParams, compute_loss, fit, learning_rate, pick_loss, start, validate
+from pipeline.train import (
+    Compile,
+    Diverged,
+    Training,
+    TrainParams,
+    compute_loss,
+    fit,
+    learning_rate,
+    pick_loss,
+    start,
+    validate,
+)
 
 CPU = torch.device("cpu")
 SMALL = Architecture(4, (32,), (32,), "concat", encoder_sees_label=True)
@@ -383,7 +394,7 @@ def test_grey_images_reach_the_step_as_bytes_and_are_the_same_numbers_there() ->
         ("never", "cuda", 10**9, False),
     ],
 )
-def test_auto_compiles_long_runs_on_a_gpu(choice: str, device: str, images: int, compiles: bool) -> None:
+def test_auto_compiles_long_runs_on_a_gpu(choice: Compile, device: str, images: int, compiles: bool) -> None:
     assert (pick_loss(choice, torch.device(device), images) is not compute_loss) == compiles
 
 

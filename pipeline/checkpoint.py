@@ -14,7 +14,7 @@ from pipeline.files import write_tensors
 from pipeline.model import CVAE, Model, ModelParams, build, resolve
 from pipeline.objective import ObjectiveParams
 from pipeline.params import parse
-from pipeline.train import M, Training
+from pipeline.train import M, Training, laid_out
 
 KIND = "cvae"
 REMEDY = {
@@ -114,6 +114,11 @@ def resume_training(path: Path | str, training: Training[Any]) -> dict[str, Any]
     if training.trained is not training.model:
         training.trained.load_state_dict(_under(tensors, TRAINED))
     groups = training.optimizer.state_dict()["param_groups"]
+    # A fused Adam pairs numbers by where they lie, and in a file convolutions' lie otherwise.
+    weights = [weight.detach() for weight in training.trained.parameters()]
+    for number, state in states.items():
+        moments = {name: tensor for name, tensor in state.items() if name != "step"}
+        state |= laid_out(moments, dict.fromkeys(moments, weights[number]))
     training.optimizer.load_state_dict({"state": states, "param_groups": groups})
     training.epoch = int(metadata["epoch"])
     notes: dict[str, Any] = json.loads(metadata["notes"])

@@ -25,9 +25,11 @@ from pipeline.likelihood import FACTORS, Bernoulli, full
 from pipeline.model import CVAE, Architecture, one_hot
 from pipeline.objective import ObjectiveParams
 from pipeline.train import (
+    FunctionOf,
     Means,
     Record,
     TrainParams,
+    advance,
     average,
     calibrate,
     check_compiler,
@@ -62,10 +64,10 @@ class Population:
     def step(self) -> None:
         """One step of Adam, whose update is proportional to the learning rate: each member's own is a share of it."""
         if self.pace is None:
-            self.optimizer.step()
+            advance(self.optimizer)
             return
         before = [weight.detach().clone() for weight in self.weights.values()]
-        self.optimizer.step()
+        advance(self.optimizer)
         for old, weight in zip(before, self.weights.values(), strict=True):
             share = self.pace.view(-1, *[1] * (weight.ndim - 1))
             weight.detach().copy_(torch.lerp(old, weight.detach(), share))
@@ -290,17 +292,6 @@ StackedLoss = Callable[
 ]
 
 
-class _Terms(nn.Module):
-    """objective.terms as a module's forward, which is what functional_call calls."""
-
-    def __init__(self, model: CVAE) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor, labels: Tensor, noise: Tensor) -> objective.Terms:
-        return objective.terms(self.model, images, labels, noise)
-
-
 def _stacked_loss(template: CVAE, params: TrainParams, aim: ObjectiveParams, device: torch.device) -> StackedLoss:
     """The model's own code and objective, written for one member, over all of them: by vmap, which takes any model.
 
@@ -316,7 +307,7 @@ def _stacked_loss(template: CVAE, params: TrainParams, aim: ObjectiveParams, dev
     def compiled(loss: StackedLoss) -> StackedLoss:
         return torch.compile(loss, dynamic=False, mode=mode) if params.compile == "always" else loss
 
-    module = _Terms(copy.deepcopy(template)).train()
+    module = FunctionOf(copy.deepcopy(template), objective.terms).train()
 
     def terms(weights: dict[str, Tensor], buffers: dict[str, Tensor], batch: tuple[Tensor, ...]) -> objective.Terms:
         state = {f"model.{name}": tensor for name, tensor in (weights | buffers).items()}

@@ -305,6 +305,21 @@ def test_fit_trains_it_as_it_trains_the_cvae(latent_size: int) -> None:
     assert (records[-1].kl > 0) == bool(latent_size)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own libraries warn as they like
+@pytest.mark.parametrize("latent_size", [0, 2])
+def test_compiled_it_learns_as_the_plain_code(latent_size: int) -> None:
+    data, view = split(60), masked(0.25, 0.5)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    runs = []
+    for choice in ("never", "always"):
+        run = start(build(latent_size, 16, 0), train_params(epochs=2, compile=choice), torch.device("cpu"))
+        runs.append([record.loss for record in fit(run, data, data, train_params(epochs=2, compile=choice), AIM, view)])
+    assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     data, view, path = split(60), masked(0.25, 0.5), tmp_path / "unfinished.safetensors"
     whole, first, second = (start(build(2, 8, seed), PARAMS, torch.device("cpu")) for seed in (0, 0, 5))

@@ -1,8 +1,10 @@
 """Training: deterministic, resumable, honest about divergence."""
 
+import copy
 import dataclasses
 import doctest
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,11 @@ from pipeline.train import (
     Diverged,
     Training,
     TrainParams,
-    compute_loss,
+    advance,
     fit,
+    laid_out,
     learning_rate,
-    pick_loss,
+    pick_gradients,
     start,
     validate,
 )
@@ -96,20 +99,31 @@ def test_a_record_adds_up() -> None:
     assert record.validation_elbo == pytest.approx(-(record.validation_reconstruction + record.validation_kl))
 
 
-@pytest.mark.parametrize("pixels", ["grey", "binary"])
-def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(tmp_path: Path, pixels: str) -> None:
+@pytest.mark.parametrize(
+    ("pixels", "architecture"),
+    [
+        ("grey", SMALL),
+        ("binary", SMALL),
+        ("grey", replace(SMALL, architecture="resnet", channels=(6, 8), blocks=1)),  # whose weights lie channels last
+    ],
+)
+def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(
+    tmp_path: Path, pixels: str, architecture: Architecture
+) -> None:
     aim = objective_params(pixels=pixels)
     path = tmp_path / "unfinished.safetensors"
-    first = start(build(SMALL, PARAMS.seed), PARAMS, CPU)
+    first, whole = (start(build(architecture, PARAMS.seed), PARAMS, CPU) for _ in range(2))
     for record in fit(first, TRAIN, VALIDATION, PARAMS, aim):
         checkpoint.save_training(path, first, {"history": [record.epoch]})
         if record.epoch == 1:
             break
 
-    second = start(build(SMALL, seed=99), PARAMS, CPU)
+    second = start(build(architecture, seed=99), PARAMS, CPU)
     assert checkpoint.resume_training(path, second) == {"history": [1]}
     assert [record.epoch for record in fit(second, TRAIN, VALIDATION, PARAMS, aim)] == [2, 3]
-    assert torch.equal(weights(second), weights(train(aim=aim)))
+    for _ in fit(whole, TRAIN, VALIDATION, PARAMS, aim):
+        pass
+    assert torch.equal(weights(second), weights(whole))
 
 
 TREATMENTS: list[dict[str, Any]] = [
@@ -157,19 +171,18 @@ def test_several_draws_change_nothing_before_their_epochs() -> None:
     assert not torch.equal(after["one"][0], after["early"][0])
 
 
-def test_the_average_is_what_is_validated_and_saved() -> None:
+def test_the_average_is_what_is_validated_and_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain reference: the weights after every step, averaged by hand with the decay of that step."""
     params = train_params(epochs=2, ema=0.8)
     training = start(build(SMALL, 0).double(), params, CPU)
     means = {name: weight.detach().clone() for name, weight in training.model.named_parameters()}
     steps: list[dict[str, Tensor]] = []
-    step_of_adam = training.optimizer.step
 
-    def step() -> None:
-        step_of_adam()
+    def step(optimizer: torch.optim.Adam) -> None:
+        advance(optimizer)
         steps.append({name: weight.detach().clone() for name, weight in training.trained.named_parameters()})
 
-    training.optimizer.step = step  # type: ignore[assignment]
+    monkeypatch.setattr(train_module, "advance", step)
     *_, record = fit(training, TRAIN, VALIDATION, params, AIM)
     for index, taken in enumerate(steps):
         keep = min(0.8, (1 + index) / (10 + index))
@@ -376,6 +389,85 @@ def test_a_compiled_run_is_the_plain_one_to_rounding(schedule: Schedule) -> None
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prior": "mixture", "prior_components": 3},
+        {"prior": "class", "likelihood": "sigma_optimal"},
+        {"likelihood": "discretized_logistic"},
+        {"architecture": "resnet", "channels": (6, 8), "blocks": 1},
+        {"draws": 3, "draws_after": 0.5, "pixels": "binary"},
+        {"free_bits": 0.1, "clip": 1.0, "ema": 0.9},
+        {"precision": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_whatever_is_compiled_learns_as_the_plain_code(changes: dict[str, Any]) -> None:
+    """The losses of two epochs, and the last step's gradients."""
+    fields = {kind: {f.name for f in dataclasses.fields(kind)} for kind in (Architecture, ObjectiveParams, TrainParams)}
+    of = {kind: {key: value for key, value in changes.items() if key in names} for kind, names in fields.items()}
+    aim, architecture = replace(AIM, **of[ObjectiveParams]), replace(SMALL, **of[Architecture])
+    ends = []
+    for choice in ("never", "always"):
+        torch.compiler.reset()
+        torch._dynamo.utils.counters.clear()
+        params = replace(PARAMS, epochs=2, compile=choice, **of[TrainParams])
+        training = start(build(architecture, 0, aim.likelihood), params, CPU)
+        records = list(fit(training, TRAIN, VALIDATION, params, aim))
+        gradient = torch.cat(
+            [weight.grad.flatten() for weight in training.trained.parameters() if weight.grad is not None]
+        )
+        ends.append((gradient, [record.loss for record in records]))
+    (plain, losses), (compiled, others) = ends
+    tolerance = 2e-2 if "precision" in changes else 1e-3
+    assert losses == pytest.approx(others, rel=tolerance)
+    assert (plain - compiled).norm() < 10 * tolerance * plain.norm()
+
+
+def test_gradients_lie_as_their_weights_do_and_are_else_left_alone() -> None:
+    """A fused Adam takes the first number in memory for that of the first weight."""
+    weights = {"rows": torch.zeros(3, 4), "channels": torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)}
+    lying = {name: torch.randn_like(weight) for name, weight in weights.items()}
+    other = {"rows": torch.randn(4, 3).T, "channels": torch.randn(2, 3, 4, 4)}
+    assert [laid_out(lying, weights)[name] is lying[name] for name in weights] == [True, True]
+    for name, gradient in laid_out(other, weights).items():
+        assert torch.equal(gradient, other[name])
+        assert gradient.stride() == weights[name].stride()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_second_run_of_one_model_s_kind_is_not_compiled_again() -> None:
+    torch.compiler.reset()
+    params = replace(PARAMS, epochs=1, compile="always")
+    torch._dynamo.utils.counters.clear()
+    for seed in (0, 1):
+        train(replace(params, seed=seed))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_our_step_of_adam_is_torch_s_to_the_last_bit() -> None:
+    """With weights among them that have no gradient, or a first one later, and after a resume."""
+    runs = [start(build(SMALL, 0), PARAMS, CPU) for _ in range(2)]
+    noise, found = torch.zeros(len(TRAIN), 4), []
+    for index in range(6):
+        steps: list[Callable[[torch.optim.Adam], object]] = [torch.optim.Adam.step, advance]
+        for run, step in zip(runs, steps, strict=True):
+            run.optimizer.param_groups[0]["lr"] = 1e-3 * (index + 1)
+            run.optimizer.zero_grad()
+            terms = objective.terms(run.trained, to_unit(TRAIN.images), TRAIN.labels, noise)
+            (terms.kl if index in (0, 1, 5) else terms.reconstruction).sum().backward()
+            found.append(sum(weight.grad is not None for weight in run.trained.parameters()))
+            step(run.optimizer)
+            if index == 3:
+                run.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
+    assert found[0] == found[2] == found[10] < found[4]
+    assert torch.equal(weights(runs[0]), weights(runs[1]))
+    assert not torch.equal(weights(runs[1]), weights(start(build(SMALL, 0), PARAMS, CPU)))
+
+
 def test_grey_images_reach_the_step_as_bytes_and_are_the_same_numbers_there() -> None:
     images, labels = train_module.labelled("grey")(TRAIN, torch.Generator())
     assert (images.dtype, labels is TRAIN.labels) == (torch.uint8, True)
@@ -394,14 +486,20 @@ def test_grey_images_reach_the_step_as_bytes_and_are_the_same_numbers_there() ->
         ("never", "cuda", 10**9, False),
     ],
 )
-def test_auto_compiles_long_runs_on_a_gpu(choice: Compile, device: str, images: int, compiles: bool) -> None:
-    assert (pick_loss(choice, torch.device(device), images) is not compute_loss) == compiles
+def test_auto_compiles_long_runs_on_a_gpu(
+    choice: Compile, device: str, images: int, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    for name in ("gradients", "compiled_gradients"):
+        monkeypatch.setattr(train_module, name, lambda _, name=name: taken.append(name))
+    pick_gradients(choice, torch.device(device), images, build(SMALL, 0))
+    assert taken == ["compiled_gradients" if compiles else "gradients"]
 
 
 def test_compiling_without_a_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"train\.compile always needs a C\+\+ compiler"):
-        pick_loss("always", CPU, 1)
+        pick_gradients("always", CPU, 1, build(SMALL, 0))
 
 
 def test_the_rate_rises_then_falls_to_nothing() -> None:

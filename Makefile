@@ -51,7 +51,7 @@ bench: $(READY)  ## measure speed against what you would write or pick instead; 
 	@python -m benchmarks.commands --repro
 	@python -m benchmarks.growth
 
-bench-quick: $(READY)  ## the same in less than five minutes
+bench-quick: $(READY)  ## fewer rounds of fewer images, in less than five minutes
 	$(YARDSTICKS)
 	@python -m benchmarks.run --quick
 	@python -m benchmarks.commands --quick

@@ -270,7 +270,8 @@ def protocol(results: Results) -> str:
         "the edge of its grid, so that a better one may lie beyond. *untuned* is β = 1, which nobody chose.",
         f"Samples are compared with {first['test_images']:,} test images; nll is of {first['nll_images']:,} of them, "
         f"with k = {first['nll_draws']}, and compares within one likelihood and kind of pixels alone (bits per "
-        "dimension with published work). So short a training ranks beginnings: `make repro` reaches far lower ones.",
+        "dimension with published work). So short a training ranks beginnings: the default of `make repro` reaches a "
+        "far lower frechet.",
         "",
     ]
     return "\n".join(lines).replace("*:", "\\*:")

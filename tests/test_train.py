@@ -405,7 +405,7 @@ def test_a_compiled_run_is_the_plain_one_to_rounding(schedule: Schedule) -> None
     ids=str,
 )
 def test_whatever_is_compiled_learns_as_the_plain_code(changes: dict[str, Any]) -> None:
-    """The losses of two epochs, and the last step's gradients."""
+    """The losses of two epochs and the last step's gradients, of one graph (two where the draws change)."""
     fields = {kind: {f.name for f in dataclasses.fields(kind)} for kind in (Architecture, ObjectiveParams, TrainParams)}
     of = {kind: {key: value for key, value in changes.items() if key in names} for kind, names in fields.items()}
     aim, architecture = replace(AIM, **of[ObjectiveParams]), replace(SMALL, **of[Architecture])
@@ -416,10 +416,13 @@ def test_whatever_is_compiled_learns_as_the_plain_code(changes: dict[str, Any]) 
         params = replace(PARAMS, epochs=2, compile=choice, **of[TrainParams])
         training = start(build(architecture, 0, aim.likelihood), params, CPU)
         records = list(fit(training, TRAIN, VALIDATION, params, aim))
-        gradient = torch.cat(
-            [weight.grad.flatten() for weight in training.trained.parameters() if weight.grad is not None]
-        )
-        ends.append((gradient, [record.loss for record in records]))
+        found = [weight.grad.flatten() for weight in training.trained.parameters() if weight.grad is not None]
+        ends.append((torch.cat(found), [record.loss for record in records]))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (2 if "draws_after" in changes else 1)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    for weight in training.trained.parameters():
+        assert weight.grad is not None
+        assert weight.grad.stride() == weight.stride()
     (plain, losses), (compiled, others) = ends
     tolerance = 2e-2 if "precision" in changes else 1e-3
     assert losses == pytest.approx(others, rel=tolerance)

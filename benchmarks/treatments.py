@@ -149,6 +149,7 @@ class Setup:
         values = plain(self) | {
             "architecture": hashed(self.architecture, init="torch"),
             "aim": hashed(self.aim, draws=1, draws_after=0),
+            "train": hashed(self.train, augment=0, augment_until=0.8),
         }
         del values["grids"]
         for section, names in (

@@ -242,8 +242,9 @@ def overfitted(case: Case) -> Finding | None:
     evidence = (Evidence("validation loss, rise since its best", rise, "at least", NATS),)
     says = f"The loss on validation was best after epoch {best + 1}, and rose by {rise:.3g} nats an image since."
     remedy = (
-        f"If nll or elbo counts, train for {best + 1} epochs in place of {len(losses)} (train.epochs; a study's trial: "
-        "tune.epochs). Samples may have gained all the same: compare their frechet before you shorten it."
+        "Move the images that it learns from, or move them more (train.augment). Or, if nll or elbo counts, train for "
+        f"{best + 1} epochs in place of {len(losses)} (train.epochs; a study's trial: tune.epochs). Samples may have "
+        "gained all the same: compare their frechet before you shorten it."
     )
     return Finding("overfitted", "warning", evidence, says, remedy)
 

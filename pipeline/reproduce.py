@@ -60,6 +60,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
         batch_size=article.BATCH_SIZE,
         learning_rate=article.LEARNING_RATE,
         ema=None,
+        augment=0,
     )
     components, device = load_key(sample.Components, "sample", "components"), pick_device(params.device)
     train, validation = (split.to(device) for split in data.load(PREPARED, "train", "validation"))

@@ -134,7 +134,7 @@ class Setting:
         tune = plain(self.tune)
         for key in ("study", "trials", "population", "pruner", "seed"):
             del tune[key]
-        train = plain(self.train)
+        train = hashed(self.train, augment=0, augment_until=0.8)
         for key in ("epochs", "device", "precision", "compile"):
             del train[key]
         model, aim = hashed(self.architecture, init="torch"), hashed(self.aim, draws=1, draws_after=0)

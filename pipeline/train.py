@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pipeline import likelihood, objective
+from pipeline import augment, likelihood, objective
 from pipeline.data import PIXELS, Pixels, Split, as_pixels, batches, epoch_seed, to_unit
 from pipeline.device import pick_precision
 from pipeline.errors import UserError
@@ -42,6 +42,8 @@ class TrainParams:
     warmup: Annotated[float, Range(least=0, below=1)]  # share of all steps in which the rate rises to its peak
     ema: Annotated[float, Range(above=0, below=1)] | None  # decay of the averaged weights
     clip: Annotated[float, Range(above=0)] | None  # the longest gradient
+    augment: Annotated[float, Range(least=0, most=10)]  # how far images are moved: augment.move's strength
+    augment_until: Annotated[float, Range(above=0, most=1)]  # share of the epochs in which they are
     seed: Annotated[int, Range(least=0, most=2**31)]
     device: str  # auto, cpu, cuda, cuda:1, …
     precision: Precision
@@ -173,12 +175,17 @@ def minibatches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """One epoch's images (B, 1, 28, 28), conditions (B, ...) and noise, by seed and epoch alone.
 
-    The noise is (B, latent), or (draws, B, latent) of several draws.
+    The noise is (B, latent), or (draws, B, latent) of several draws. With train.augment the images are moved copies,
+    others in every epoch.
     """
     device = train.images.device
     source = torch.Generator(device).manual_seed(epoch_seed(params.seed, epoch))
+    moving = params.augment > 0 and epoch < params.augment_until * params.epochs
     for rows in batches(len(train), params.batch_size, params.seed, epoch, device):
-        images, condition = view(train[rows], source)
+        part = train[rows]
+        if moving:
+            part = Split(augment.move(part.images, params.augment, source), part.labels)
+        images, condition = view(part, source)
         shape = (len(rows), latent_size) if draws == 1 else (draws, len(rows), latent_size)
         noise = torch.randn(shape, generator=source, device=device, dtype=dtype)
         yield images, condition, noise

@@ -12,8 +12,8 @@ OBJECTIVE: dict[str, Any] = {
     "draws": 1, "draws_after": 0.0,
 }  # fmt: skip
 TRAIN: dict[str, Any] = {
-    "epochs": 3, "batch_size": 20, "learning_rate": 1e-3, "warmup": 0.1, "ema": None, "clip": None, "seed": 7,
-    "device": "cpu", "precision": "float32", "compile": "never",
+    "epochs": 3, "batch_size": 20, "learning_rate": 1e-3, "warmup": 0.1, "ema": None, "clip": None, "augment": 0.0,
+    "augment_until": 0.8, "seed": 7, "device": "cpu", "precision": "float32", "compile": "never",
 }  # fmt: skip
 MODEL: dict[str, Any] = {
     "preset": "strong", "architecture": None, "latent_size": None, "encoder_hidden": None, "decoder_hidden": None,

@@ -155,6 +155,7 @@ TREATMENTS: dict[str, tuple[Architecture, dict[str, Any], dict[str, Any]]] = {
     "several draws, conv": (replace(CONVOLUTIONAL, architecture="conv", blocks=0), {"draws": 2}, {}),
     "averaged": (SMALL, {}, {"ema": 0.95}),
     "clipped": (SMALL, {}, {"clip": 3.0}),
+    "moved images": (SMALL, {}, {"augment": 1.0, "augment_until": 0.7}),
     "conv": (replace(CONVOLUTIONAL, architecture="conv", blocks=0), {}, {}),
     "resnet, blind": (replace(CONVOLUTIONAL, encoder_sees_label=False, conditioning="sum"), {}, {}),
     "resnet, everything": (
@@ -171,6 +172,7 @@ QUICK = (
     "mixture prior",
     "capacity and free bits",
     "clipped",
+    "moved images",
 )
 
 

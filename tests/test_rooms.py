@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "model": "data likelihood params prior",
     "objective": "data likelihood params prior",
     "judge": "data device errors files params",
-    "train": "data device errors likelihood model objective params",
+    "augment": "data",
+    "train": "augment data device errors likelihood model objective params",
     "completion": "bound checkpoint data likelihood metrics model objective params prior train",
     "population": "data device errors likelihood model objective params train",
     "bound": "data model prior",
@@ -95,7 +96,7 @@ sys.meta_path.insert(0, Absent())
 import torch
 from pipeline import bound, checkpoint, data, evaluation, judge, model, objective, population, sample, train
 split = data.Split(torch.randint(0, 256, (40, 1, 28, 28), dtype=torch.uint8), torch.arange(40) % 10)
-settings = train.TrainParams(1, 20, 1e-3, 0.0, None, None, 0, 'cpu', 'float32', 'never')
+settings = train.TrainParams(1, 20, 1e-3, 0.0, None, None, 0.0, 1.0, 0, 'cpu', 'float32', 'never')
 run = train.start(
     model.build(model.PRESETS['article'], 0),
     settings,

@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert torch.equal(weights(train()), weights(train()))
 
 
-@pytest.mark.parametrize("change", [{"seed": 8}, {"batch_size": 30}, {"learning_rate": 2e-3}])
+@pytest.mark.parametrize("change", [{"seed": 8}, {"batch_size": 30}, {"learning_rate": 2e-3}, {"augment": 1.0}])
 def test_each_setting_changes_the_weights(change: dict[str, Any]) -> None:
     assert not torch.equal(weights(train()), weights(train(dataclasses.replace(PARAMS, **change))))
 
@@ -137,7 +137,7 @@ TREATMENTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("treatment", TREATMENTS, ids=lambda treatment: next(iter(treatment.values())))
-@pytest.mark.parametrize("options", [{"ema": 0.9, "clip": 5.0}, {}], ids=["averaged", "plain"])
+@pytest.mark.parametrize("options", [{"ema": 0.9, "clip": 5.0, "augment": 1.0}, {}], ids=["averaged", "plain"])
 def test_under_any_treatment_an_interrupted_run_ends_the_same(
     tmp_path: Path, treatment: dict[str, Any], options: dict[str, Any]
 ) -> None:

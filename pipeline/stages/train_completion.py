@@ -44,6 +44,8 @@ def main() -> None:
             warmup=params.warmup,
             ema=params.ema,
             clip=None,
+            augment=0,
+            augment_until=1,
             seed=params.seed,
             device=name,
             precision=precision,

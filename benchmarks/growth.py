@@ -23,9 +23,9 @@ PRESET = "article"  # whose steps are short, so that what they cost besides prod
 
 
 def pace(batch_size: int, members: int | None, images: int, rounds: int, split: Split) -> float:
-    """Median images a second of a solo run, or of all members together, over epochs of `images`."""
-    steps = max(images // batch_size, 1)
-    paces = population.contestant(PRESET, batch_size, members, "float32", "never", steps, rounds, split)
+    """Median images a second of a solo run, or of all members together, compiled, over epochs of `images`."""
+    steps, compiled = max(images // batch_size, 1), "always" if members else "never"
+    paces = population.contestant(PRESET, batch_size, members, "float32", compiled, steps, rounds, split)
     next(paces)
     return statistics.median(next(paces) for _ in range(rounds))
 

@@ -6,10 +6,11 @@ weights, data order and noise, which a test holds in float64, and one member's N
 """
 
 import copy
+import functools
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from pipeline import objective
+from pipeline import kernel, objective
 from pipeline.data import PIXELS, SIDE, Split
 from pipeline.device import pick_precision
 from pipeline.likelihood import FACTORS, Bernoulli, full
@@ -34,12 +35,14 @@ from pipeline.train import (
     calibrate,
     check_compiler,
     decay,
+    has_compiler,
     labelled,
     learning_rate,
     minibatches,
     validate,
 )
 
+KERNEL_PAYS = 500_000  # images of all members: compiling costs 2.5 s, and each is 5 to 10 µs faster then
 MANY = 2**14  # weights of a layer from which on its own form saves more than the call of that form costs: half a ms
 
 
@@ -179,10 +182,10 @@ def fit(
     record and computes on until it is dropped. Ends early where no member is left.
     """
     device, dtype = train.images.device, population.kl_weights.dtype
-    precision = pick_precision(params.precision, device)
     steps_per_epoch = max(len(train) // params.batch_size, 1)
     steps = steps_per_epoch * params.epochs
-    compute = _stacked_loss(population.template, params, aim, device)
+    to_come = (params.epochs - population.epoch) * steps_per_epoch * params.batch_size * len(population.members)
+    take_step = _pick_step(population, params, aim, device, to_come)
 
     while population.members and population.epoch < params.epochs:
         began = time.perf_counter()
@@ -201,18 +204,8 @@ def fit(
 
             kl_weights = population.kl_weights * factor
             led_to = None if capacity is None else torch.tensor(capacity, device=device, dtype=dtype)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-                figures = compute(population.weights, population.buffers, kl_weights, led_to, *batch)
-            figures[0].sum().backward()  # the sum's gradient in a member's weights is that of the member's own loss
-            if params.clip is not None:
-                _clip([*population.weights.values()], params.clip)
-            population.step()
-            population.optimizer.zero_grad()
-            if population.average is not None and params.ema is not None:
-                average([*population.average.values()], [*population.weights.values()], decay(step, params.ema))
-
-            for row, figure in enumerate(figures):
-                trace[index, row] = figure.detach()
+            for row, figure in enumerate(take_step(batch, kl_weights, led_to, step)):
+                trace[index, row] = figure
 
         losses, reconstructions, kls = trace.mean(0).tolist()  # the epoch's only wait for the device
         seconds = time.perf_counter() - began
@@ -244,6 +237,63 @@ def _measure(population: Population, member: int, train: Split, validation: Spli
     for name, buffer in model.named_buffers():
         population.buffers[name][population.members.index(member)] = buffer
     return validate(model, validation, aim)
+
+
+# (images, labels and noise, KL weights (M,), capacity, steps taken) to loss, reconstruction and kl, (M,) each
+TakeStep = Callable[[tuple[Tensor, Tensor, Tensor], Tensor, Tensor | None, int], Iterable[Tensor]]
+
+
+def _pick_step(
+    population: Population, params: TrainParams, aim: ObjectiveParams, device: torch.device, images: int
+) -> TakeStep:
+    """What takes a population one step further, whoever has left it by then; `images` are to come, of all members.
+
+    On a processor by kernel.cpp, where that is asked for, or by `auto` for all but short runs, it suits, and there are
+    members for at least half of the cores. Raises UserError where compiling is asked for and there is no compiler.
+    """
+    check_compiler(params.compile, device)
+    precision = pick_precision(params.precision, device)
+    pays = params.compile == "always" or (params.compile == "auto" and images >= KERNEL_PAYS and has_compiler())
+    enough = 2 * len(population.members) >= torch.get_num_threads()
+    if device.type == "cpu" and precision == torch.float32 and pays and enough:
+        library = kernel.build() if kernel.suits(population.template, params, aim) else None
+        if library is not None:
+            return functools.partial(_step_by_member, library, population, params)
+    compute = _stacked_loss(population.template, params, aim, device)
+
+    def take_step(
+        batch: tuple[Tensor, Tensor, Tensor], kl_weights: Tensor, capacity: Tensor | None, step: int
+    ) -> Iterable[Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            figures = compute(population.weights, population.buffers, kl_weights, capacity, *batch)
+        figures[0].sum().backward()  # the sum's gradient in a member's weights is that of the member's own loss
+        if params.clip is not None:
+            _clip([*population.weights.values()], params.clip)
+        population.step()
+        population.optimizer.zero_grad()
+        if population.average is not None and params.ema is not None:
+            average([*population.average.values()], [*population.weights.values()], decay(step, params.ema))
+        return (figure.detach() for figure in figures)
+
+    return take_step
+
+
+def _step_by_member(
+    library: kernel.Library,
+    population: Population,
+    params: TrainParams,
+    batch: tuple[Tensor, Tensor, Tensor],
+    kl_weights: Tensor,
+    _: Tensor | None,
+    step: int,
+) -> Iterable[Tensor]:
+    """What `take_step` does, by kernel.cpp."""
+    means = None
+    if population.average is not None and params.ema is not None:
+        means = population.average, decay(step, params.ema)
+    rates = torch.ones_like(kl_weights) if population.pace is None else population.pace
+    rates = rates * population.optimizer.param_groups[0]["lr"]
+    return library.step(population.template, population.weights, population.optimizer, means, kl_weights, rates, batch)
 
 
 def _clip(weights: Sequence[Tensor], longest: float) -> None:
@@ -298,9 +348,8 @@ def _stacked_loss(template: CVAE, params: TrainParams, aim: ObjectiveParams, dev
     A dense CVAE with a standard prior, the Bernoulli's likelihood and one draw, the study's usual one, runs on stacked
     weights as it is. On a CPU in float32 that makes 16 members 1.2 times as fast: vmap takes the cross entropy apart
     into some twenty passes over (M, N, 784), and its calls take a tenth of the article's step. Compiled it is 1.2
-    times as fast again (article), after 20 s for the compiler; raises UserError where there is none.
+    times as fast again (article), after 20 s for the compiler.
     """
-    check_compiler(params.compile, device)
     # On a GPU a compiled step replays a CUDA graph instead of launching.
     mode = "reduce-overhead" if device.type == "cuda" else None
 

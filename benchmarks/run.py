@@ -17,8 +17,6 @@ Adds to benchmarks/results.json and draws results.png, or with --quick results-q
 import argparse
 import importlib.util
 import math
-import os
-import shutil
 import statistics
 import sys
 from collections.abc import Iterator
@@ -35,7 +33,7 @@ from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.model import PRESETS, Init, build
 from pipeline.params import parse, read
-from pipeline.train import TrainParams
+from pipeline.train import TrainParams, compiler
 
 BATCH = 128  # of the yardsticks
 WARMUP = 0.3  # share of the steps in which a larger batch's rate rises to its peak, and its KL weight to 1
@@ -98,12 +96,12 @@ class Entry:
 
 def entries(device: torch.device) -> Iterator[Entry]:
     """All who take part."""
-    compiler = device.type == "cuda" or shutil.which(os.environ.get("CXX", "g++"))
+    compiles = device.type == "cuda" or compiler()
     for name in CONTENDERS:
         if name == "ours":
             for precision in ("float32", "bfloat16") if has_bfloat16(device) else ("float32",):
                 for batch_size in (128, 256, 512, 1024) if device.type == "cpu" else (128, 512, 2048):
-                    for choice in ("never", "always") if compiler else ("never",):
+                    for choice in ("never", "always") if compiles else ("never",):
                         yield Entry(name, batch_size, precision, choice)
         elif name not in ("lightning", "pythae") or importlib.util.find_spec(name):
             yield Entry(name)

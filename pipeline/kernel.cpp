@@ -21,16 +21,16 @@ template <class T>
 using Multiply = void(const char*, const char*, const int*, const int*, const int*, const T*, const T*, const int*,
                       const T*, const int*, const T*, T*, const int*);  // sgemm or dgemm of a BLAS
 
-// A Linear of all members: weights (M, out, in) and biases (M, out). `average` is null without train.ema.
+// What all members learn of one kind, a member's after another's.
 template <class T>
 struct Tensor {
-    T *value, *mean, *square, *average;  // the latter with Adam's moments of its gradient
+    T *value, *mean, *square, *average;  // mean and square: Adam's moments; average: null without train.ema
 };
 
 template <class T>
 struct Layer {
     Size in, out;
-    Tensor<T> weight, bias;
+    Tensor<T> weight, bias;  // (M, out, in) and (M, out)
 };
 
 template <class T>
@@ -47,9 +47,21 @@ struct Step {
 namespace {
 
 constexpr Size GAP = 4;       // inputs: copying fewer is cheaper than beginning another run
-constexpr Size LANES = 112;   // a seventh of the pixels, as likelihood.FACTORS
-constexpr Size PER_LOG = 16;  // lanes: 112 factors of at least a half are a number yet, for one logarithm
-constexpr Size LINE = 16;     // numbers: what memory is handed out in
+constexpr Size LANES = 112;   // as likelihood.FACTORS, a seventh of the pixels: seven factors a lane
+constexpr Size PER_LOG = 16;  // lanes, one logarithm for all: 112 factors of at least a half are a normal number yet
+constexpr Size LINE = 64;     // bytes; a product may round otherwise where what it reads lies otherwise
+
+// Numbers that begin at a line.
+template <class T>
+struct Space {
+    std::vector<T> numbers;
+
+    T* of(Size size) {
+        if (Size(numbers.size()) < size + LINE) numbers.resize(size + LINE);
+        const auto address = reinterpret_cast<std::uintptr_t>(numbers.data());
+        return numbers.data() + (LINE - address % LINE) % LINE / sizeof(T);
+    }
+};
 
 // e^x for x ≤ 0, by its series around the nearest power of two: in a loop, a compiler makes vectors of it.
 inline float exponential(float x) {
@@ -80,7 +92,8 @@ struct Seen {
     };
     std::vector<Run> runs;
     Size size = 0;
-    std::vector<T> x;  // (rows, size)
+    Space<T> space;
+    T* x;  // (rows, size)
 
     explicit Seen(const Step<T>& s) {
         std::vector<char> any(s.inputs, 0);
@@ -92,8 +105,8 @@ struct Seen {
             runs.back().size = j + 1 - runs.back().start;
         }
         for (const Run& run : runs) size += run.size;
-        x.resize(s.rows * size);
-        for (Size i = 0; i < s.rows; ++i) gather(s.x + i * s.inputs, x.data() + i * size);
+        x = space.of(s.rows * size);
+        for (Size i = 0; i < s.rows; ++i) gather(s.x + i * s.inputs, x + i * size);
     }
 
     void gather(const T* row, T* seen) const {
@@ -111,10 +124,10 @@ struct Seen {
 template <class T>
 class Member {
    public:
-    Member(const Step<T>& step, const Seen<T>& inputs, T* space) : s(step), seen(inputs), start(space) {}
+    Member(const Step<T>& step, const Seen<T>& inputs, T* numbers) : s(step), seen(inputs), start(numbers) {}
 
     // More numbers than `run` takes.
-    static Size space(const Step<T>& s) {
+    static Size needs(const Step<T>& s) {
         Size largest = 0, all = 16 * (s.rows + 1) * (s.latent + s.classes) + 3 * LANES + 2 * s.inputs;
         const Size layers = s.encoders + 4 + s.decoders - (s.conditioning == CONCAT);
         for (Size i = 0; i < layers; ++i) {
@@ -205,7 +218,7 @@ class Member {
 
     T* take(Size size) {
         T* taken = start + used;
-        used += (size + LINE - 1) / LINE * LINE;
+        used += (size + LINE - 1) / LINE * LINE;  // whole lines, whatever a number's size
         return taken;
     }
 
@@ -213,10 +226,11 @@ class Member {
     // each matrix is its transpose, and outᵀ = rightᵀ leftᵀ.
     void product(const char* letters, Size rows, Size columns, Size inner, const T* left, Size left_width,
                  const T* right, Size right_width, T beta, T* out) const {
-        const int h = rows, w = columns, k = inner, by = std::max<Size>(left_width, 1);
-        const int across = std::max<Size>(right_width, 1);
+        if (!columns) return;
+        const int h = rows, w = columns, k = inner;
+        const int left_pitch = std::max<Size>(left_width, 1), right_pitch = std::max<Size>(right_width, 1);
         const T one = 1;
-        s.multiply(letters + 1, letters, &w, &h, &k, &one, right, &across, left, &by, &beta, out, &w);
+        s.multiply(letters + 1, letters, &w, &h, &k, &one, right, &right_pitch, left, &left_pitch, &beta, out, &w);
     }
 
     T* forward(Size at, const T* x) {
@@ -228,7 +242,7 @@ class Member {
             const Size mark = used, width = seen.size;
             T* part = take(layer.out * width);
             for (Size i = 0; i < layer.out; ++i) seen.gather(weight + i * layer.in, part + i * width);
-            product("NT", s.rows, layer.out, width, seen.x.data(), width, part, width, 1, y);
+            product("NT", s.rows, layer.out, width, seen.x, width, part, width, 1, y);
             used = mark;
         } else {
             product("NT", s.rows, layer.out, layer.in, x, layer.in, weight, layer.in, 1, y);
@@ -271,31 +285,31 @@ class Member {
 
     // Mean over the batch in nats; logits become their gradient.
     double cross_entropy(T* logits) {
-        const Size lanes = s.pixels % LANES ? s.pixels : LANES, mark = used;
-        T *likely = take(lanes), *linear = take(lanes);
+        const Size mark = used;
+        T *likely = take(LANES), *linear = take(LANES);
         const T share = T(1) / s.rows;
         double total = 0;
         for (Size i = 0; i < s.rows; ++i) {
-            std::fill_n(likely, lanes, T(1));
-            std::fill_n(linear, lanes, T(0));
-            for (Size part = 0; part < s.pixels; part += lanes) {
+            std::fill_n(likely, LANES, T(1));
+            std::fill_n(linear, LANES, T(0));
+            for (Size part = 0; part < s.pixels; part += LANES) {
                 T* logit = logits + i * s.pixels + part;
                 const T* x = s.x + i * s.inputs + part;
 #pragma omp simd
-                for (Size j = 0; j < lanes; ++j) {
+                for (Size j = 0; j < LANES; ++j) {
                     const T value = logit[j], less = exponential(-std::abs(value)), more = 1 / (1 + less);
                     likely[j] *= more;  // sigmoid(|η|)
                     linear[j] += (value < 0 ? 0 : value) - value * x[j];
                     logit[j] = ((value < 0 ? less * more : more) - x[j]) * share;
                 }
             }
-            for (Size j = 0; j < lanes; j += PER_LOG) {
-                T product = 1;
-                for (Size k = j; k < std::min(j + PER_LOG, lanes); ++k) {
-                    product *= likely[k];
+            for (Size j = 0; j < LANES; j += PER_LOG) {
+                T together = 1;
+                for (Size k = j; k < j + PER_LOG; ++k) {
+                    together *= likely[k];
                     total += linear[k];
                 }
-                total -= std::log(product);
+                total -= std::log(together);
             }
         }
         used = mark;
@@ -318,7 +332,7 @@ class Member {
         if (x == s.x) {
             const Size width = seen.size;
             T *part = take(layer.out * width), *row = take(layer.in);
-            product("TN", layer.out, width, s.rows, grad, layer.out, seen.x.data(), width, 0, part);
+            product("TN", layer.out, width, s.rows, grad, layer.out, seen.x, width, 0, part);
             std::fill_n(row, layer.in, T(0));
             for (Size i = 0; i < layer.out; ++i) {
                 seen.scatter(part + i * width, row);
@@ -342,11 +356,12 @@ class Member {
     // Kingma & Ba 2015, algorithm 1, and train.average.
     void adam(const Tensor<T>& tensor, Size first, const T* grad, Size size) const {
         T *value = tensor.value + first, *mean = tensor.mean + first, *square = tensor.square + first;
-        const T beta1 = s.beta1, beta2 = s.beta2, epsilon = s.epsilon, rate = pace, root = scale, share = 1 - s.decay;
+        const T beta1 = s.beta1, beta2 = s.beta2, new1 = 1 - s.beta1, new2 = 1 - s.beta2;
+        const T rate = pace, root = scale, epsilon = s.epsilon, share = 1 - s.decay;
 #pragma omp simd
         for (Size i = 0; i < size; ++i) {
-            mean[i] = beta1 * mean[i] + (1 - beta1) * grad[i];
-            square[i] = beta2 * square[i] + (1 - beta2) * grad[i] * grad[i];
+            mean[i] = beta1 * mean[i] + new1 * grad[i];
+            square[i] = beta2 * square[i] + new2 * grad[i] * grad[i];
             value[i] -= rate * mean[i] / (std::sqrt(square[i]) * root + epsilon);
         }
         if (!tensor.average) return;
@@ -359,15 +374,14 @@ class Member {
 template <class T>
 void take_step(const Step<T>& s) {
     const Seen<T> seen(s);
-    const Size size = Member<T>::space(s);
+    const Size size = Member<T>::needs(s);
     const unsigned denormals = _mm_getcsr();  // count as 0 or not, as the caller has it: device.pick_device
 #pragma omp parallel
     {
         const unsigned before = _mm_getcsr();
         _mm_setcsr(denormals);
-        thread_local std::vector<T> space;  // kept for the next step, whose memory is then there
-        if (Size(space.size()) < size) space.resize(size);
-        Member<T> member(s, seen, space.data());
+        thread_local Space<T> space;  // kept, so that the next step has it at once
+        Member<T> member(s, seen, space.of(size));
 #pragma omp for schedule(dynamic)
         for (Size m = 0; m < s.members; ++m) member.run(m);
         _mm_setcsr(before);

@@ -2,16 +2,14 @@
 
 Operator by operator, all members' weights and activations pass through memory each time, and the threads wait for each
 other at each. Here a core takes a member from its images to its new weights: 16 members of the article's model train
-1.2 times as fast as in the same step compiled by torch, and compiling takes 2 seconds in place of 20
+1.2 times as fast as in the same step compiled by torch, and compiling takes 2.5 seconds in place of 20
 (benchmarks/README.md). population.py holds the plain step, which this one equals up to the order of its sums.
 """
 
 import ctypes
 import functools
-import os
 import subprocess
 import tempfile
-import warnings
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data import CLASSES, PIXELS, to_unit
+from pipeline.errors import UserError
 from pipeline.likelihood import Bernoulli
 from pipeline.model import CVAE, one_hot
 from pipeline.objective import ObjectiveParams
-from pipeline.train import TrainParams
+from pipeline.train import TrainParams, compiler
 
 TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # whose products it takes
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -40,25 +39,24 @@ def suits(model: CVAE, params: TrainParams, aim: ObjectiveParams) -> bool:
 
 @functools.cache
 def build() -> "Library | None":
-    """The step, compiled for this processor once in a process.
+    """The step, compiled for this processor once in a process; None where this torch has no MKL to multiply with.
 
-    None where this torch has no MKL, whose products it takes; and where the compiler fails, which a warning tells.
+    Raises UserError where the compiler can't, or what it made can't be loaded.
     """
     if not torch.backends.mkl.is_available():
         return None
-    compiler = os.environ.get("CXX", "g++")
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "kernel.so"
-        try:
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(library)]
-            done = subprocess.run(command, capture_output=True, text=True)
+    command = [compiler() or "g++", *FLAGS, str(SOURCE), "-o"]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder) / "kernel.so"
+            done = subprocess.run([*command, str(library)], capture_output=True, text=True, errors="replace")
             if done.returncode:
-                raise OSError((done.stderr.strip() or f"it ended with {done.returncode}").splitlines()[0])
+                lines = [line for line in done.stderr.splitlines() if "error" in line]
+                raise OSError(lines[0] if lines else f"it ended with {done.returncode}")
             return Library(ctypes.CDLL(str(library)), ctypes.CDLL(str(TORCH)))
-        except (OSError, AttributeError) as error:
-            reason = f"{compiler} could not compile {SOURCE.name} ({error})"
-            warnings.warn(f"{reason}: the population trains without it", stacklevel=2)
-            return None
+    except (OSError, AttributeError) as error:
+        reason = f"{command[0]} can't make a library of {SOURCE.name} ({error})"
+        raise UserError(f"{reason}: name another compiler in CXX, or set train.compile never") from error
 
 
 class _Tensor(ctypes.Structure):
@@ -117,6 +115,8 @@ class Library:
         x = torch.cat([x, heard], dim=1) if architecture.encoder_sees_label else x.contiguous()
         figures = torch.empty(3, len(rates), dtype=dtype)
         names = _layers(model)
+        hidden = len(architecture.encoder_hidden), len(architecture.decoder_hidden)
+        assert len(names) == sum(hidden) + 3 + (architecture.conditioning != "concat")  # which the kernel reads
         layers = (_Layer * len(names))()
         for layer, name in zip(layers, names, strict=True):
             weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
@@ -135,8 +135,8 @@ class Library:
             classes=CLASSES,
             latent=model.latent_size,
             conditioning=CONDITIONINGS.index(architecture.conditioning),
-            encoders=len(architecture.encoder_hidden),
-            decoders=len(architecture.decoder_hidden),
+            encoders=hidden[0],
+            decoders=hidden[1],
             layers=layers,
             x=x.data_ptr(),
             one_hot=heard.data_ptr(),

@@ -1,10 +1,12 @@
 """fit() for M members at once: CVAEs of one architecture that differ in their KL weight, and in their first weights.
 
-Each weight gains a leading dimension M. One batched step computes every member's loss on the same images and noise,
-and one fused Adam updates them all. Nothing mixes rows: member m equals a solo run (train.fit) with the same initial
-weights, data order and noise, which a test holds in float64, and one member's NaN stays its own.
+Each weight gains a leading dimension M. A step computes every member's loss on the same images and noise, and takes all
+of them one step of Adam further: in batched operators, or a member at a time in kernel.cpp. Nothing mixes rows: member
+m equals a solo run (train.fit) with the same initial weights, data order and noise, which a test holds in float64, and
+one member's NaN stays its own.
 """
 
+import contextlib
 import copy
 import functools
 import math
@@ -22,6 +24,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from pipeline import kernel, objective
 from pipeline.data import PIXELS, SIDE, Split
 from pipeline.device import pick_precision
+from pipeline.errors import UserError
 from pipeline.likelihood import FACTORS, Bernoulli, full
 from pipeline.model import CVAE, Architecture, one_hot
 from pipeline.objective import ObjectiveParams
@@ -34,8 +37,8 @@ from pipeline.train import (
     average,
     calibrate,
     check_compiler,
+    compiler,
     decay,
-    has_compiler,
     labelled,
     learning_rate,
     minibatches,
@@ -184,7 +187,8 @@ def fit(
     device, dtype = train.images.device, population.kl_weights.dtype
     steps_per_epoch = max(len(train) // params.batch_size, 1)
     steps = steps_per_epoch * params.epochs
-    to_come = (params.epochs - population.epoch) * steps_per_epoch * params.batch_size * len(population.members)
+    images = steps_per_epoch * min(params.batch_size, len(train))
+    to_come = (params.epochs - population.epoch) * images * len(population.members)
     take_step = _pick_step(population, params, aim, device, to_come)
 
     while population.members and population.epoch < params.epochs:
@@ -226,7 +230,7 @@ def fit(
             validation_kl=[means.kl for means in unseen],
             validation_elbo=[-(means.reconstruction + means.kl) for means in unseen],
             seconds=seconds,
-            images_per_second=[steps_per_epoch * min(params.batch_size, len(train)) / seconds] * len(members),
+            images_per_second=[images / seconds] * len(members),
         )
 
 
@@ -248,24 +252,27 @@ def _pick_step(
 ) -> TakeStep:
     """What takes a population one step further, whoever has left it by then; `images` are to come, of all members.
 
-    On a processor by kernel.cpp, where that is asked for, or by `auto` for all but short runs, it suits, and there are
-    members for at least half of the cores. Raises UserError where compiling is asked for and there is no compiler.
+    On a processor it is kernel.cpp's step where that suits and half of the cores have a member: if compiling is asked
+    for, or by `auto` for all but short runs. Raises UserError where compiling is asked for and can't be done.
     """
     check_compiler(params.compile, device)
     precision = pick_precision(params.precision, device)
-    pays = params.compile == "always" or (params.compile == "auto" and images >= KERNEL_PAYS and has_compiler())
-    enough = 2 * len(population.members) >= torch.get_num_threads()
-    if device.type == "cpu" and precision == torch.float32 and pays and enough:
-        library = kernel.build() if kernel.suits(population.template, params, aim) else None
-        if library is not None:
-            return functools.partial(_step_by_member, library, population, params)
-    compute = _stacked_loss(population.template, params, aim, device)
+    library = None
+    if device.type == "cpu" and precision == torch.float32 and kernel.suits(population.template, params, aim):
+        if params.compile == "always":
+            library = kernel.build()
+        elif params.compile == "auto" and images >= KERNEL_PAYS and compiler():
+            with contextlib.suppress(UserError):
+                library = kernel.build()
+    compute = functools.cache(lambda: _stacked_loss(population.template, params, aim, device))
 
     def take_step(
         batch: tuple[Tensor, Tensor, Tensor], kl_weights: Tensor, capacity: Tensor | None, step: int
     ) -> Iterable[Tensor]:
+        if library is not None and 2 * len(population.members) >= torch.get_num_threads():
+            return _step_by_kernel(library, population, params, kl_weights, batch, step)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-            figures = compute(population.weights, population.buffers, kl_weights, capacity, *batch)
+            figures = compute()(population.weights, population.buffers, kl_weights, capacity, *batch)
         figures[0].sum().backward()  # the sum's gradient in a member's weights is that of the member's own loss
         if params.clip is not None:
             _clip([*population.weights.values()], params.clip)
@@ -278,16 +285,15 @@ def _pick_step(
     return take_step
 
 
-def _step_by_member(
+def _step_by_kernel(
     library: kernel.Library,
     population: Population,
     params: TrainParams,
-    batch: tuple[Tensor, Tensor, Tensor],
     kl_weights: Tensor,
-    _: Tensor | None,
+    batch: tuple[Tensor, Tensor, Tensor],
     step: int,
-) -> Iterable[Tensor]:
-    """What `take_step` does, by kernel.cpp."""
+) -> Tensor:
+    """Such a step in kernel.cpp."""
     means = None
     if population.average is not None and params.ema is not None:
         means = population.average, decay(step, params.ema)
@@ -308,9 +314,10 @@ def _clip(weights: Sequence[Tensor], longest: float) -> None:
 def auto_size(device: torch.device, architecture: Architecture, batch_size: int) -> int:
     """How many members train at once: as many as still make the device faster, and half its memory holds.
 
-    On a CPU of 2 cores the images a second stop growing at 16 (benchmarks/population.py): the products then fill
-    the cores, and activations outgrow the cache. On a GPU the launches of a step, about a millisecond, hide
-    the work of some 64 members (of 2 GFLOP each for `strong` at batch 256): this is reckoned, not measured.
+    On a CPU of 2 cores the images a second stop growing at 16 (benchmarks/population.py), as the products of the plain
+    step then fill the cores; kernel.cpp's do once each core has a member. On a GPU the launches of a step, about a
+    millisecond, hide the work of some 64 members (of 2 GFLOP each for `strong` at batch 256): this is reckoned, not
+    measured.
     """
     most = 64 if device.type == "cuda" else 16
     return max(1, min(most, _memory(device) // 2 // member_bytes(architecture, batch_size)))
@@ -345,10 +352,10 @@ StackedLoss = Callable[
 def _stacked_loss(template: CVAE, params: TrainParams, aim: ObjectiveParams, device: torch.device) -> StackedLoss:
     """The model's own code and objective, written for one member, over all of them: by vmap, which takes any model.
 
-    A dense CVAE with a standard prior, the Bernoulli's likelihood and one draw, the study's usual one, runs on stacked
-    weights as it is. On a CPU in float32 that makes 16 members 1.2 times as fast: vmap takes the cross entropy apart
-    into some twenty passes over (M, N, 784), and its calls take a tenth of the article's step. Compiled it is 1.2
-    times as fast again (article), after 20 s for the compiler.
+    A dense CVAE with a standard prior, the Bernoulli's likelihood and one draw runs on stacked weights as it is. On a
+    CPU in float32 that makes 16 members 1.2 times as fast: vmap takes the cross entropy apart into some twenty passes
+    over (M, N, 784), and its calls take a tenth of the article's step. Compiled it is 1.2 times as fast again
+    (article), after 20 s for the compiler.
     """
     # On a GPU a compiled step replays a CUDA graph instead of launching.
     mode = "reduce-overhead" if device.type == "cuda" else None

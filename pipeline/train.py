@@ -281,14 +281,14 @@ def laid_out(tensors: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str
     return laid
 
 
-def has_compiler() -> bool:
-    """Whether there is a C++ compiler: g++, or what CXX names."""
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
+def compiler() -> str | None:
+    """The C++ compiler that there is, if any: g++, or what CXX names."""
+    return shutil.which(os.environ.get("CXX", "g++"))
 
 
 def check_compiler(choice: Compile, device: torch.device) -> None:
     """Raises UserError where compiling is asked for on a CPU and there is no C++ compiler to do it with."""
-    if choice == "always" and device.type == "cpu" and not has_compiler():
+    if choice == "always" and device.type == "cpu" and not compiler():
         raise UserError("train.compile always needs a C++ compiler (g++, or what CXX names): install it, or set auto")
 
 

@@ -23,7 +23,7 @@ PRESET = "article"  # whose steps are short, so that what they cost besides prod
 
 
 def pace(batch_size: int, members: int | None, images: int, rounds: int, split: Split) -> float:
-    """Median images a second of a solo run, or of all members together, compiled, over epochs of `images`."""
+    """Median images a second of a solo run, or of a compiled population together, over epochs of `images`."""
     steps, compiled = max(images // batch_size, 1), "always" if members else "never"
     paces = population.contestant(PRESET, batch_size, members, "float32", compiled, steps, rounds, split)
     next(paces)

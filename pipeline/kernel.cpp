@@ -76,7 +76,7 @@ inline float exponential(float x) {
     sum = sum * rest + 0.5f;
     sum = sum * rest + 1.0f;
     sum = sum * rest + 1.0f;
-    const int32_t bits = (int32_t(power) + 127) << 23;
+    const uint32_t bits = (127 + (power < 1 ? int32_t(power) : 0)) << 23;  // NaN has none, and stays
     float scale;
     std::memcpy(&scale, &bits, sizeof scale);
     return sum * scale;

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "augment": "data",
     "train": "augment data device errors likelihood model objective params",
     "completion": "bound checkpoint data likelihood metrics model objective params prior train",
-    "kernel": "data likelihood model objective train",
+    "kernel": "data errors likelihood model objective train",
     "population": "data device errors kernel likelihood model objective params train",
     "bound": "data model prior",
     "sample": "bound data likelihood model params",

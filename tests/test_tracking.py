@@ -526,7 +526,7 @@ def test_packaged_model_loads_without_pickle(root: Path, weights: Path) -> None:
     assert {metric.key: metric.value for metric in model.metrics} == {"nll": 80.0, "frechet": 2.0}
     folder = Path(model.artifact_location.removeprefix("file://"))
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert suffixes <= {"", ".py", ".json", ".txt", ".yaml", ".safetensors"}
+    assert suffixes <= {"", ".py", ".cpp", ".json", ".txt", ".yaml", ".safetensors"}
     assert re.search(r"^torch==[\d.]+$", (folder / "requirements.txt").read_text(), re.MULTILINE)
     code = f"""
 import json, mlflow, pandas

@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.likelihood import Bernoulli
 from pipeline.model import CVAE, one_hot
 from pipeline.objective import ObjectiveParams
-from pipeline.train import TrainParams, compiler
+from pipeline.train import TrainParams, check_compiler, compiler
 
 TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # whose products it takes
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -41,11 +41,12 @@ def suits(model: CVAE, params: TrainParams, aim: ObjectiveParams) -> bool:
 def build() -> "Library | None":
     """The step, compiled for this processor once in a process; None where this torch has no MKL to multiply with.
 
-    Raises UserError where the compiler can't, or what it made can't be loaded.
+    Raises UserError where there is no compiler, it fails, or what it made can't be loaded.
     """
     if not torch.backends.mkl.is_available():
         return None
-    command = [compiler() or "g++", *FLAGS, str(SOURCE), "-o"]
+    check_compiler("always", torch.device("cpu"))
+    command = [str(compiler()), *FLAGS, str(SOURCE), "-o"]
     try:
         with tempfile.TemporaryDirectory() as folder:
             library = Path(folder) / "kernel.so"

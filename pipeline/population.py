@@ -37,7 +37,6 @@ from pipeline.train import (
     average,
     calibrate,
     check_compiler,
-    compiler,
     decay,
     labelled,
     learning_rate,
@@ -261,7 +260,7 @@ def _pick_step(
     if device.type == "cpu" and precision == torch.float32 and kernel.suits(population.template, params, aim):
         if params.compile == "always":
             library = kernel.build()
-        elif params.compile == "auto" and images >= KERNEL_PAYS and compiler():
+        elif params.compile == "auto" and images >= KERNEL_PAYS:
             with contextlib.suppress(UserError):
                 library = kernel.build()
     compute = functools.cache(lambda: _stacked_loss(population.template, params, aim, device))

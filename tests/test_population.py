@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import solo
 import torch
 from settings import objective_params, train_params
+from solo import KL_WEIGHTS, alone, weights
 from torch import Tensor, nn
 
 from pipeline import likelihood, population
@@ -16,14 +18,11 @@ from pipeline.errors import UserError
 from pipeline.model import CVAE, PRESETS, Architecture, build
 from pipeline.objective import ObjectiveParams
 from pipeline.population import Population, PopulationRecord, auto_size, fit, member_bytes, start
-from pipeline.train import Record, TrainParams
-from pipeline.train import fit as fit_solo
-from pipeline.train import start as start_solo
+from pipeline.train import Compile, TrainParams
 
 CPU = torch.device("cpu")
 SMALL = Architecture(4, (24,), (16,), "concat", encoder_sees_label=True)
 OTHER = Architecture(4, (24, 8), (16,), "sum", encoder_sees_label=False)
-KL_WEIGHTS = [0.01, 1.0, 30.0]
 PARAMS = train_params()
 AIM = objective_params(kl_weight=-1.0)  # a population reads its own KL weights
 
@@ -45,23 +44,11 @@ def models(architecture: Architecture = SMALL, dtype: torch.dtype = torch.float6
     return [build(architecture, seed).to(dtype) for seed in range(len(KL_WEIGHTS))]
 
 
-def weights(model: CVAE) -> Tensor:
-    """And what it has learned without a gradient."""
-    return torch.cat([tensor.detach().flatten() for tensor in model.state_dict().values()])
-
-
 def train(
     models: list[CVAE], params: TrainParams = PARAMS, aim: ObjectiveParams = AIM, data: Split = TRAIN
 ) -> tuple[Population, list[PopulationRecord]]:
     members = start(models, KL_WEIGHTS, params, CPU)
     return members, list(fit(members, data, VALIDATION, params, aim))
-
-
-def alone(
-    model: CVAE, kl_weight: float, params: TrainParams, aim: ObjectiveParams, data: Split = TRAIN
-) -> tuple[CVAE, list[Record]]:
-    training = start_solo(model, params, CPU)
-    return model, list(fit_solo(training, data, VALIDATION, params, dataclasses.replace(aim, kl_weight=kl_weight)))
 
 
 def assert_solo(
@@ -71,15 +58,9 @@ def assert_solo(
     aim: ObjectiveParams,
     params: TrainParams = PARAMS,
     data: Split = TRAIN,
+    rates: list[float] | None = None,
 ) -> None:
-    """Every member still in `members` has the weights and the records of its solo run, from `originals`' weights."""
-    params = dataclasses.replace(params, epochs=len(records))
-    for member in members.members:
-        model, expected = alone(originals[member], KL_WEIGHTS[member], params, aim, data)
-        torch.testing.assert_close(weights(members.model(member)), weights(model), rtol=0, atol=1e-10)
-        for record, solo in zip(records, expected, strict=True):
-            ours = dataclasses.asdict(record.of(member)) | {"seconds": 0, "images_per_second": 0}
-            assert ours == pytest.approx(dataclasses.asdict(solo) | {"seconds": 0, "images_per_second": 0}, rel=1e-9)
+    solo.assert_solo(members, records, originals, aim, params, (data, VALIDATION), rates)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +101,7 @@ def test_each_member_may_have_a_learning_rate_of_its_own() -> None:
         records.append(record)
         if record.epoch == 2:
             members.drop([1])
-    for member in (0, 2):
-        params = dataclasses.replace(PARAMS, learning_rate=rates[member])
-        model, expected = alone(models()[member], KL_WEIGHTS[member], params, AIM)
-        torch.testing.assert_close(weights(members.model(member)), weights(model), rtol=0, atol=1e-10)
-        assert records[0].of(member).learning_rate == pytest.approx(expected[0].learning_rate)
+    assert_solo(members, records, models(), AIM, rates=rates)
     assert members.pace is not None
     assert len(members.pace) == 2
 
@@ -241,13 +218,15 @@ def test_when_all_have_left_training_ends() -> None:
     assert (members.epoch, members.members) == (1, [])
 
 
-def test_a_members_nan_is_its_own() -> None:
+@pytest.mark.parametrize("choice", ["never", "always"], ids=["plain", "kernel"])
+def test_a_members_nan_is_its_own(choice: Compile) -> None:
     """The others have, bit for bit, the weights that they have beside a healthy neighbour."""
-    healthy, _ = train(models(dtype=torch.float32))
+    params = dataclasses.replace(PARAMS, compile=choice)
+    healthy, _ = train(models(dtype=torch.float32), params)
     sick = models(dtype=torch.float32)
     with torch.no_grad():
         sick[1].log_var.bias.fill_(200.0)  # its exponential overflows float32
-    members, records = train(sick)
+    members, records = train(sick, params)
     assert [record.diverged for record in records] == [[1]] * 3
     assert not math.isfinite(records[0].of(1).loss)
     assert not weights(members.model(1)).isfinite().all()
@@ -260,7 +239,7 @@ def test_bfloat16_ends_near_its_solo_run() -> None:
     params = dataclasses.replace(PARAMS, epochs=8, precision="bfloat16")
     _, records = train(models(dtype=torch.float32), params)
     for member, model in enumerate(models(dtype=torch.float32)):
-        _, expected = alone(model, KL_WEIGHTS[member], params, AIM)
+        _, expected = alone(model, KL_WEIGHTS[member], params, AIM, (TRAIN, VALIDATION))
         assert records[-1].of(member).validation_elbo == pytest.approx(expected[-1].validation_elbo, rel=0.01)
 
 
@@ -269,7 +248,7 @@ def test_convolutions_train_in_bfloat16_too() -> None:
     params = train_params(precision="bfloat16")
     originals = [build(CONVOLUTIONAL, seed) for seed in range(3)]
     _, records = train(originals, params, AIM, FEW)
-    _, expected = alone(build(CONVOLUTIONAL, 1), KL_WEIGHTS[1], params, AIM, FEW)
+    _, expected = alone(build(CONVOLUTIONAL, 1), KL_WEIGHTS[1], params, AIM, (FEW, VALIDATION))
     assert records[-1].of(1).validation_elbo == pytest.approx(expected[-1].validation_elbo, rel=0.02)
 
 
@@ -292,7 +271,7 @@ def test_compiled_members_are_solo_runs_too(architecture: Architecture) -> None:
     """By torch's compiler: test_kernel.py is about those that have a kernel, which clipping has not."""
     params = dataclasses.replace(PARAMS, compile="always", clip=3.0)
     members, records = train(models(architecture), params)
-    assert_solo(members, records, models(architecture), AIM, dataclasses.replace(params, compile="never"))
+    assert_solo(members, records, models(architecture), AIM, params)
 
 
 def test_a_members_model_is_a_copy() -> None:

@@ -9,12 +9,16 @@ import sys
 from functools import partial
 
 from benchmarks import population
-from pipeline import console, data, evaluation, judge, train
-from pipeline.device import pick_device
-from pipeline.model import PRESETS, build
-from pipeline.objective import ObjectiveParams
-from pipeline.params import parse, read
-from pipeline.train import TrainParams
+from pipeline.base import console
+from pipeline.base.device import pick_device
+from pipeline.base.params import parse, read
+from pipeline.data import splits as data
+from pipeline.measure import evaluator as evaluation
+from pipeline.measure import judge
+from pipeline.model.cvae import PRESETS, build
+from pipeline.training import fit as train
+from pipeline.training.fit import TrainParams
+from pipeline.training.objective import ObjectiveParams
 
 BAR = 0.97
 CHANGES = {"epochs": 2, "batch_size": 256, "learning_rate": 0.004, "ema": None}

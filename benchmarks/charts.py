@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.figures import ACCENT, FAINT, INK
+from pipeline.show.plots import ACCENT, FAINT, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine, results, startup
-from pipeline import console
-from pipeline.device import pick_device
-from pipeline.params import write
+from pipeline.base import console
+from pipeline.base.device import pick_device
+from pipeline.base.params import write
 
 BARS: results.Bars = {
     "accuracy_097_seconds": (30.0, "most"),

@@ -30,11 +30,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.machine import wait
-from pipeline import SPINNING, SPINS, objective, train
-from pipeline.data import FILES, Split, to_unit
-from pipeline.model import CVAE, PRESETS, Init, build
-from pipeline.objective import ObjectiveParams
-from pipeline.train import TrainParams
+from pipeline import SPINNING, SPINS
+from pipeline.data.splits import FILES, Split, to_unit
+from pipeline.model.cvae import CVAE, PRESETS, Init, build
+from pipeline.training import fit as train
+from pipeline.training import objective
+from pipeline.training.fit import TrainParams
+from pipeline.training.objective import ObjectiveParams
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,18 @@ import torch
 from torch import nn
 
 from benchmarks import machine, population
-from pipeline import bound, checkpoint, console, data, evaluation, judge
-from pipeline.device import pick_device
-from pipeline.evaluation import EvaluateParams
-from pipeline.model import CVAE
-from pipeline.objective import ObjectiveParams
-from pipeline.params import load, parse
-from pipeline.sample import Density
-from pipeline.train import validate
+from pipeline.base import console
+from pipeline.base.device import pick_device
+from pipeline.base.params import load, parse
+from pipeline.data import splits as data
+from pipeline.measure import bound, judge
+from pipeline.measure import evaluator as evaluation
+from pipeline.measure.evaluator import EvaluateParams
+from pipeline.model.cvae import CVAE
+from pipeline.model.density import Density
+from pipeline.training import checkpoint
+from pipeline.training.fit import validate
+from pipeline.training.objective import ObjectiveParams
 
 T = TypeVar("T")
 PROBE = 200  # images that the nll's own speed-up is measured on

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from benchmarks import charts, population, results
-from pipeline import console, data
-from pipeline.data import Split
-from pipeline.device import pick_device
-from pipeline.files import replacing
+from pipeline.base import console
+from pipeline.base.device import pick_device
+from pipeline.base.files import replacing
+from pipeline.data import splits as data
+from pipeline.data.splits import Split
 
 PRESET = "article"  # whose steps are short, so that what they cost besides products shows
 

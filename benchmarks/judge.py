@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline import console, data, judge
-from pipeline.data import CLASSES
-from pipeline.params import load
+from pipeline.base import console
+from pipeline.base.params import load
+from pipeline.data import splits as data
+from pipeline.data.splits import CLASSES
+from pipeline.measure import judge
 
 PREPARED = Path("data/prepared/mnist.safetensors")
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.data import CLASSES
-from pipeline.device import has_bfloat16
-from pipeline.model import CVAE
+from pipeline.base.device import has_bfloat16
+from pipeline.data.splits import CLASSES
+from pipeline.model.cvae import CVAE
 
 PACKAGES = ("torch", "torchvision", "lightning", "pythae", "numpy", "scikit-learn", "mlflow", "dvc", "optuna")
 SAMPLED = 0.2  # seconds between two looks at a process tree

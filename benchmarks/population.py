@@ -18,14 +18,16 @@ from typing import Any
 
 import torch
 
-from pipeline import data, population, train
-from pipeline.data import Split
-from pipeline.device import has_bfloat16, pick_device
-from pipeline.errors import UserError
-from pipeline.model import PRESETS, build
-from pipeline.objective import ObjectiveParams
-from pipeline.params import parse, read
-from pipeline.train import TrainParams
+from pipeline.base.device import has_bfloat16, pick_device
+from pipeline.base.errors import UserError
+from pipeline.base.params import parse, read
+from pipeline.data import splits as data
+from pipeline.data.splits import Split
+from pipeline.model.cvae import PRESETS, build
+from pipeline.training import fit as train
+from pipeline.training import population
+from pipeline.training.fit import TrainParams
+from pipeline.training.objective import ObjectiveParams
 
 PREPARED = Path("data/prepared/mnist.safetensors")
 AIM = parse(ObjectiveParams, read()["objective"] | {"kl_weight": 1.0}, "objective")

@@ -17,11 +17,13 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import machine, population
-from pipeline import console, data, train
-from pipeline.device import pick_device, pick_precision
-from pipeline.model import PRESETS, build
-from pipeline.params import parse, read
-from pipeline.train import TrainParams
+from pipeline.base import console
+from pipeline.base.device import pick_device, pick_precision
+from pipeline.base.params import parse, read
+from pipeline.data import splits as data
+from pipeline.model.cvae import PRESETS, build
+from pipeline.training import fit as train
+from pipeline.training.fit import TrainParams
 
 STEPS = 100
 # The first group with a word that an operator's name holds; what is no operator is Python and the autograd engine.

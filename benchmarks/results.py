@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine
-from pipeline.files import write_json
+from pipeline.base.files import write_json
 
 FOLDER = Path("benchmarks")
 Bars = dict[str, tuple[float, str]]  # a figure's name, its bar, and whether that is a least or a most

@@ -27,13 +27,14 @@ import torch
 
 from benchmarks import charts, machine, population, results
 from benchmarks.contenders import CONTENDERS, UNCONDITIONAL, Setting, in_own_process
-from pipeline import console, data
-from pipeline.device import has_bfloat16, pick_device
-from pipeline.errors import UserError
-from pipeline.files import replacing
-from pipeline.model import PRESETS, Init, build
-from pipeline.params import parse, read
-from pipeline.train import TrainParams, compiler
+from pipeline.base import console
+from pipeline.base.device import has_bfloat16, pick_device
+from pipeline.base.errors import UserError
+from pipeline.base.files import replacing
+from pipeline.base.params import parse, read
+from pipeline.data import splits as data
+from pipeline.model.cvae import PRESETS, Init, build
+from pipeline.training.fit import TrainParams, compiler
 
 BATCH = 128  # of the yardsticks
 WARMUP = 0.3  # share of the steps in which a larger batch's rate rises to its peak, and its KL weight to 1
@@ -156,7 +157,7 @@ def memory(preset: str, race: dict[str, Any], device: torch.device) -> dict[str,
     found = {}
     for name in (name for name, entry in race.items() if not entry["compiled"]):
         program = (
-            "from benchmarks import run; from pipeline import data; import torch, sys\n"
+            "from benchmarks import run; from pipeline.data import splits as data; import torch, sys\n"
             "train, validation = (part.to(sys.argv[3]) for part in data.load(run.PREPARED, 'train', 'validation'))\n"
             "run.alone(sys.argv[1], sys.argv[2], train, validation)"
         )

@@ -13,7 +13,7 @@ import time
 
 COMMANDS = {
     "python": [sys.executable, "-c", "pass"],
-    "cvae --help": [sys.executable, "-m", "pipeline.cli", "--help"],
+    "cvae --help": [sys.executable, "-m", "pipeline.cli.main", "--help"],
     "dvc stage list": ["dvc", "stage", "list"],
     "dvc repro, again": ["dvc", "repro"],
 }

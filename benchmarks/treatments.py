@@ -36,18 +36,23 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from pipeline import bound, console, data, evaluation, judge, likelihood, population, prior
-from pipeline.data import PIXELS, Pixels, Split
-from pipeline.device import pick_device
-from pipeline.errors import UserError
-from pipeline.evaluation import COLLAPSED_DIVERSITY, Reader, Yardstick
-from pipeline.files import replacing, sha256, write_json
-from pipeline.likelihood import EXACT_ON_LEVELS, LIKELIHOODS, ON_BINARY_PIXELS
-from pipeline.model import CVAE, Architecture, ModelParams, build, resolve
-from pipeline.objective import ObjectiveParams
-from pipeline.params import digest, hashed, load, load_key, plain
-from pipeline.sample import SAMPLERS, Components, Density
-from pipeline.train import TrainParams, validate
+from pipeline.base import console
+from pipeline.base.device import pick_device
+from pipeline.base.errors import UserError
+from pipeline.base.files import replacing, sha256, write_json
+from pipeline.base.params import digest, hashed, load, load_key, plain
+from pipeline.data import splits as data
+from pipeline.data.splits import PIXELS, Pixels, Split
+from pipeline.measure import bound, judge
+from pipeline.measure import evaluator as evaluation
+from pipeline.measure.evaluator import COLLAPSED_DIVERSITY, Reader, Yardstick
+from pipeline.model import likelihood, prior
+from pipeline.model.cvae import CVAE, Architecture, ModelParams, build, resolve
+from pipeline.model.density import SAMPLERS, Components, Density
+from pipeline.model.likelihood import EXACT_ON_LEVELS, LIKELIHOODS, ON_BINARY_PIXELS
+from pipeline.training import population
+from pipeline.training.fit import TrainParams, validate
+from pipeline.training.objective import ObjectiveParams
 
 PREPARED = Path("data/prepared/mnist.safetensors")
 JUDGE = Path("models/judge.safetensors")

@@ -30,11 +30,12 @@ from benchmarks.treatments import (
     read_rows,
     settings_of,
 )  # fmt: skip
-from pipeline import console, figures
-from pipeline.errors import UserError
-from pipeline.files import replacing
-from pipeline.likelihood import EXACT_ON_LEVELS
-from pipeline.sample import SAMPLERS
+from pipeline.base import console
+from pipeline.base.errors import UserError
+from pipeline.base.files import replacing
+from pipeline.model.density import SAMPLERS
+from pipeline.model.likelihood import EXACT_ON_LEVELS
+from pipeline.show import plots as figures
 
 DOC, PICTURE = Path("docs/treatments.md"), Path("docs/treatments.png")
 BEGIN, END = "<!-- treatments: written by `make treatments` -->", "<!-- treatments: end -->"

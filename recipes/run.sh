@@ -19,8 +19,8 @@ case $name in
 esac
 changes=$(python -c '
 import json, sys
-from pipeline import console
-from pipeline.params import read
+from pipeline.base import console
+from pipeline.base.params import read
 
 def options():
     for section, values in read(sys.argv[1]).items():

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.data import Split
+from pipeline.data.splits import Split
 
 
 class Reading(NamedTuple):

@@ -8,7 +8,7 @@ import postgres
 import pytest
 
 if TYPE_CHECKING:
-    from pipeline import data
+    from pipeline.data import splits as data
 
 # Tensors this small gain nothing from threads, and where others use the processor, threads that wait for one another
 # took sixty times as long. It must be set before torch is imported; the programs that tests start inherit it.
@@ -50,8 +50,9 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def mnist(tmp_path_factory: pytest.TempPathFactory) -> "dict[str, data.Split]":
     """The real data set, by the product's own download and split; skipped where no mirror answers, but not in CI."""
     # Here, for torch: the process that only hands tests to the workers would load it before it starts them.
-    from pipeline import data, download
-    from pipeline.errors import UserError
+    from pipeline.base.errors import UserError
+    from pipeline.data import download
+    from pipeline.data import splits as data
 
     folder = tmp_path_factory.mktemp("mnist")
     try:

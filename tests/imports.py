@@ -9,7 +9,7 @@ PACKAGE = ROOT / "pipeline"
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in sorted(PACKAGE.rglob("*.py"))
-    if path.name != "__init__.py"
+    if path.name not in ("__init__.py", "__main__.py")
 }
 
 
@@ -20,13 +20,13 @@ def source(module: str) -> ast.Module:
 
 @cache
 def imported(module: str) -> frozenset[str]:
-    """Every module that `module` names in an import anywhere in it, ours as `pipeline.x`, others by their root."""
+    """Every module that `module` names in an import anywhere in it, ours as `pipeline.x.y`, others by their root."""
     names: set[str] = set()
     for node in ast.walk(source(module)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            # `from pipeline import model` names modules, `from pipeline.model import CVAE` one.
+            # `from pipeline.model import cvae` names modules, `from pipeline.model.cvae import CVAE` one.
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             names |= (inner & MODULES.keys()) or {node.module}
     return frozenset(name if name.startswith("pipeline.") else name.split(".")[0] for name in names)
@@ -46,3 +46,8 @@ def closure(module: str) -> set[str]:
             found.add(name)
             waiting.extend(ours(name))
     return found
+
+
+def room(module: str) -> str:
+    """`model` of `pipeline.model.cvae`."""
+    return module.split(".")[1]

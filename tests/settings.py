@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pipeline.model import ModelParams
-from pipeline.objective import ObjectiveParams
-from pipeline.train import TrainParams
+from pipeline.model.cvae import ModelParams
+from pipeline.training.fit import TrainParams
+from pipeline.training.objective import ObjectiveParams
 
 OBJECTIVE: dict[str, Any] = {
     "kl_weight": 1.0, "likelihood": "bernoulli", "sigma": 0.1, "pixels": "grey", "schedule": "constant",

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import train
-from pipeline.data import Split
-from pipeline.model import CVAE
-from pipeline.objective import ObjectiveParams
-from pipeline.population import Population, PopulationRecord
-from pipeline.train import Record, TrainParams
+from pipeline.data.splits import Split
+from pipeline.model.cvae import CVAE
+from pipeline.training import fit as train
+from pipeline.training.fit import Record, TrainParams
+from pipeline.training.objective import ObjectiveParams
+from pipeline.training.population import Population, PopulationRecord
 
 KL_WEIGHTS = [0.01, 1.0, 30.0]  # of the members, in float64
 

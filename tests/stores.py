@@ -1,6 +1,6 @@
 """The MLflow stores that this process has open."""
 
-from pipeline import tracking
+from pipeline.tracking import runs as tracking
 
 
 def forget() -> None:

@@ -1,4 +1,4 @@
-"""The DVC stages: each reads its params and inputs, calls the numbers room, and writes its outputs.
+"""One thin module for each DVC stage: params and files in, files out.
 
-They run in the project's folder, as `python -m pipeline.stages.NAME` or `cvae NAME`.
+Imports every room but cli.
 """

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from pipeline import console, download
-from pipeline.params import load
-
-RAW = Path("data/raw")
+from pipeline.base import console
+from pipeline.base.params import load
+from pipeline.base.paths import RAW
+from pipeline.data import download
 
 
 def main() -> None:

@@ -7,36 +7,34 @@ test split (of benchmarks/, the judge's bars and the table of treatments do, aft
 import json
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 
-from pipeline import bound, checkpoint, console, data, doctor, evaluation, figures, judge, sample, tracking
-from pipeline.data import CLASSES, Split, to_unit
-from pipeline.device import pick_device
-from pipeline.doctor import Case, Diagnosis
-from pipeline.errors import UserError
-from pipeline.evaluation import EvaluateParams, Evaluation
-from pipeline.files import replacing, write_json
-from pipeline.model import CVAE
-from pipeline.objective import ObjectiveParams
-from pipeline.params import load, load_key, parse, plain
-from pipeline.sample import Density
+from pipeline.base import console
+from pipeline.base.device import pick_device
+from pipeline.base.errors import UserError
+from pipeline.base.files import replacing, write_json
+from pipeline.base.params import load, load_key, parse, plain
+from pipeline.base.paths import DOCTOR, FIGURES, HISTORY, JUDGE, METRICS, MODEL, PER_CLASS, PREPARED, RUN
+from pipeline.data import splits as data
+from pipeline.data.splits import CLASSES, Split, to_unit
+from pipeline.measure import bound, doctor, judge
+from pipeline.measure import evaluator as evaluation
+from pipeline.measure.doctor import Case, Diagnosis
+from pipeline.measure.evaluator import EvaluateParams, Evaluation
+from pipeline.model import density as sample
+from pipeline.model.cvae import CVAE
+from pipeline.model.density import Density, posteriors
+from pipeline.show import plots as figures
+from pipeline.tracking import runs as tracking
+from pipeline.training import checkpoint
+from pipeline.training.objective import ObjectiveParams
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PREPARED = Path("data/prepared/mnist.safetensors")
-JUDGE = Path("models/judge.safetensors")
-MODEL = Path("models/cvae.safetensors")
-RUN = Path("models/run.json")
-HISTORY = Path("reports/history.csv")
-METRICS = Path("reports/metrics.json")
-PER_CLASS = Path("reports/per_class.csv")
-DOCTOR = Path("reports/doctor.json")
-PICTURES = Path("reports/figures")
 COLUMNS = 10
 DIGIT = 5  # whose traversal is shown
 
@@ -65,18 +63,18 @@ def main() -> None:
         extra = doctor.of_model(model, test.images, aim)
         diagnosis = diagnose(result, extra, model, aim)
         write_json(DOCTOR, {"verdict": diagnosis.verdict, **plain(diagnosis)})
-        PICTURES.mkdir(parents=True, exist_ok=True)
+        FIGURES.mkdir(parents=True, exist_ok=True)
         for name, figure in pictures(model, density, test, aim, result, sampler, shown):
-            with replacing(PICTURES / f"{name}.png") as part:
+            with replacing(FIGURES / f"{name}.png") as part:
                 figures.save(figure, part)
 
         beside = {f"test_{name}": value for name, value in extra.items()}
         run.metrics(flatten(result) | beside, step=0, of_model=True)
         run.table(result.per_class, "per_class")
         run.tags({"collapsed": str(result.summary["collapsed"]).lower(), "doctor": diagnosis.verdict})
-        for path in (METRICS, PER_CLASS, DOCTOR, *sorted(PICTURES.iterdir())):
-            run.artifact(path, "figures" if path.parent == PICTURES else None)
-    print(f"{METRICS}, {PER_CLASS}, {DOCTOR} and {PICTURES}/ written; the doctor's verdict: {diagnosis.verdict}")
+        for path in (METRICS, PER_CLASS, DOCTOR, *sorted(FIGURES.iterdir())):
+            run.artifact(path, "figures" if path.parent == FIGURES else None)
+    print(f"{METRICS}, {PER_CLASS}, {DOCTOR} and {FIGURES}/ written; the doctor's verdict: {diagnosis.verdict}")
 
 
 def diagnose(result: Evaluation, extra: dict[str, float], model: CVAE, aim: ObjectiveParams) -> Diagnosis:
@@ -121,7 +119,7 @@ def pictures(
     yield "samples", figures.sample_grid(sample.sheet(asked, COLUMNS), title)
     yield "samplers", figures.sampler_grids(sheets, notes)
 
-    mu, _ = bound.posteriors(model, test, aim.pixels)
+    mu, _ = posteriors(model, test, aim.pixels)
     yield "latent_space", figures.latent_space(mu.cpu().numpy(), test.labels.cpu().numpy())
 
     few = torch.cat([(test.labels == digit).nonzero()[: COLUMNS // 2, 0] for digit in range(CLASSES)])

@@ -6,26 +6,25 @@ standard error beside each likelihood.
 
 import json
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from pipeline import completion, console, data, figures, judge, sample, tracking
-from pipeline.completion import EvaluateCompletionParams
-from pipeline.data import CLASSES, PIXELS, SIDE, Split
-from pipeline.device import pick_device
-from pipeline.errors import UserError
-from pipeline.files import replacing, write_json
-from pipeline.params import load, load_key
+from pipeline.base import console
+from pipeline.base.device import pick_device
+from pipeline.base.errors import UserError
+from pipeline.base.files import replacing, write_json
+from pipeline.base.params import load, load_key
+from pipeline.base.paths import COMPLETER, COMPLETION, COMPLETION_RUN, COMPLETIONS_FIGURE, JUDGE, NETWORK, PREPARED
+from pipeline.completion import model as completion
+from pipeline.completion.model import EvaluateCompletionParams
+from pipeline.data import splits as data
+from pipeline.data.splits import CLASSES, PIXELS, SIDE, Split
+from pipeline.measure import judge
+from pipeline.model import density as sample
+from pipeline.show import plots as figures
+from pipeline.tracking import runs as tracking
 
-PREPARED = Path("data/prepared/mnist.safetensors")
-JUDGE = Path("models/judge.safetensors")
-COMPLETER = Path("models/completer.safetensors")
-NETWORK = Path("models/completion_network.safetensors")
-RUN = Path("models/completion_run.json")
-REPORT = Path("reports/completion.json")
-PICTURE = Path("reports/completions.png")
 SHOWN = 5  # completions of each picture
 
 
@@ -33,29 +32,29 @@ def main() -> None:
     params = load(EvaluateCompletionParams, "evaluate_completion")
     device = pick_device(load_key(str, "train", "device"))
     experiment = load(tracking.TrackingParams, "tracking").experiment
-    if not RUN.exists():
-        raise UserError(f"{RUN} not found: run `dvc repro completion/dvc.yaml` first")
+    if not COMPLETION_RUN.exists():
+        raise UserError(f"{COMPLETION_RUN} not found: run `dvc repro completion/dvc.yaml` first")
     completer, network = completion.load(COMPLETER, device), completion.load(NETWORK, device)
     reader = partial(judge.read, judge.load(JUDGE, device))
     (test,) = (split.to(device) for split in data.load(PREPARED, "test"))
 
-    trained = json.loads(RUN.read_text(encoding="utf-8"))
+    trained = json.loads(COMPLETION_RUN.read_text(encoding="utf-8"))
     name = "completion evaluation"  # only where the training's run is gone
     with tracking.resume(trained["run_id"], trained["tracking_uri"], name, experiment, warn=console.warn) as run:
         result = completion.evaluate(completer, network, reader, test, params, partial(print, flush=True))
-        write_json(REPORT, result)
+        write_json(COMPLETION, result)
         sheets = {
             f"{number} of 4 quadrants seen": picture(completer, network, test, number, params.seed)
             for number in (1, 2, 3)
         }
-        with replacing(PICTURE) as part:
+        with replacing(COMPLETIONS_FIGURE) as part:
             drawn = figures.save(figures.completions(sheets, SHOWN), part)
         run.image("completions", drawn, step=0)
         named = {f"test_completion_{key}": value for key, value in flatten(result).items()}
         run.metrics(named, step=0, of_model=True)
-        for path in (REPORT, PICTURE):
+        for path in (COMPLETION, COMPLETIONS_FIGURE):
             run.artifact(path)
-    print(f"{REPORT} and {PICTURE} written")
+    print(f"{COMPLETION} and {COMPLETIONS_FIGURE} written")
 
 
 def flatten(result: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:

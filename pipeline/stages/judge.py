@@ -1,16 +1,14 @@
 """Trains the judge, the classifier that measures samples. About a minute on two cores."""
 
 import json
-from pathlib import Path
 
-from pipeline import console, data, judge
-from pipeline.device import pick_device
-from pipeline.files import write_json
-from pipeline.params import load, load_key, plain
-
-PREPARED = Path("data/prepared/mnist.safetensors")
-JUDGE = Path("models/judge.safetensors")
-REPORT = Path("reports/judge.json")
+from pipeline.base import console
+from pipeline.base.device import pick_device
+from pipeline.base.files import write_json
+from pipeline.base.params import load, load_key, plain
+from pipeline.base.paths import JUDGE, JUDGE_REPORT, PREPARED
+from pipeline.data import splits as data
+from pipeline.measure import judge
 
 
 def main() -> None:
@@ -24,7 +22,7 @@ def main() -> None:
             bar.show(record.epoch, console.figures({"loss": record.loss, "validation accuracy": record.accuracy}))
     judge.save(network, JUDGE, {"params": json.dumps(plain(params))})
     # Its accuracy on test stands in reports/metrics.json: the test split is for evaluate alone to read.
-    write_json(REPORT, {"validation_accuracy": max(accuracies)})
+    write_json(JUDGE_REPORT, {"validation_accuracy": max(accuracies)})
     print(f"{JUDGE}: {max(accuracies):.2%} of the validation images read right")
 
 

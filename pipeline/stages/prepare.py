@@ -1,14 +1,11 @@
 """IDX files to one safetensors file of uint8 tensors: train, validation and test. A few seconds."""
 
-from pathlib import Path
-
-from pipeline import console, data
-from pipeline.download import DataParams
-from pipeline.files import replacing
-from pipeline.params import load
-
-RAW = Path("data/raw")
-PREPARED = Path("data/prepared/mnist.safetensors")
+from pipeline.base import console
+from pipeline.base.files import replacing
+from pipeline.base.params import load
+from pipeline.base.paths import PREPARED, RAW
+from pipeline.data import splits as data
+from pipeline.data.download import DataParams
 
 
 def main() -> None:

@@ -4,23 +4,21 @@ A run that was killed goes on from its last epoch to the very weights it would h
 .checkpoints/, outside DVC's outputs (which DVC deletes before a stage starts), under a hash of data and params.
 """
 
-from pathlib import Path
-
 import pandas as pd
 
-from pipeline import checkpoint, console, data, sample, tracking
-from pipeline.device import pick_device, pick_precision
-from pipeline.files import replacing, sha256, write_json
-from pipeline.model import ModelParams, build, resolve
-from pipeline.objective import ObjectiveParams
-from pipeline.params import digest, flat, load, load_key, plain
-from pipeline.recording import recording, watched
-from pipeline.train import TrainParams, fit, start
-
-PREPARED = Path("data/prepared/mnist.safetensors")
-MODEL = Path("models/cvae.safetensors")
-RUN = Path("models/run.json")
-HISTORY = Path("reports/history.csv")
+from pipeline.base import console
+from pipeline.base.device import pick_device, pick_precision
+from pipeline.base.files import replacing, sha256, write_json
+from pipeline.base.params import digest, flat, load, load_key, plain
+from pipeline.base.paths import HISTORY, MODEL, PREPARED, RUN
+from pipeline.data import splits as data
+from pipeline.model import density as sample
+from pipeline.model.cvae import ModelParams, build, resolve
+from pipeline.stages.recording import recording, watched
+from pipeline.tracking import runs as tracking
+from pipeline.training import checkpoint
+from pipeline.training.fit import TrainParams, fit, start
+from pipeline.training.objective import ObjectiveParams
 
 
 def main() -> None:

@@ -3,23 +3,19 @@
 The same fit, checkpoints and records as the CVAE's: only what the models are shown differs (completion.masked).
 """
 
-from pathlib import Path
-
 import pandas as pd
 
-from pipeline import completion, console, data, tracking
-from pipeline.completion import AIM, CompletionParams
-from pipeline.device import pick_device, pick_precision
-from pipeline.files import replacing, sha256, write_json
-from pipeline.params import digest, load, load_key, plain
-from pipeline.recording import recording
-from pipeline.train import Compile, Precision, TrainParams, fit, start
-
-PREPARED = Path("data/prepared/mnist.safetensors")
-COMPLETER = Path("models/completer.safetensors")
-NETWORK = Path("models/completion_network.safetensors")
-RUN = Path("models/completion_run.json")
-HISTORY = Path("reports/completion_history.csv")
+from pipeline.base import console
+from pipeline.base.device import pick_device, pick_precision
+from pipeline.base.files import replacing, sha256, write_json
+from pipeline.base.params import digest, load, load_key, plain
+from pipeline.base.paths import COMPLETER, COMPLETION_HISTORY, COMPLETION_RUN, NETWORK, PREPARED
+from pipeline.completion import model as completion
+from pipeline.completion.model import AIM, CompletionParams
+from pipeline.data import splits as data
+from pipeline.stages.recording import recording
+from pipeline.tracking import runs as tracking
+from pipeline.training.fit import Compile, Precision, TrainParams, fit, start
 
 
 def main() -> None:
@@ -69,9 +65,9 @@ def main() -> None:
             completion.save(path, training.model)
             record.run.model(path, "completions")
         histories.append(pd.DataFrame(record.rows).assign(model=model))
-    with replacing(HISTORY) as part:
+    with replacing(COMPLETION_HISTORY) as part:
         pd.concat(histories).to_csv(part, index=False)
-    write_json(RUN, {"run_id": record.run.run_id, "tracking_uri": record.run.uri, "hashes": hashes})
+    write_json(COMPLETION_RUN, {"run_id": record.run.run_id, "tracking_uri": record.run.uri, "hashes": hashes})
 
 
 if __name__ == "__main__":

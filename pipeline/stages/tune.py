@@ -15,26 +15,29 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from pipeline import console, data, evaluation, figures, judge, sample, study, tracking
-from pipeline.device import pick_device
-from pipeline.errors import UserError
-from pipeline.files import home, replacing, sha256, write_json
-from pipeline.model import ModelParams, resolve
-from pipeline.objective import ObjectiveParams
-from pipeline.params import flat, load, load_key, plain
-from pipeline.sample import Components
-from pipeline.study import Began, Ended, Epoch, Event, Setting, Study, TuneParams
-from pipeline.train import Diverged, TrainParams
+from pipeline.base import console
+from pipeline.base.device import pick_device
+from pipeline.base.errors import UserError
+from pipeline.base.files import home, replacing, sha256, write_json
+from pipeline.base.params import flat, load, load_key, plain
+from pipeline.base.paths import BEST, JUDGE, PREPARED, STUDY_FIGURES, TRIALS
+from pipeline.data import splits as data
+from pipeline.measure import evaluator as evaluation
+from pipeline.measure import judge
+from pipeline.model import density as sample
+from pipeline.model.cvae import ModelParams, resolve
+from pipeline.model.density import Components
+from pipeline.show import plots as figures
+from pipeline.study import search as study
+from pipeline.study.search import Began, Ended, Epoch, Event, Setting, Study, TuneParams
+from pipeline.tracking import runs as tracking
+from pipeline.training.fit import Diverged, TrainParams
+from pipeline.training.objective import ObjectiveParams
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-PREPARED = Path("data/prepared/mnist.safetensors")
-JUDGE = Path("models/judge.safetensors")
-TRIALS = Path("reports/study/trials.csv")
-BEST = Path("reports/study/best.json")
-PICTURES = Path("reports/study/figures")
 STRIPS = 16  # rows of the picture from collapse to chaos
 EXPLAINING = ("frechet", "class_accuracy", "diversity")
 
@@ -71,8 +74,8 @@ def main() -> None:
             best = export(search, real)
             close_runs(search)
             with clock.counting():
-                for path in (TRIALS, BEST, *sorted(PICTURES.glob("*.png"))):
-                    parent.artifact(path, "figures" if path.parent == PICTURES else None)
+                for path in (TRIALS, BEST, *sorted(STUDY_FIGURES.glob("*.png"))):
+                    parent.artifact(path, "figures" if path.parent == STUDY_FIGURES else None)
         parent.metrics({"tracking_share": clock.share(), "trials": search.done()}, step=0)
     print(f"{BEST.parent}/ written: β = {best.kl_weight:.3g} is best, with {console.figures(best.values)}")
 
@@ -231,11 +234,11 @@ def export(search: Study, real: Mapping[str, float]) -> study.Chosen:
         "real": dict(real),
     }
     write_json(BEST, content)
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    for stale in PICTURES.glob("*.png"):
+    STUDY_FIGURES.mkdir(parents=True, exist_ok=True)
+    for stale in STUDY_FIGURES.glob("*.png"):
         stale.unlink(missing_ok=True)
     for name, figure in pictures(search, real, best.kl_weight):
-        with replacing(PICTURES / f"{name}.png") as part:
+        with replacing(STUDY_FIGURES / f"{name}.png") as part:
             figures.save(figure, part)
     return best
 

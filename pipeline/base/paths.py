@@ -1,0 +1,34 @@
+"""Where everything lies, relative to the project's folder: each path stands here alone."""
+
+from pathlib import Path
+
+RAW = Path("data/raw")
+PREPARED = Path("data/prepared/mnist.safetensors")
+
+JUDGE = Path("models/judge.safetensors")
+MODEL = Path("models/cvae.safetensors")
+RUN = Path("models/run.json")
+COMPLETER = Path("models/completer.safetensors")
+NETWORK = Path("models/completion_network.safetensors")
+COMPLETION_RUN = Path("models/completion_run.json")
+
+JUDGE_REPORT = Path("reports/judge.json")
+HISTORY = Path("reports/history.csv")
+METRICS = Path("reports/metrics.json")
+PER_CLASS = Path("reports/per_class.csv")
+DOCTOR = Path("reports/doctor.json")
+FIGURES = Path("reports/figures")
+
+TRIALS = Path("reports/study/trials.csv")
+BEST = Path("reports/study/best.json")
+STUDY_FIGURES = Path("reports/study/figures")
+
+ARTICLE = Path("reports/article")
+
+COMPLETION_HISTORY = Path("reports/completion_history.csv")
+COMPLETION = Path("reports/completion.json")
+COMPLETIONS_FIGURE = Path("reports/completions.png")
+
+# Not outputs of DVC, which deletes a stage's outputs before it runs.
+CHECKPOINTS = Path(".checkpoints")  # unfinished trainings
+WORKERS = Path(".workers")  # a lock file for each living process of a study

@@ -1,0 +1,4 @@
+"""The `cvae` command, and what answers requests to a packaged model.
+
+Imports every room.
+"""

@@ -1,0 +1,216 @@
+"""`cvae doctor`: gathers the figures of a model or an MLflow run, and says what the doctor finds in them.
+
+A model is measured on validation, never on test: whoever follows the doctor's advice chooses by its figures.
+"""
+
+import argparse
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.base.errors import UserError
+from pipeline.base.paths import HISTORY, PREPARED, RUN
+from pipeline.cli import draw as gallery
+
+if TYPE_CHECKING:
+    from pipeline.measure.doctor import Case, Diagnosis, Evidence
+    from pipeline.tracking.runs import Recorded
+    from pipeline.training.objective import ObjectiveParams
+
+CURVES = ("validation_reconstruction", "validation_kl")
+HEADLINE = (
+    "reconstruction", "kl", "active_units", "prior.class_accuracy", "fitted.class_accuracy", "fitted.diversity",
+    "fitted.log_density",
+)  # fmt: skip
+WIDEST = 100  # characters of a line: longer ones are hard to read
+MARK = {"severe": "✗", "warning": "!", "note": "·"}
+
+
+def add_command(commands: Any) -> None:
+    """Adds the command to an argparse's subparsers."""
+    add = commands.add_parser(
+        "doctor",
+        help="what is wrong with a model, and what to change",
+        description="Say what is wrong with a model or an MLflow run, from which figures, and what to change. A model "
+        "is measured on validation; of an evaluated run the recorded figures are read.",
+        epilog="examples:\n  cvae doctor\n  cvae doctor models/other.safetensors\n  cvae doctor runs:/RUN_ID",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add.add_argument(
+        "run",
+        nargs="?",
+        default=gallery.MODEL,
+        metavar="RUN",
+        help=f"a safetensors file, or runs:/RUN_ID of MLflow ({gallery.MODEL})",
+    )
+    add.set_defaults(act=doctor)
+
+
+def doctor(arguments: argparse.Namespace) -> None:
+    """Gathers, diagnoses, prints."""
+    name: str = arguments.run
+    title, case, hints = of_run(name) if name.startswith("runs:/") else of_file(Path(name))
+
+    from pipeline.measure.doctor import diagnose
+
+    print(screen(title, case, diagnose(case), hints, width()))
+
+
+def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> "tuple[str, Case, list[str]]":
+    """A title, what is known of the model in a file, and which commands give the rest.
+
+    `history`: its epochs, where they are known; else those of reports/history.csv if they are its own.
+    """
+    from functools import partial
+
+    from pipeline.base.device import pick_device
+    from pipeline.base.params import load_key, parse
+    from pipeline.data import splits as data
+    from pipeline.measure import doctor as numbers
+    from pipeline.measure import judge
+    from pipeline.model.density import Density
+    from pipeline.training import checkpoint
+    from pipeline.training.objective import ObjectiveParams
+
+    saved = checkpoint.load_model(path, device := pick_device(load_key(str, "train", "device")))
+    aim = parse(ObjectiveParams, saved.params["objective"], f"{path}: objective")
+    hints: list[str] = []
+    figures: dict[str, float] = {}
+    measured = "nothing measured"
+    if PREPARED.exists():
+        reader = partial(judge.read, judge.load(gallery.JUDGE, device)) if Path(gallery.JUDGE).exists() else None
+        train, validation = (split.to(device) for split in data.load(PREPARED, "train", "validation"))
+        figures = numbers.examine(saved.model, Density(**saved.density), reader, validation, train, aim, seed=0)
+        measured = f"measured on {len(validation):,} validation images"
+        if reader is None:
+            hints.append("`dvc repro judge` trains the judge that reads samples")
+    else:
+        hints.append("`dvc repro judge` brings the images to measure with, and the judge that reads samples")
+    history = history or _history(saved.params)
+    if not history:
+        hints.append("`cvae doctor runs:/RUN_ID` reads the epochs that MLflow recorded")
+    architecture = saved.model.architecture
+    case = numbers.Case(aim, figures, history, architecture.prior, architecture.conditioning)
+    return f"{path}, {_words(case)}, {measured}", case, hints
+
+
+def of_run(uri: str) -> "tuple[str, Case, list[str]]":
+    """The same of an MLflow run: what its evaluation recorded, or else its model measured here, or else its curves."""
+    from dataclasses import replace
+
+    from pipeline.base.params import parse
+    from pipeline.measure import doctor as numbers
+    from pipeline.tracking import runs as tracking
+    from pipeline.training.objective import ObjectiveParams
+
+    run = tracking.recorded(uri, Path(), CURVES)
+    settings = _settings(run)
+    if not settings["objective"]:
+        raise UserError(f"{uri} ({run.name}) is no training of this project: it has no params of an objective")
+    aim = parse(ObjectiveParams, settings["objective"], f"{uri}: objective")
+    split, figures = numbers.from_metrics(run.metrics)
+    model = settings["model"]
+    case = numbers.Case(aim, figures, run.history, model.get("prior"), model.get("conditioning"))
+    title = f"run {run.name}, {_words(case)}"
+    if "prior.class_accuracy" in figures:
+        return f"{title}, its figures on {split}", case, [_measuring(uri) if run.has_model else _training(aim)]
+    if not run.has_model:
+        return f"{title}, not evaluated", case, [_training(aim)]
+    _, measured, hints = of_file(gallery.model_file(uri), run.history)
+    both = replace(measured, figures=figures | dict(measured.figures))
+    return f"{title}, not evaluated: its model measured on validation", both, hints
+
+
+def _measuring(uri: str) -> str:
+    file = f"models/{uri.removeprefix('runs:/').split('/')[0]}.safetensors"
+    return f"`cvae sample 0-9 --model {uri}` fetches {file}, and `cvae doctor {file}` measures it"
+
+
+def _training(aim: "ObjectiveParams") -> str:
+    return f"the run holds no model: `dvc exp run -S objective.kl_weight={aim.kl_weight!r}` trains and evaluates one"
+
+
+def _history(params: Mapping[str, Any]) -> list[dict[str, float]]:
+    """The epochs in reports/history.csv, if they are those of the model with these params."""
+    import pandas as pd
+
+    from pipeline.base.params import digest
+
+    try:
+        trained = json.loads(RUN.read_text(encoding="utf-8"))["hashes"]["params"]
+        rows = pd.read_csv(HISTORY).to_dict("records")
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    if trained != digest(params):
+        return []
+    return [{str(name): float(value) for name, value in row.items()} for row in rows]
+
+
+def _settings(run: "Recorded") -> dict[str, dict[str, Any]]:
+    """The run's params `section.key`, as texts, as plain values by section."""
+    sections: dict[str, dict[str, Any]] = {"objective": {}, "model": {}}
+    for name, text in run.params.items():
+        section, _, key = name.partition(".")
+        if section in sections:
+            sections[section][key] = _value(text)
+    return sections
+
+
+def _value(text: str) -> Any:
+    words: dict[str, Any] = {"None": None, "True": True, "False": False}
+    if text in words:
+        return words[text]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+# What is printed
+
+
+def _words(case: "Case") -> str:
+    return f"{case.aim.likelihood} on {case.aim.pixels} pixels, β = {case.aim.kl_weight:,g}"
+
+
+def width() -> int:
+    """Columns to print in."""
+    from pipeline.show.pictures import terminal_width
+
+    return min(terminal_width(), WIDEST)
+
+
+def screen(title: str, case: "Case", diagnosis: "Diagnosis", hints: Sequence[str], columns: int) -> str:
+    """All that is said of a case, in lines of at most so many columns."""
+    from pipeline.base import console
+
+    known = {name: case.figures[name] for name in HEADLINE if name in case.figures}
+    lines = _folded(title, columns, "")
+    if known:
+        lines += _folded(console.figures(known), columns, "")
+    for found in diagnosis.findings:
+        lines += ["", f"{MARK[found.severity]} {found.name}  ({found.severity})"]
+        lines += _folded(found.says, columns, "  ")
+        lines += _folded("from " + ", ".join(_evidence(one) for one in found.evidence), columns, "  ")
+        lines += _folded(f"→ {found.remedy}", columns, "  ")
+    lines.append("")
+    if diagnosis.fine:
+        lines += _folded(f"nothing found: {', '.join(diagnosis.fine)}", columns, "")
+    if diagnosis.unchecked:
+        missing = ", ".join(f"{name} (lacks {figure})" for name, figure in diagnosis.unchecked.items())
+        lines += _folded(f"not checked: {missing}", columns, "")
+        for hint in hints:
+            lines += _folded(f"→ {hint}", columns, "  ")
+    return "\n".join([*lines, f"verdict: {diagnosis.verdict}"])
+
+
+def _evidence(one: "Evidence") -> str:
+    from pipeline.base import console
+
+    return f"{one.figure} {console.number(one.value)} ({one.beyond} {console.number(one.threshold)})"
+
+
+def _folded(text: str, columns: int, indent: str) -> list[str]:
+    return textwrap.wrap(text, columns, initial_indent=indent, subsequent_indent=indent, break_long_words=False)

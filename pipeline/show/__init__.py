@@ -1,0 +1,4 @@
+"""Arrays and tables in, pictures out.
+
+Imports base.
+"""

@@ -1,0 +1,4 @@
+"""What a KL weight means, predicts and does.
+
+Imports base to measure.
+"""

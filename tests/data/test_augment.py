@@ -1,0 +1,139 @@
+"""Moved copies of images: by how much, and in which epochs."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from settings import train_params
+from torch import Tensor
+
+from pipeline.data import augment
+from pipeline.data.splits import SIDE, Split
+from pipeline.training.fit import labelled, minibatches
+
+MOVES = ("TURN", "SHEAR", "STRETCH", "SHIFT")
+
+
+def source(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def bar(count: int) -> Tensor:
+    """A soft upright bar in the middle, as often as asked, (count, 1, 28, 28) uint8."""
+    places = torch.arange(SIDE) - (SIDE - 1) / 2
+    ink = torch.exp(-(places[None] ** 2) / 12 - places[:, None] ** 2 / 26) * 255
+    return ink.round().to(torch.uint8).expand(count, 1, SIDE, SIDE).contiguous()
+
+
+def moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """The middle (N, 2) of each picture's ink, across and down in pixels, and its covariance (N, 2, 2)."""
+    ink = images.squeeze(1).double()
+    ink = ink / ink.sum((1, 2), keepdim=True)
+    places = torch.arange(SIDE, dtype=torch.float64) - (SIDE - 1) / 2
+    where = torch.stack(torch.meshgrid(places, places, indexing="xy"))  # (2, 28, 28)
+    middle = torch.einsum("nij,kij->nk", ink, where)
+    away = where[None] - middle[..., None, None]
+    return middle, torch.einsum("nij,nkij,nlij->nkl", ink, away, away)
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    for name in set(MOVES) - set(names):
+        monkeypatch.setattr(augment, name, 0.0)
+
+
+def test_without_strength_images_stay_the_bytes_they_are() -> None:
+    images = torch.randint(0, 256, (20, 1, SIDE, SIDE), dtype=torch.uint8, generator=source())
+    assert torch.equal(augment.move(images, 0.0, source()), images)
+
+
+def test_each_image_moves_by_amounts_of_its_own_that_the_source_decides() -> None:
+    images = bar(3)
+    kept = images.clone()
+    moved = augment.move(images, 1.0, source())
+    assert moved.dtype == torch.uint8
+    assert moved.shape == images.shape
+    assert torch.equal(images, kept)
+    assert torch.equal(moved, augment.move(images, 1.0, source()))
+    assert len({image.numpy().tobytes() for image in (*moved, *augment.move(images, 1.0, source(1)))}) == 6
+
+
+@pytest.mark.parametrize("strength", [1.0, 2.0])
+def test_images_are_shifted_by_a_third_of_a_pixel(monkeypatch: pytest.MonkeyPatch, strength: float) -> None:
+    only(monkeypatch, "SHIFT")
+    middle, _ = moments(augment.move(bar(2000), strength, source()))
+    assert middle.std(0).tolist() == pytest.approx([0.3 * strength] * 2, rel=0.06)
+    assert middle.mean(0).tolist() == pytest.approx([0, 0], abs=0.03 * strength)
+
+
+@pytest.mark.parametrize("strength", [1.0, 2.0])
+def test_images_are_turned_by_four_degrees(monkeypatch: pytest.MonkeyPatch, strength: float) -> None:
+    only(monkeypatch, "TURN")
+    _, spread = moments(augment.move(bar(2000), strength, source()))
+    across, down, mixed = spread[:, 0, 0], spread[:, 1, 1], spread[:, 0, 1]
+    degrees = torch.rad2deg(torch.atan2(2 * mixed, down - across) / 2)  # of the long axis, away from upright
+    assert degrees.std().item() == pytest.approx(4 * strength, rel=0.06)
+    _, before = moments(bar(1))
+    size = before.diagonal(dim1=1, dim2=2).sum().item()  # a turn leaves it alone
+    assert spread.diagonal(dim1=1, dim2=2).sum(1).tolist() == pytest.approx([size] * 2000, rel=0.03)
+
+
+def test_images_are_sheared_and_stretched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """x = (1 + wide) x' + shear y' for the places that a copy's pixels x' are taken from.
+
+    torch's bicubic interpolation (a = -0.75) stretches by a sixth more than it is asked to.
+    """
+    before = moments(bar(1))[1][0]
+    only(monkeypatch, "STRETCH")
+    spread = moments(augment.move(bar(2000), 1.0, source()))[1]
+    for axis in range(2):
+        assert (before[axis, axis] / spread[:, axis, axis]).sqrt().std().item() == pytest.approx(0.03, rel=0.25)
+    monkeypatch.undo()
+    only(monkeypatch, "SHEAR")
+    spread = moments(augment.move(bar(2000), 1.0, source()))[1]
+    assert (spread[:, 0, 1] / spread[:, 1, 1]).std().item() == pytest.approx(0.05, rel=0.06)
+
+
+def test_copies_are_less_soft_than_those_of_bilinear_interpolation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the variance of their pixels as coins, of a ring whose edges are as wide as a digit's."""
+    places = torch.arange(SIDE) - (SIDE - 1) / 2
+    ring = (1.5 - ((places[None].square() + places[:, None].square()).sqrt() - 7).abs() * 0.8).clamp(0, 1)
+    images = ring.mul(255).round().to(torch.uint8).expand(500, 1, SIDE, SIDE).contiguous()
+
+    def grey(pictures: Tensor) -> float:
+        unit = pictures.double() / 255
+        return (unit * (1 - unit)).sum((1, 2, 3)).mean().item()
+
+    bicubic, resample = grey(augment.move(images, 1.0, source())), F.grid_sample
+    monkeypatch.setattr(F, "grid_sample", lambda *given, **named: resample(*given, **named | {"mode": "bilinear"}))
+    bilinear = grey(augment.move(images, 1.0, source()))
+    assert 2 * (bicubic - grey(images)) < bilinear - grey(images)
+
+
+DIGITS = Split(torch.randint(0, 256, (60, 1, SIDE, SIDE), dtype=torch.uint8, generator=source()), torch.arange(60) % 10)
+
+
+def seen(epoch: int, **changes: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
+    params = train_params(epochs=10, **changes)
+    return list(minibatches(DIGITS, params, labelled("grey"), epoch, 4, torch.float32))
+
+
+def test_every_epoch_has_copies_of_its_own_until_the_images_themselves_are_seen() -> None:
+    """From `augment_until` on, an epoch is what it would have been without: images, labels and noise."""
+    first, second = (torch.cat([images for images, *_ in seen(epoch, augment=1.0)]) for epoch in (0, 1))
+    originals = {image.numpy().tobytes() for image in DIGITS.images}
+    copies = {image.numpy().tobytes() for image in (*first, *second)}
+    assert len(copies) == 120
+    assert not copies & originals
+    for epoch, moved in ((4, True), (5, False), (9, False)):
+        with_copies, without = seen(epoch, augment=1.0, augment_until=0.5), seen(epoch)
+        for (images, labels, noise), (other, other_labels, other_noise) in zip(with_copies, without, strict=True):
+            assert torch.equal(labels, other_labels)
+            assert torch.equal(images, other) is not moved
+            assert torch.equal(noise, other_noise) is not moved
+
+
+def test_copies_depend_on_seed_and_epoch_alone() -> None:
+    (images, *_), (again, *_) = seen(3, augment=1.0)[0], seen(3, augment=1.0)[0]
+    assert torch.equal(images, again)
+    assert not torch.equal(images, seen(3, augment=1.0, seed=8)[0][0])

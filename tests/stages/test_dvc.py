@@ -1,0 +1,142 @@
+"""dvc.yaml and params.yaml held to the code: nothing read is undeclared, nothing declared is unread."""
+
+import ast
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from imports import MODULES, ROOT, closure, room, source
+from ruamel.yaml import YAML
+
+from pipeline.base import paths
+from pipeline.base.params import SECTIONS, load
+from pipeline.completion import model as completion
+from pipeline.data import download
+from pipeline.measure import evaluator as evaluation
+from pipeline.measure import judge
+from pipeline.model import cvae as model
+from pipeline.model import density as sample
+from pipeline.study import search as study
+from pipeline.tracking import runs as tracking
+from pipeline.training import fit as train
+from pipeline.training import objective
+
+STAGES: dict[str, dict[str, Any]] = {
+    name: stage
+    for file in ("dvc.yaml", "completion/dvc.yaml")
+    for name, stage in YAML(typ="safe").load((ROOT / file).read_text(encoding="utf-8"))["stages"].items()
+}
+PARAMS: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+OWNERS: dict[str, type[Any]] = {
+    "data": download.DataParams,
+    "judge": judge.JudgeParams,
+    "model": model.ModelParams,
+    "objective": objective.ObjectiveParams,
+    "train": train.TrainParams,
+    "sample": sample.SampleParams,
+    "evaluate": evaluation.EvaluateParams,
+    "completion": completion.CompletionParams,
+    "evaluate_completion": completion.EvaluateCompletionParams,
+    "tune": study.TuneParams,
+    "tracking": tracking.TrackingParams,
+}
+
+
+def keys_read(stage: str) -> set[str]:
+    """`section` for each load(Owner, "section") of a stage, `section.key` for each load_key(rule, "section", "key")."""
+    found = set()
+    for node in ast.walk(source(f"pipeline.stages.{stage}")):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("load", "load_key"):
+            found.add(".".join(ast.literal_eval(argument) for argument in node.args[1:]))
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_the_rooms_it_imports(stage: str) -> None:
+    """By a room's folder, or by a file of it: every module it imports is below one, and none is declared in vain."""
+    needed = {MODULES[module].relative_to(ROOT) for module in closure(f"pipeline.stages.{stage}")}
+    declared = {Path(dep) for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/")}
+    assert {file for file in needed if not {file, file.parent} & declared} == set()
+    assert {dep for dep in declared if not any(dep in (file, file.parent) for file in needed)} == set()
+
+
+def test_training_needs_five_rooms_alone() -> None:
+    rooms = {room(module) for module in closure("pipeline.stages.train")} - {"stages"}
+    assert rooms == {"base", "data", "model", "training", "tracking"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_the_params_it_reads(stage: str) -> None:
+    assert set(STAGES[stage].get("params", [])) == keys_read(stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_the_files_it_names(stage: str) -> None:
+    """Every name that a stage's module imports from base.paths is a dep or an output of it."""
+    names = {
+        alias.name
+        for node in ast.walk(source(f"pipeline.stages.{stage}"))
+        if isinstance(node, ast.ImportFrom) and node.module == "pipeline.base.paths"
+        for alias in node.names
+    }
+    declared: set[str] = set()
+    for kind in ("deps", "outs", "metrics", "plots"):
+        declared |= {next(iter(item)) if isinstance(item, dict) else item for item in STAGES[stage].get(kind, [])}
+    assert {str(getattr(paths, name)) for name in names} == {dep for dep in declared if not dep.startswith("pipeline/")}
+
+
+def test_the_stages_are_those_of_the_package() -> None:
+    assert set(STAGES) == {
+        module.rsplit(".", 1)[1] for module in MODULES if ".stages." in module and module != "pipeline.stages.recording"
+    }
+
+
+def test_the_sections_are_those_of_their_owners() -> None:
+    assert set(PARAMS) == set(SECTIONS) == set(OWNERS)
+
+
+@cache
+def reads() -> set[str | tuple[Any, ...]]:
+    """Every attribute that the package reads anywhere, and (section, key) of each load_key."""
+    found = set[str | tuple[Any, ...]]()
+    for node in (node for module in MODULES for node in ast.walk(source(module))):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+        elif isinstance(node, ast.Call):
+            found.add(tuple(getattr(argument, "value", None) for argument in node.args[1:]))
+    return found
+
+
+@pytest.mark.parametrize("section", OWNERS)
+def test_params_yaml_holds_what_its_owner_asks_for(section: str) -> None:
+    load(OWNERS[section], section, ROOT / "params.yaml")
+
+
+@pytest.mark.parametrize(("section", "key"), [(name, key) for name, values in PARAMS.items() for key in values])
+def test_every_key_of_params_yaml_is_read(section: str, key: str) -> None:
+    """By attribute, or by load_key, somewhere in the package; the field's own declaration does not count."""
+    if not reads() & {key, (section, key)}:
+        assert section == "model", f"{section}.{key} is never read"  # model.resolve reads its keys by the fields' names
+        assert key in {field.name for field in fields(model.Architecture)}
+
+
+@pytest.mark.parametrize("section", OWNERS)
+def test_no_default_lives_in_code(section: str) -> None:
+    from dataclasses import MISSING
+
+    assert all(field.default is MISSING and field.default_factory is MISSING for field in fields(OWNERS[section]))
+
+
+def test_what_dvc_caches_is_ignored_by_git() -> None:
+    """By the root's .gitignore: DVC's own ones go with a deleted folder, and `git add -A` would then take weights."""
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    cached = [out for stage in STAGES.values() for out in stage.get("outs", []) if isinstance(out, str)]
+    assert all(any(f"/{out}/".startswith(folder) for folder in ignored if folder.endswith("/")) for out in cached)
+
+
+def test_dvc_calls_nobody() -> None:
+    config = (ROOT / ".dvc/config").read_text(encoding="utf-8")
+    assert "analytics = false" in config
+    assert "check_update = false" in config

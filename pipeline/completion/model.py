@@ -24,6 +24,7 @@ from pipeline.measure.bound import importance_weighted
 from pipeline.measure.metrics import mean_distance
 from pipeline.model import likelihood
 from pipeline.model.cvae import Model, Size, mlp, one_hot
+from pipeline.model.gaussian import Normal
 from pipeline.model.prior import Gaussians, Prior
 from pipeline.training import checkpoint
 from pipeline.training.fit import View
@@ -102,21 +103,20 @@ class Completer(Model):
         """p(z∣seen), a Gaussian for each context."""
         return Gaussians(self.prior_parameters)
 
-    def prior_parameters(self, context: Context) -> tuple[Tensor, Tensor]:
-        """The prior's mu and log_var, each (N, latent)."""
+    def prior_parameters(self, context: Context) -> Normal:
+        """p(z∣seen), (N, latent)."""
         if not self.latent_size:
             return self._nothing(context)
-        mu, log_var = self.prior_code(context.features).to(self.dtype).chunk(2, dim=-1)
-        return mu, log_var
+        return Normal(*self.prior_code(context.features).to(self.dtype).chunk(2, dim=-1))
 
-    def encode(self, images: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """q(z∣x, seen) of images (N, 1, 28, 28): mu and log_var, each (N, latent), the prior's with what x changes."""
+    def encode(self, images: Tensor, context: Context) -> Normal:
+        """q(z∣x, seen) of images (N, 1, 28, 28), (N, latent): the prior, changed by what x tells."""
         if not self.latent_size:
             return self._nothing(context)
         x = self.encoder_pixels(images.flatten(1)) + self.encoder_features(context.features)
         step, log_ratio = self.encoder(x.relu()).to(self.dtype).chunk(2, dim=-1)
-        mu, log_var = self.prior_parameters(context)
-        return mu + (log_var / 2).exp() * step, log_var + log_ratio
+        p = self.prior_parameters(context)
+        return Normal(p.sample(step), p.log_var + log_ratio)
 
     def decode(self, z: Tensor, context: Context) -> Tensor:
         """Logits (..., N, 784) for codes z (..., N, latent); those of visible pixels are ±1000."""
@@ -130,9 +130,9 @@ class Completer(Model):
         first = first.flatten(0, -2).relu()
         return (first + self.decoder(first)).unflatten(0, z.shape[:-1])
 
-    def _nothing(self, context: Context) -> tuple[Tensor, Tensor]:
+    def _nothing(self, context: Context) -> Normal:
         none = context.features.new_zeros(len(context.features), 0, dtype=self.dtype)
-        return none, none
+        return Normal(none, none)
 
 
 class HiddenAlone(Model):
@@ -153,7 +153,7 @@ class HiddenAlone(Model):
     def prior(self) -> Prior:
         return self.whole.prior()
 
-    def encode(self, images: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def encode(self, images: Tensor, context: Context) -> Normal:
         return self.whole.encode(images, context)
 
     def decode(self, z: Tensor, context: Context) -> Tensor:
@@ -327,7 +327,7 @@ def guesses(model: Completer, condition: Tensor, count: int, source: torch.Gener
     """Expected images (count, N, 784) for conditions (N, 795): each of `count` from a z of its own from the prior."""
     context = model.context(condition)
     prior = model.prior()
-    z = torch.stack([prior.draw(context, source) for _ in range(count)])
+    z = torch.stack([prior.sample(context, source) for _ in range(count)])
     return model.likelihood.mean(model.decode(z, context))
 
 

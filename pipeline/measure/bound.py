@@ -8,7 +8,6 @@ from torch import Tensor
 
 from pipeline.data.splits import Pixels, Split, as_pixels
 from pipeline.model.cvae import CVAE, Model
-from pipeline.model.prior import log_normal
 
 ACTIVE = 0.01  # Burda 2016, section 5.2
 ROWS = 4096  # codes decoded at once: their activations still fit a processor's cache
@@ -54,14 +53,14 @@ def importance_weighted(model: Model, images: Tensor, condition: Tensor, k: int,
     for start in range(0, len(images), images_at_once):
         rows = slice(start, start + images_at_once)
         x, context = images[rows], model.context(condition[rows])
-        mu, log_var = model.encode(x, context)
-        log_ratio = torch.empty(k, len(x), device=mu.device)
+        q = model.encode(x, context)
+        log_ratio = torch.empty(k, len(x), device=q.mu.device)
         for first in range(0, k, draws_at_once):
-            noise = torch.randn(min(draws_at_once, k - first), *mu.shape, generator=source, device=mu.device)
-            z = mu + (log_var / 2).exp() * noise
+            noise = torch.randn(min(draws_at_once, k - first), *q.mu.shape, generator=source, device=q.mu.device)
+            z = q.sample(noise)
             log_p_x = explain(z, x.flatten(1), context)
             log_p_z = prior.log_prob(z, context)
-            log_q_z = log_normal(z, mu, log_var)
+            log_q_z = q.log_prob(z)
             log_ratio[first : first + draws_at_once] = log_p_x + log_p_z - log_q_z
         bound[rows] = log_ratio.logsumexp(0) - math.log(k)
     return bound

@@ -18,7 +18,8 @@ from pipeline.measure import bound
 from pipeline.measure.evaluator import COLLAPSED_DIVERSITY, Reader, side_by_side
 from pipeline.model.cvae import CVAE
 from pipeline.model.density import SAMPLERS, Density, posteriors
-from pipeline.model.likelihood import LOG_2PI, Gaussian
+from pipeline.model.gaussian import LOG_2PI
+from pipeline.model.likelihood import Gaussian
 from pipeline.training.fit import COLLAPSED_KL, validate
 from pipeline.training.objective import ObjectiveParams
 

@@ -14,6 +14,7 @@ from pipeline.base.params import Range
 from pipeline.data.splits import CLASSES, PIXELS, SIDE
 from pipeline.model import likelihood
 from pipeline.model import prior as priors
+from pipeline.model.gaussian import Normal
 
 Kind = Literal["mlp", "conv", "resnet"]
 Init = Literal["dark", "he", "torch"]
@@ -138,8 +139,8 @@ class Model(nn.Module):
         """What encode, decode and the prior's methods are told of the condition."""
         return condition
 
-    def encode(self, images: Tensor, context: Any) -> tuple[Tensor, Tensor]:
-        """q(z∣x, condition) of images (N, 1, 28, 28): mu and log_var, each (N, latent)."""
+    def encode(self, images: Tensor, context: Any) -> Normal:
+        """q(z∣x, condition) of images (N, 1, 28, 28), (N, latent)."""
         raise NotImplementedError
 
     def decode(self, z: Tensor, context: Any) -> Tensor:
@@ -227,11 +228,11 @@ class CVAE(Model):
         scale_down(self.encoder)
         scale_down(self.pixels)
 
-    def encode(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """q(z∣x,y) of images (N, 1, 28, 28) with labels (N,): mu and log_var, each (N, latent)."""
+    def encode(self, images: Tensor, labels: Tensor) -> Normal:
+        """q(z∣x,y) of images (N, 1, 28, 28) with labels (N,), (N, latent)."""
         heard = one_hot(labels, images.dtype) if self.architecture.encoder_sees_label else None
         code = self.encoder(images, heard)
-        return self.mu(code), self.log_var(code)
+        return Normal(self.mu(code), self.log_var(code))
 
     def decode(self, z: Tensor, labels: Tensor) -> Tensor:
         """The likelihood's outputs (..., N, 784) for codes z (..., N, latent) and labels (N,)."""
@@ -254,14 +255,14 @@ class CVAE(Model):
         """p(z∣y) as the weights have it now."""
         weights = self.prior_weights
         if self.architecture.prior == "class":
-            return priors.by_label(weights.mu, weights.log_var)
+            return priors.by_label(Normal(weights.mu, weights.log_var))
         if self.architecture.prior == "mixture":
             pictures = weights.pseudo_inputs
             labels = torch.arange(CLASSES, device=pictures.device).repeat_interleave(pictures.shape[1])
-            encoded = self.encode(pictures.sigmoid().view(-1, 1, SIDE, SIDE), labels)
-            return priors.Mixtures(*(part.to(pictures.dtype).view(*pictures.shape[:2], -1) for part in encoded))
+            encoded = self.encode(pictures.sigmoid().view(-1, 1, SIDE, SIDE), labels).to(pictures.dtype)
+            return priors.Mixtures(Normal(*(part.view(*pictures.shape[:2], -1) for part in encoded)))
         zero = self.mu.weight.new_zeros(CLASSES, self.latent_size)
-        return priors.by_label(zero, zero)
+        return priors.by_label(Normal(zero, zero))
 
 
 class PriorWeights(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.base.params import Range
 from pipeline.data.splits import CLASSES, SIDE, Pixels, Split, as_pixels, epoch_seed
 from pipeline.model.cvae import CVAE, one_hot
-from pipeline.model.likelihood import LOG_2PI
+from pipeline.model.gaussian import LOG_2PI, Normal
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
@@ -67,23 +67,22 @@ class Density:
                 found[rows] = parts.logsumexp(1)
         return found
 
-    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Codes (N, latent) for labels (N,)."""
+    def sample(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents (N, latent) for labels (N,)."""
         component = torch.multinomial(self.weights[labels], 1, generator=generator).squeeze(1)
         noise = torch.randn(len(labels), self.means.shape[-1], generator=generator, device=labels.device)
         return self.means[labels, component] + torch.einsum("nij,nj->ni", self.roots[labels, component], noise)
 
 
 @torch.no_grad()
-def posteriors(model: CVAE, split: Split, pixels: Pixels, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """mu and log_var of q(z∣x,y), each (N, latent), for every image of a split."""
+def posteriors(model: CVAE, split: Split, pixels: Pixels, seed: int = 0) -> Normal:
+    """q(z∣x,y) of every image of a split, (N, latent)."""
     source = torch.Generator(split.images.device).manual_seed(seed)
     parts = []
     for start in range(0, len(split), ENCODED_AT_ONCE):
         part = split[slice(start, start + ENCODED_AT_ONCE)]
         parts.append(model.encode(as_pixels(part.images, pixels, source), part.labels))
-    mu, log_var = (torch.cat(column) for column in zip(*parts, strict=True))
-    return mu, log_var
+    return Normal(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def fit_density(model: CVAE, split: Split, pixels: Pixels, components: int, seed: int) -> Density:
@@ -122,10 +121,10 @@ def fit_density(model: CVAE, split: Split, pixels: Pixels, components: int, seed
 
 
 def encoded(model: CVAE, split: Split, pixels: Pixels, seed: int) -> Tensor:
-    """One draw of q(z∣x,y) for each image of a split, (N, latent)."""
-    mu, log_var = posteriors(model, split, pixels, seed)
-    source = torch.Generator(mu.device).manual_seed(epoch_seed(seed, 1))  # other draws than the pixels'
-    return mu + (log_var / 2).exp() * torch.randn(mu.shape, generator=source, device=mu.device)
+    """One sample of q(z∣x,y) for each image of a split, (N, latent)."""
+    q = posteriors(model, split, pixels, seed)
+    source = torch.Generator(q.mu.device).manual_seed(epoch_seed(seed, 1))  # not the noise of the pixels
+    return q.sample(torch.randn(q.mu.shape, generator=source, device=q.mu.device))
 
 
 def _mixture(rows: np.ndarray, components: int, seed: int) -> "GaussianMixture | None":
@@ -141,7 +140,7 @@ def _mixture(rows: np.ndarray, components: int, seed: int) -> "GaussianMixture |
 @torch.no_grad()
 def prior_codes(model: CVAE, labels: Tensor, seed: int) -> Tensor:
     """Codes z (N, latent) from the model's own p(z∣y); the same labels and seed give the same noise."""
-    return model.prior().draw(labels, torch.Generator(labels.device).manual_seed(seed))
+    return model.prior().sample(labels, torch.Generator(labels.device).manual_seed(seed))
 
 
 @torch.no_grad()
@@ -167,7 +166,7 @@ def codes(model: CVAE, density: Density | None, labels: Tensor, sampler: Sampler
         return prior_codes(model, labels, seed)
     if density is None:
         raise ValueError("the fitted sampler needs a density")
-    return density.draw(labels, torch.Generator(labels.device).manual_seed(seed))
+    return density.sample(labels, torch.Generator(labels.device).manual_seed(seed))
 
 
 def draw(

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.model.gaussian import LOG_2PI
+
 Name = Literal[
     "bernoulli", "continuous_bernoulli", "gaussian", "sigma_learned", "sigma_optimal", "discretized_logistic"
 ]
@@ -24,7 +26,6 @@ ON_BINARY_PIXELS = ("bernoulli",)  # those whose probabilities of 0 and 1 sum to
 EXACT_ON_LEVELS = ("discretized_logistic",)  # those whose probabilities of the 256 levels of a pixel sum to one
 LEVELS = 256
 FACTORS = 112  # a seventh of the pixels: 2^-112 is still a normal number in float32
-LOG_2PI = math.log(2 * math.pi)
 FIRST_SIGMA = 0.25  # of a grey value: about the standard deviation of MNIST's pixels
 PACE = 10  # Adam moves a weight by about its rate a step; a log σ has a way of several units to go, and goes it so
 LEAST_VARIANCE = 1e-6  # of sigma_optimal: a quarter of a grey level, squared; a perfect decoder stays finite

@@ -840,7 +840,7 @@ def _strip(model: CVAE, density: Density) -> np.ndarray:
     labels = torch.arange(CLASSES, device=model.mu.weight.device)
     codes = [
         prior_codes(model, labels, seed=0),
-        density.draw(labels, torch.Generator(labels.device).manual_seed(0)),
+        density.sample(labels, torch.Generator(labels.device).manual_seed(0)),
     ]
     return sheet(torch.cat([decode(model, z, labels) for z in codes]), CLASSES)
 

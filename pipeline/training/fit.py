@@ -403,8 +403,8 @@ def calibrate(model: Model, train: Split, aim: ObjectiveParams, view: View | Non
         part = seen[start_row : start_row + VALIDATION_BATCH]
         images, condition = view(part, source)
         images, context = to_unit(images).to(dtype), model.context(condition)
-        mu, log_var = model.encode(images, context)
-        z = mu + (log_var / 2).exp() * torch.randn(mu.shape, generator=source, device=mu.device, dtype=dtype)
+        q = model.encode(images, context)
+        z = q.sample(torch.randn(q.mu.shape, generator=source, device=q.mu.device, dtype=dtype))
         mean = model.decode(z, context).sigmoid()
         total += (images.flatten(1) - mean).square().sum()
     model.likelihood.calibrate((total / (len(seen) * PIXELS)).to(dtype))

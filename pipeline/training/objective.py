@@ -9,7 +9,8 @@ from torch import Tensor
 from pipeline.base.params import Range
 from pipeline.data.splits import PIXELS, Pixels, to_unit
 from pipeline.model import likelihood
-from pipeline.model.prior import Prior, log_normal
+from pipeline.model.gaussian import Normal
+from pipeline.model.prior import Prior
 
 Schedule = Literal["constant", "warmup", "cyclical", "capacity"]
 
@@ -63,7 +64,7 @@ class Autoencoder(Protocol):
     likelihood: likelihood.Likelihood
 
     def context(self, condition: Tensor) -> Any: ...
-    def encode(self, images: Tensor, context: Any) -> tuple[Tensor, Tensor]: ...
+    def encode(self, images: Tensor, context: Any) -> Normal: ...
     def decode(self, z: Tensor, context: Any) -> Tensor: ...
     def prior(self) -> Prior: ...
 
@@ -92,13 +93,13 @@ def terms(model: Autoencoder, images: Tensor, condition: Tensor, noise: Tensor) 
     dimension.
     """
     context, images = model.context(condition), to_unit(images).to(noise.dtype)
-    mu, log_var = (parameter.to(noise.dtype) for parameter in model.encode(images, context))
-    z = mu + (log_var / 2).exp() * noise
+    q = model.encode(images, context).to(noise.dtype)
+    z = q.sample(noise)
     log_prob = model.likelihood.log_prob(model.decode(z, context), images.flatten(1))
     prior = model.prior()
     if noise.ndim == 2:
-        return Terms(-log_prob, prior.kl(mu, log_var, z, context))
-    ratio = log_normal(z, mu, log_var) - prior.log_prob(z, context)
+        return Terms(-log_prob, prior.kl(q, z, context))
+    ratio = q.log_prob(z) - prior.log_prob(z, context)
     return Terms(-log_prob, (ratio / z.shape[-1]).unsqueeze(-1).expand_as(z))
 
 

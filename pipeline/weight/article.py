@@ -15,10 +15,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from pipeline.base.errors import UserError
-from pipeline.data.splits import Split, epoch_seed
+from pipeline.data.splits import Split
 from pipeline.measure.evaluator import Yardstick
 from pipeline.model.cvae import CVAE, PRESETS, Architecture, Conditioning, build
-from pipeline.model.density import SAMPLERS, Sampler, posteriors
+from pipeline.model.density import SAMPLERS, Sampler, encoded
 from pipeline.training import population
 from pipeline.training.fit import TrainParams, validate
 from pipeline.training.objective import ELBO, from_article_weight
@@ -145,10 +145,7 @@ def digit_in_code(model: CVAE, known: Split, unseen: Split, seed: int) -> float:
     """
 
     def codes(split: Split, seed: int) -> np.ndarray:
-        mu, log_var = posteriors(model, split, AIM.pixels, seed)
-        source = torch.Generator(mu.device).manual_seed(epoch_seed(seed, 1))
-        noise = torch.randn(mu.shape, generator=source, device=mu.device)
-        z: np.ndarray = (mu + (log_var / 2).exp() * noise).double().cpu().numpy()
+        z: np.ndarray = encoded(model, split, AIM.pixels, seed).double().cpu().numpy()
         return z
 
     def digits(labels: Tensor) -> np.ndarray:

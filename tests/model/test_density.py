@@ -53,7 +53,7 @@ def source(seed: int = 0) -> torch.Generator:
 
 def test_draws_have_the_mean_and_covariance_of_the_mixture() -> None:
     mixture, count = density(), 100_000
-    z = mixture.draw(torch.full((count,), 3), source())
+    z = mixture.sample(torch.full((count,), 3), source())
     weights, means, roots = mixture.weights[3], mixture.means[3], mixture.roots[3]
     mean = (weights[:, None] * means).sum(0)
     second = roots @ roots.mT + means[:, :, None] * means[:, None, :]
@@ -63,7 +63,7 @@ def test_draws_have_the_mean_and_covariance_of_the_mixture() -> None:
 
 
 def test_components_are_drawn_by_their_weights() -> None:
-    z = density().draw(torch.full((20_000,), 3), source())
+    z = density().sample(torch.full((20_000,), 3), source())
     assert (z[:, 0] > 0).float().mean() == pytest.approx(0.75, abs=0.02)
 
 
@@ -81,11 +81,11 @@ def test_log_prob_is_that_of_torch_s_own_mixture() -> None:
 
 def test_each_row_is_drawn_from_its_own_label() -> None:
     labels = torch.tensor([7, 0, 9, 5])
-    assert torch.allclose(density().draw(labels, source()), labels[:, None].float().expand(4, 2), atol=0.1)
+    assert torch.allclose(density().sample(labels, source()), labels[:, None].float().expand(4, 2), atol=0.1)
 
 
 def test_every_row_has_noise_of_its_own() -> None:
-    assert torch.pdist(density().draw(torch.zeros(50, dtype=torch.int64), source())).min() > 0
+    assert torch.pdist(density().sample(torch.zeros(50, dtype=torch.int64), source())).min() > 0
 
 
 def test_the_weights_of_a_fitted_class_sum_to_one() -> None:
@@ -101,7 +101,7 @@ def test_the_fitted_density_follows_each_class_s_latents() -> None:
     for digit in range(10):
         rows = mu[data.labels == digit]
         spread = torch.cov(rows.T) + log_var[0].exp().diag()  # of the means, and of q(z∣x) around each
-        drawn = fitted.draw(torch.full((aggregate,), digit), source())
+        drawn = fitted.sample(torch.full((aggregate,), digit), source())
         tolerance = 0.2 * spread.trace()
         assert torch.allclose(drawn.mean(0), rows.mean(0), atol=float(tolerance.sqrt()))
         assert torch.allclose(torch.cov(drawn.T), spread, atol=float(tolerance))
@@ -121,12 +121,12 @@ def test_the_fitted_density_has_the_posteriors_own_width() -> None:
 def test_classes_with_hardly_any_images_can_be_sampled() -> None:
     fitted = sample.fit_density(model(), split(0, 1, 2, 3, 4, 5, 40, 40, 40, 40), "grey", components=10, seed=0)
     assert torch.allclose(fitted.weights.sum(1), torch.ones(10))
-    assert fitted.draw(LABELS.repeat(100), source()).isfinite().all()
+    assert fitted.sample(LABELS.repeat(100), source()).isfinite().all()
 
 
 def test_a_class_without_images_is_drawn_from_the_standard_normal() -> None:
     fitted = sample.fit_density(model(), split(0, *[20] * 9), "grey", components=2, seed=0)
-    z = fitted.draw(torch.zeros(20_000, dtype=torch.int64), source())
+    z = fitted.sample(torch.zeros(20_000, dtype=torch.int64), source())
     assert torch.allclose(z.mean(0), torch.zeros(2), atol=0.03)
     assert torch.allclose(torch.cov(z.T), torch.eye(2), atol=0.05)
 
@@ -135,7 +135,7 @@ def test_a_collapsed_code_can_be_fitted() -> None:
     flat = model(log_var=-60.0)
     nn.init.zeros_(flat.mu.weight)
     fitted = sample.fit_density(flat, split(*[20] * 10), "grey", components=5, seed=0)
-    assert torch.allclose(fitted.draw(LABELS, source()), flat.mu.bias.expand(10, 2), atol=0.1)
+    assert torch.allclose(fitted.sample(LABELS, source()), flat.mu.bias.expand(10, 2), atol=0.1)
 
 
 def test_the_same_seed_fits_the_same_density() -> None:
@@ -145,7 +145,7 @@ def test_the_same_seed_fits_the_same_density() -> None:
 
 def test_a_density_is_whole_in_its_tensors() -> None:
     back = Density(**density().tensors())
-    assert torch.equal(back.draw(LABELS, source()), density().draw(LABELS, source()))
+    assert torch.equal(back.sample(LABELS, source()), density().sample(LABELS, source()))
 
 
 def test_fitting_leaves_the_global_generators_alone() -> None:
@@ -243,7 +243,7 @@ def test_a_learned_prior_is_drawn_from_and_walked_through(name: prior.Name) -> N
         for weight in ours.prior_weights.parameters():
             weight.add_(3 * torch.rand(weight.shape, generator=source()))
     z = sample.prior_codes(ours, LABELS, seed=0)
-    assert torch.equal(z, ours.prior().draw(LABELS, source()).detach())
+    assert torch.equal(z, ours.prior().sample(LABELS, source()).detach())
     assert not z.requires_grad
     (mean,) = ours.prior().mean(LABELS[4:5]).detach()
     middle = sample.traverse(ours, 4, 1, mean[1:])
@@ -315,7 +315,7 @@ def test_codes_in_one_line_go_straight(first: list[float]) -> None:
 
 def test_a_class_s_moments_are_those_of_its_draws() -> None:
     mean, covariance = density().moments()
-    z = density().draw(torch.full((100_000,), 3), source())
+    z = density().sample(torch.full((100_000,), 3), source())
     assert torch.allclose(mean[3], z.mean(0), atol=0.05)
     assert torch.allclose(covariance[3], torch.cov(z.T), atol=0.15)
 

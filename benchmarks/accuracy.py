@@ -8,14 +8,14 @@ The judge must be there (`dvc repro judge`). Test is not read.
 import sys
 from functools import partial
 
-from benchmarks import population
 from pipeline.base import console
 from pipeline.base.device import pick_device
 from pipeline.base.params import parse, read
-from pipeline.data import splits as data
+from pipeline.base.paths import JUDGE, PREPARED
 from pipeline.measure import evaluator as evaluation
 from pipeline.measure import judge
 from pipeline.model.cvae import PRESETS, build
+from pipeline.stages.saved import load_judge, load_splits
 from pipeline.training import fit as train
 from pipeline.training.fit import TrainParams
 from pipeline.training.objective import ObjectiveParams
@@ -29,11 +29,11 @@ def main() -> None:
     device = pick_device("auto")
     params = parse(TrainParams, read()["train"] | CHANGES, "train")
     aim = parse(ObjectiveParams, read()["objective"] | {"kl_weight": KL_WEIGHT}, "objective")
-    known, unseen = (split.to(device) for split in data.load(population.PREPARED, "train", "validation"))
+    known, unseen = load_splits(PREPARED, "train", "validation", device=device)
     run = train.start(build(PRESETS["strong"], params.seed), params, device)
     for record in train.fit(run, known, unseen, params, aim):
         print(f"epoch {record.epoch}: elbo {record.validation_elbo:.2f}, {record.images_per_second:,.0f} images/s")
-    reader = partial(judge.read, judge.load("models/judge.safetensors", device))
+    reader = partial(judge.read, load_judge(JUDGE, device))
     measure = evaluation.yardstick(reader, unseen, known, aim, read()["sample"]["components"], params.seed)
     found = measure.samples(run.model, measure.density(run.model), "fitted")
     print(", ".join(f"{name} {found[name]:.3f}" for name in ("class_accuracy", "diversity", "frechet")))

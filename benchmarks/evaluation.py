@@ -19,17 +19,16 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from benchmarks import machine, population
+from benchmarks import machine
 from pipeline.base import console
 from pipeline.base.device import pick_device
 from pipeline.base.params import load, parse
-from pipeline.data import splits as data
+from pipeline.base.paths import JUDGE, MODEL, PREPARED
 from pipeline.measure import bound, judge
 from pipeline.measure import evaluator as evaluation
 from pipeline.measure.evaluator import EvaluateParams
 from pipeline.model.cvae import CVAE
-from pipeline.model.density import Density
-from pipeline.training import checkpoint
+from pipeline.stages.saved import load_cvae, load_judge, load_splits
 from pipeline.training.fit import validate
 from pipeline.training.objective import ObjectiveParams
 
@@ -48,12 +47,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     arguments = parser.parse_args()
     device = pick_device("auto")
-    saved = checkpoint.load_model("models/cvae.safetensors", device)
+    saved = load_cvae(MODEL, device)
     aim = parse(ObjectiveParams, saved.params["objective"], "objective")
-    model, density = saved.model, Density(**saved.density)
+    model, density = saved.model, saved.density
     params = load(EvaluateParams, "evaluate")
-    reader = partial(judge.read, judge.load("models/judge.safetensors", device))
-    train, test = (split.to(device) for split in data.load(population.PREPARED, "train", "test"))
+    reader = partial(judge.read, load_judge(JUDGE, device))
+    train, test = load_splits(PREPARED, "train", "test", device=device)
     found: dict[str, Any] = {}
 
     def timed(name: str, work: Callable[[], T]) -> T:

@@ -17,8 +17,9 @@ from benchmarks import charts, population, results
 from pipeline.base import console
 from pipeline.base.device import pick_device
 from pipeline.base.files import replacing
-from pipeline.data import splits as data
+from pipeline.base.paths import PREPARED
 from pipeline.data.splits import Split
+from pipeline.stages.saved import load_splits
 
 PRESET = "article"  # whose steps are short, so that what they cost besides products shows
 
@@ -38,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rounds, images = (2, 4096) if arguments.quick else (5, 16384)
     device = pick_device(arguments.device)
-    parts = data.load(population.PREPARED, "train", "validation")
+    parts = load_splits(PREPARED, "train", "validation")
     whole = Split(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])).to(device)
     threads = sorted({1, torch.get_num_threads()}) if device.type == "cpu" else [torch.get_num_threads()]
     growth: dict[str, Any] = {"members": {}, "batch_size": {}, "images": {}}

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from pipeline.base import console
 from pipeline.base.params import load
+from pipeline.base.paths import PREPARED
 from pipeline.data import splits as data
 from pipeline.data.splits import CLASSES
 from pipeline.measure import judge
-
-PREPARED = Path("data/prepared/mnist.safetensors")
+from pipeline.stages.saved import load_judge, load_splits
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:
@@ -50,7 +50,7 @@ def trained() -> judge.Judge:
     """By params.yaml, as the judge stage trains it."""
     params = load(judge.JudgeParams, "judge")
     network = judge.build(params.seed)
-    train, validation = data.load(PREPARED, "train", "validation")
+    train, validation = load_splits(PREPARED, "train", "validation")
     for record in judge.fit(network, train, validation, params):
         print(f"epoch {record.epoch}: {record.accuracy:.4f} on validation, {record.seconds:.0f} s", file=sys.stderr)
     return network
@@ -60,8 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", nargs="?", type=Path, help="a trained judge")
     path = parser.parse_args().weights
-    (test,) = data.load(PREPARED, "test")
-    network = judge.load(path) if path else trained()
+    (test,) = load_splits(PREPARED, "test")
+    network = load_judge(path) if path else trained()
     images, missed = data.to_unit(test.images), False
     print(f"{'images':20} {'read right':>10} {'bar':>6} {'unaltered':>10}")
     for name, changed, bar, unaltered in views(images):

@@ -21,22 +21,23 @@ import torch
 from pipeline.base.device import has_bfloat16, pick_device
 from pipeline.base.errors import UserError
 from pipeline.base.params import parse, read
+from pipeline.base.paths import PREPARED
 from pipeline.data import splits as data
 from pipeline.data.splits import Split
 from pipeline.model.cvae import PRESETS, build
+from pipeline.stages.saved import load_splits
 from pipeline.training import fit as train
 from pipeline.training import population
 from pipeline.training.fit import TrainParams
 from pipeline.training.objective import ObjectiveParams
 
-PREPARED = Path("data/prepared/mnist.safetensors")
 AIM = parse(ObjectiveParams, read()["objective"] | {"kl_weight": 1.0}, "objective")
 
 
 def rows(count: int) -> Split:
     """Prepared training rows, or random ones of their shape."""
     try:
-        (split,) = data.load(PREPARED, "train")
+        (split,) = load_splits(PREPARED, "train")
     except UserError:
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (count, 1, 28, 28), generator=generator).to(torch.uint8)

@@ -20,8 +20,9 @@ from benchmarks import machine, population
 from pipeline.base import console
 from pipeline.base.device import pick_device, pick_precision
 from pipeline.base.params import parse, read
-from pipeline.data import splits as data
+from pipeline.base.paths import PREPARED
 from pipeline.model.cvae import PRESETS, build
+from pipeline.stages.saved import load_splits
 from pipeline.training import fit as train
 from pipeline.training.fit import TrainParams
 
@@ -45,7 +46,7 @@ def measure(preset: str, batch_size: int, device: str) -> dict[str, Any]:
     where = pick_device(device)
     changes = {"epochs": 3, "batch_size": batch_size, "precision": "auto", "device": str(where), "ema": None}
     params = parse(TrainParams, read()["train"] | changes, "train")
-    (rows,) = data.load(population.PREPARED, "train")
+    (rows,) = load_splits(PREPARED, "train")
     rows = rows[: STEPS * batch_size].to(where)
     run = train.start(build(PRESETS[preset], 0), params, where)
     records = train.fit(run, rows, rows[:10], params, population.AIM)

@@ -32,8 +32,10 @@ from pipeline.base.device import has_bfloat16, pick_device
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
 from pipeline.base.params import parse, read
+from pipeline.base.paths import PREPARED
 from pipeline.data import splits as data
 from pipeline.model.cvae import PRESETS, Init, build
+from pipeline.stages.saved import load_splits
 from pipeline.training.fit import TrainParams, compiler
 
 BATCH = 128  # of the yardsticks
@@ -157,17 +159,14 @@ def memory(preset: str, race: dict[str, Any], device: torch.device) -> dict[str,
     found = {}
     for name in (name for name, entry in race.items() if not entry["compiled"]):
         program = (
-            "from benchmarks import run; from pipeline.data import splits as data; import torch, sys\n"
-            "train, validation = (part.to(sys.argv[3]) for part in data.load(run.PREPARED, 'train', 'validation'))\n"
+            "from benchmarks import run; from pipeline.stages.saved import load_splits; import sys\n"
+            "train, validation = load_splits(run.PREPARED, 'train', 'validation', device=sys.argv[3])\n"
             "run.alone(sys.argv[1], sys.argv[2], train, validation)"
         )
         _, peak, status = machine.peak_memory([sys.executable, "-c", program, preset, name, str(device)])
         if status == 0:
             found[name] = peak
     return found
-
-
-PREPARED = population.PREPARED
 
 
 def alone(preset: str, wanted: str, train: data.Split, validation: data.Split) -> None:
@@ -240,7 +239,7 @@ def main() -> None:
     if rounds < 1:
         raise UserError(f"--rounds must be at least 1, not {rounds}")
     device = pick_device(arguments.device)
-    train, validation = (part.to(device) for part in data.load(PREPARED, "train", "validation"))
+    train, validation = load_splits(PREPARED, "train", "validation", device=device)
     # Each batch size is compiled for itself, as a run of its own would be; the second would else be taken for any size.
     torch._dynamo.config.automatic_dynamic_shapes = False
     if arguments.quick:

@@ -41,7 +41,7 @@ from pipeline.base.device import pick_device
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, sha256, write_json
 from pipeline.base.params import digest, hashed, load, load_key, plain
-from pipeline.data import splits as data
+from pipeline.base.paths import JUDGE, PREPARED
 from pipeline.data.splits import PIXELS, Pixels, Split
 from pipeline.measure import bound, judge
 from pipeline.measure import evaluator as evaluation
@@ -50,12 +50,11 @@ from pipeline.model import likelihood, prior
 from pipeline.model.cvae import CVAE, Architecture, ModelParams, build, resolve
 from pipeline.model.density import SAMPLERS, Components, Density
 from pipeline.model.likelihood import EXACT_ON_LEVELS, LIKELIHOODS, ON_BINARY_PIXELS
+from pipeline.stages.saved import load_judge, load_splits
 from pipeline.training import population
 from pipeline.training.fit import TrainParams, validate
 from pipeline.training.objective import ObjectiveParams
 
-PREPARED = Path("data/prepared/mnist.safetensors")
-JUDGE = Path("models/judge.safetensors")
 FOLDER, QUICK_FOLDER = Path("benchmarks"), Path(".quick")
 TABLE, CHOICE, SETUP = "treatments.csv", "treatments.choice.csv", "treatments.json"
 ASIDE = "aside"
@@ -184,11 +183,11 @@ class Files:
     device: torch.device
 
     def split(self, name: str) -> Split:
-        (split,) = data.load(PREPARED, name)
+        (split,) = load_splits(PREPARED, name)
         return split.to(self.device)
 
     def reader(self) -> Reader:
-        return partial(judge.read, judge.load(JUDGE, self.device))
+        return partial(judge.read, load_judge(JUDGE, self.device))
 
 
 class Bench:

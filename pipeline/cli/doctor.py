@@ -67,22 +67,20 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> "tuple[s
 
     from pipeline.base.device import pick_device
     from pipeline.base.params import load_key, parse
-    from pipeline.data import splits as data
     from pipeline.measure import doctor as numbers
     from pipeline.measure import judge
-    from pipeline.model.density import Density
-    from pipeline.training import checkpoint
+    from pipeline.stages.saved import load_cvae, load_judge, load_splits
     from pipeline.training.objective import ObjectiveParams
 
-    saved = checkpoint.load_model(path, device := pick_device(load_key(str, "train", "device")))
+    saved = load_cvae(path, device := pick_device(load_key(str, "train", "device")))
     aim = parse(ObjectiveParams, saved.params["objective"], f"{path}: objective")
     hints: list[str] = []
     figures: dict[str, float] = {}
     measured = "nothing measured"
     if PREPARED.exists():
-        reader = partial(judge.read, judge.load(gallery.JUDGE, device)) if Path(gallery.JUDGE).exists() else None
-        train, validation = (split.to(device) for split in data.load(PREPARED, "train", "validation"))
-        figures = numbers.examine(saved.model, Density(**saved.density), reader, validation, train, aim, seed=0)
+        reader = partial(judge.read, load_judge(gallery.JUDGE, device)) if gallery.JUDGE.exists() else None
+        train, validation = load_splits(PREPARED, "train", "validation", device=device)
+        figures = numbers.examine(saved.model, saved.density, reader, validation, train, aim, seed=0)
         measured = f"measured on {len(validation):,} validation images"
         if reader is None:
             hints.append("`dvc repro judge` trains the judge that reads samples")

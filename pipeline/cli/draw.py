@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.model.density import Density, Sampler
-    from pipeline.training.checkpoint import Saved
+    from pipeline.stages.saved import Saved
 
 MODEL = "models/cvae.safetensors"
 COMPLETER = "models/completer.safetensors"
-JUDGE = "models/judge.safetensors"
+JUDGE = Path("models/judge.safetensors")
 MOST_SAMPLES = 100_000
 MOST_COMPLETIONS = 1000
 MOST_STEPS = 1000
@@ -77,7 +77,7 @@ def add_commands(commands: Any) -> None:
     add.add_argument("--count", type=int, default=8, metavar="N", help="completions (8)")
     add.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed draws the same completions (0)")
     _model(add, COMPLETER)
-    add.add_argument("--judge", type=Path, default=Path(JUDGE), metavar="FILE", help=f"who reads them ({JUDGE})")
+    add.add_argument("--judge", type=Path, default=JUDGE, metavar="FILE", help=f"who reads them ({JUDGE})")
     add.add_argument("--out", type=Path, metavar="FILE", help=".png: what is seen, then the completions "
                      "(drawn on a terminal; completions.png elsewhere)")  # fmt: skip
 
@@ -176,9 +176,9 @@ def traverse(arguments: argparse.Namespace) -> None:
     import torch
 
     from pipeline.model import density as numbers
-    from pipeline.training import checkpoint
+    from pipeline.stages.saved import load_cvae
 
-    model = checkpoint.load_model(model_file(arguments.model)).model
+    model = load_cvae(model_file(arguments.model)).model
     size, one = model.latent_size, arguments.dimension
     if one is not None and not 0 <= one < size:
         raise UserError(f"--dimension must be from 0 to {size - 1} for this model, not {one}")
@@ -217,10 +217,11 @@ def complete(arguments: argparse.Namespace) -> None:
     from pipeline.completion import model as completion
     from pipeline.measure import judge
     from pipeline.show import pictures
+    from pipeline.stages.saved import load_completer, load_judge
 
     image = read_input(arguments.input)
     visible = read_mask(arguments.mask, arguments.seed)
-    model, reader = completion.load(model_file(arguments.model)), judge.load(arguments.judge)
+    model, reader = load_completer(model_file(arguments.model)), load_judge(arguments.judge)
     if not model.latent_size:
         raise UserError(f"{arguments.model} is the deterministic network, which has one answer: name {COMPLETER}")
     found = completion.complete(model, image, visible, digit, arguments.count, arguments.seed)
@@ -346,12 +347,12 @@ def model_file(name: str) -> Path:
 def open_model(arguments: argparse.Namespace) -> "tuple[Saved, Density, Sampler]":
     """The model of `--model`, its density, and the sampler: of `--sampler`, or else of params.yaml."""
     from pipeline.base.params import load
-    from pipeline.model.density import Density, SampleParams
-    from pipeline.training import checkpoint
+    from pipeline.model.density import SampleParams
+    from pipeline.stages.saved import load_cvae
 
     sampler = arguments.sampler or load(SampleParams, "sample").sampler
-    saved = checkpoint.load_model(model_file(arguments.model))
-    return saved, Density(**saved.density), sampler
+    saved = load_cvae(model_file(arguments.model))
+    return saved, saved.density, sampler
 
 
 def deliver(images: "Tensor", out: Path | None, said: str, back: bool = False) -> None:

@@ -49,10 +49,10 @@ def reproduce(arguments: argparse.Namespace) -> None:
     from pipeline.base import console
     from pipeline.base.device import pick_device
     from pipeline.base.params import load, load_key, plain
-    from pipeline.data import splits as data
     from pipeline.measure import evaluator as evaluation
     from pipeline.measure import judge
     from pipeline.model import density as sample
+    from pipeline.stages.saved import load_judge, load_splits
     from pipeline.training.fit import TrainParams
     from pipeline.weight import article
 
@@ -65,8 +65,8 @@ def reproduce(arguments: argparse.Namespace) -> None:
         augment=0,
     )
     components, device = load_key(sample.Components, "sample", "components"), pick_device(params.device)
-    train, validation = (split.to(device) for split in data.load(PREPARED, "train", "validation"))
-    reader = partial(judge.read, judge.load(JUDGE, device))
+    train, validation = load_splits(PREPARED, "train", "validation", device=device)
+    reader = partial(judge.read, load_judge(JUDGE, device))
     yardstick = evaluation.yardstick(reader, validation, train, article.AIM, components, params.seed)
     real = yardstick.ceiling()
 

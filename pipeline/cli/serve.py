@@ -14,7 +14,7 @@ from pipeline.base.errors import UserError
 from pipeline.completion import model as completion
 from pipeline.data.splits import CLASSES, SIDE
 from pipeline.model import density as sample
-from pipeline.training import checkpoint
+from pipeline.stages.saved import Saved, kind, load_completer, load_cvae
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,9 +27,9 @@ MOST_COMPLETIONS = 1000
 class Generator:
     """A trained model that answers tables: a row is a picture asked for."""
 
-    def __init__(self, saved: checkpoint.Saved) -> None:
+    def __init__(self, saved: Saved) -> None:
         self.saved = saved
-        self.density = sample.Density(**saved.density)
+        self.density = saved.density
 
     def predict(self, frame: "pd.DataFrame", params: dict[str, Any] | None = None) -> np.ndarray:  # noqa: ARG002
         """Images (N, 28, 28) float32 in [0, 1] for rows with a column `digit` (0…9).
@@ -98,6 +98,6 @@ class Completer:
 def _load_pyfunc(path: str) -> Generator | Completer:
     """What MLflow calls with the path of the weights inside the model's folder."""
     weights = Path(path)
-    if checkpoint.kind(weights) == completion.KIND:
-        return Completer(completion.load(weights))
-    return Generator(checkpoint.load_model(weights))
+    if kind(weights) == "completion":
+        return Completer(load_completer(weights))
+    return Generator(load_cvae(weights))

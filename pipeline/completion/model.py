@@ -11,7 +11,6 @@ bound.importance_weighted serve this model as they serve the CVAE.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -26,14 +25,12 @@ from pipeline.model import likelihood
 from pipeline.model.cvae import Model, Size, mlp, one_hot
 from pipeline.model.gaussian import Normal
 from pipeline.model.prior import Gaussians, Prior
-from pipeline.training import checkpoint
 from pipeline.training.fit import View
 from pipeline.training.objective import ELBO
 
 Binarised = Literal["thresholded", "drawn"]
 Share = Annotated[float, Range(least=0, most=1)]
 
-KIND = "completion"
 AIM = replace(ELBO, pixels="binary")
 SCORING_DRAWS = 100  # k of the bound that completions are ranked by
 GUESSES = 10  # completions of which the best counts
@@ -296,16 +293,6 @@ def build(latent_size: int, hidden: int, seed: int) -> Completer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Completer(latent_size, hidden)
-
-
-def save(path: Path | str, model: Completer) -> None:
-    """Weights and sizes in one safetensors file."""
-    checkpoint.save_weights(path, KIND, model, {"latent_size": model.latent_size, "hidden": model.hidden})
-
-
-def load(path: Path | str, device: torch.device | str = "cpu") -> Completer:
-    """The model of a file that `save` wrote. Raises UserError for any other file."""
-    return checkpoint.load_weights(path, KIND, lambda sizes: Completer(**sizes), device)
 
 
 # What the rest could be

@@ -7,7 +7,7 @@ no copies, no host in the loop (after KellerJordan/cifar10-airbench).
 import gzip
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -108,28 +108,6 @@ def split(images: np.ndarray, labels: np.ndarray, validation_size: int, seed: in
 def as_split(images: np.ndarray, labels: np.ndarray) -> Split:
     """(N, 28, 28) uint8 and (N,) uint8 arrays as tensors."""
     return Split(torch.from_numpy(images.copy()).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))
-
-
-def save(path: Path, splits: Mapping[str, Split]) -> None:
-    """All splits in one safetensors file: `train.images`, `train.labels`, …"""
-    from safetensors.torch import save_file
-
-    tensors = {f"{name}.images": part.images.contiguous() for name, part in splits.items()}
-    tensors |= {f"{name}.labels": part.labels.to(torch.uint8) for name, part in splits.items()}
-    save_file(tensors, path)
-
-
-def load(path: Path | str, *names: str) -> tuple[Split, ...]:
-    """The named splits of a file that `save` wrote; the others are not read from disk."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return tuple(
-                Split(file.get_tensor(f"{name}.images"), file.get_tensor(f"{name}.labels").long()) for name in names
-            )
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} can't be read ({error}): run `dvc repro prepare` first") from None
 
 
 def batches(size: int, batch_size: int, seed: int, epoch: int, device: torch.device) -> Iterator[Tensor]:

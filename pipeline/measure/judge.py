@@ -9,9 +9,8 @@ sharpness.
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import torch
@@ -19,12 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.base.device import has_bfloat16
-from pipeline.base.errors import UserError
-from pipeline.base.files import write_tensors
 from pipeline.base.params import Range
 from pipeline.data.splits import CLASSES, SIDE, Split, batches, epoch_seed, to_unit
 
-KIND = "judge"
 FEATURES = 64
 READ_BATCH = 500
 WARMUP = 0.2  # share of all steps in which the learning rate rises to its peak
@@ -194,34 +190,6 @@ def read(judge: Judge, images: Tensor) -> Reading:
     parts = (part.to(device) for part in images.split(READ_BATCH))
     features = torch.cat([judge.features(to_unit(part)) for part in parts])
     return Reading(features, judge.head(features).argmax(1))
-
-
-def save(judge: Judge, path: Path | str, metadata: Mapping[str, str]) -> None:
-    """The weights in one safetensors file, with `metadata` (params, data) beside them."""
-    write_tensors(path, judge.state_dict(), {**metadata, "kind": KIND})
-
-
-def load(path: Path | str, device: torch.device | str = "cpu") -> Judge:
-    """The judge of a file that `save` wrote, ready to `read`. Raises UserError for any other file."""
-    from safetensors import SafetensorError, safe_open
-
-    remedy = "run `dvc repro judge`"
-    try:
-        with safe_open(path, framework="pt") as file:
-            kind = (file.metadata() or {}).get("kind")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except FileNotFoundError:
-        raise UserError(f"{path} not found: {remedy}") from None
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} can't be read ({error}): {remedy}") from None
-    judge = build(seed=0)
-    try:
-        judge.load_state_dict(tensors)
-    except RuntimeError:  # whose message lists every tensor
-        kind = None
-    if kind != KIND:
-        raise UserError(f"{path} holds no judge of this version: {remedy}")
-    return judge.to(device).eval().requires_grad_(requires_grad=False)
 
 
 def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, pool: int = 1) -> nn.Sequential:

@@ -18,7 +18,6 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, write_json
 from pipeline.base.params import load, load_key, parse, plain
 from pipeline.base.paths import DOCTOR, FIGURES, HISTORY, JUDGE, METRICS, MODEL, PER_CLASS, PREPARED, RUN
-from pipeline.data import splits as data
 from pipeline.data.splits import CLASSES, Split, to_unit
 from pipeline.measure import bound, doctor, judge
 from pipeline.measure import evaluator as evaluation
@@ -28,8 +27,8 @@ from pipeline.model import density as sample
 from pipeline.model.cvae import CVAE
 from pipeline.model.density import Density, posteriors
 from pipeline.show import plots as figures
+from pipeline.stages.saved import load_cvae, load_judge, load_splits
 from pipeline.tracking import runs as tracking
-from pipeline.training import checkpoint
 from pipeline.training.objective import ObjectiveParams
 
 if TYPE_CHECKING:
@@ -47,11 +46,11 @@ def main() -> None:
     for path in (RUN, HISTORY):
         if not path.exists():
             raise UserError(f"{path} not found: train a model first, with `dvc repro train`")
-    saved = checkpoint.load_model(MODEL, device)
+    saved = load_cvae(MODEL, device)
     aim = parse(ObjectiveParams, saved.params["objective"], f"{MODEL}: objective")
-    model, density = saved.model, Density(**saved.density)
-    reader = partial(judge.read, judge.load(JUDGE, device))
-    train, test = (split.to(device) for split in data.load(PREPARED, "train", "test"))
+    model, density = saved.model, saved.density
+    reader = partial(judge.read, load_judge(JUDGE, device))
+    train, test = load_splits(PREPARED, "train", "test", device=device)
 
     trained = json.loads(RUN.read_text(encoding="utf-8"))
     name = f"evaluation β={aim.kl_weight:g}"  # only where the training's run is gone

@@ -18,11 +18,11 @@ from pipeline.base.params import load, load_key
 from pipeline.base.paths import COMPLETER, COMPLETION, COMPLETION_RUN, COMPLETIONS_FIGURE, JUDGE, NETWORK, PREPARED
 from pipeline.completion import model as completion
 from pipeline.completion.model import EvaluateCompletionParams
-from pipeline.data import splits as data
 from pipeline.data.splits import CLASSES, PIXELS, SIDE, Split
 from pipeline.measure import judge
 from pipeline.model import density as sample
 from pipeline.show import plots as figures
+from pipeline.stages.saved import load_completer, load_judge, load_splits
 from pipeline.tracking import runs as tracking
 
 SHOWN = 5  # completions of each picture
@@ -34,9 +34,9 @@ def main() -> None:
     experiment = load(tracking.TrackingParams, "tracking").experiment
     if not COMPLETION_RUN.exists():
         raise UserError(f"{COMPLETION_RUN} not found: run `dvc repro completion/dvc.yaml` first")
-    completer, network = completion.load(COMPLETER, device), completion.load(NETWORK, device)
-    reader = partial(judge.read, judge.load(JUDGE, device))
-    (test,) = (split.to(device) for split in data.load(PREPARED, "test"))
+    completer, network = load_completer(COMPLETER, device), load_completer(NETWORK, device)
+    reader = partial(judge.read, load_judge(JUDGE, device))
+    (test,) = load_splits(PREPARED, "test", device=device)
 
     trained = json.loads(COMPLETION_RUN.read_text(encoding="utf-8"))
     name = "completion evaluation"  # only where the training's run is gone

@@ -10,8 +10,8 @@ import numpy as np
 
 from pipeline.base import console
 from pipeline.base.files import home
+from pipeline.stages.saved import resume_training, save_training
 from pipeline.tracking import runs as tracking
-from pipeline.training import checkpoint
 from pipeline.training.fit import Record, Training, collapsed
 from pipeline.training.objective import ObjectiveParams
 
@@ -43,7 +43,7 @@ def recording(
     was interrupted there goes on, in its own MLflow run; the file goes when all that the block does is done.
     """
     unfinished = home(Path.cwd()) / ".checkpoints" / f"{key}.safetensors"
-    before = checkpoint.resume_training(unfinished, training)
+    before = resume_training(unfinished, training)
     if before:
         print(f"going on after epoch {training.epoch}, where this very run was interrupted")
     rows: list[dict[str, float]] = before["history"] if before else []
@@ -63,7 +63,7 @@ def recording(
                 if preview:
                     run.image("samples_prior", preview(), record.step)
                 state = {"history": rows, "run": run.run_id, "uri": run.uri}
-                checkpoint.save_training(unfinished, training, state)
+                save_training(unfinished, training, state)
 
         yield Recording(run, rows, follow)
     unfinished.unlink(missing_ok=True)

@@ -11,12 +11,11 @@ from pipeline.base.device import pick_device, pick_precision
 from pipeline.base.files import replacing, sha256, write_json
 from pipeline.base.params import digest, flat, load, load_key, plain
 from pipeline.base.paths import HISTORY, MODEL, PREPARED, RUN
-from pipeline.data import splits as data
 from pipeline.model import density as sample
 from pipeline.model.cvae import ModelParams, build, resolve
 from pipeline.stages.recording import recording, watched
+from pipeline.stages.saved import load_splits, save_cvae
 from pipeline.tracking import runs as tracking
-from pipeline.training import checkpoint
 from pipeline.training.fit import TrainParams, fit, start
 from pipeline.training.objective import ObjectiveParams
 
@@ -30,7 +29,7 @@ def main() -> None:
     sections = {"model": architecture, "objective": aim, "train": params}
     saved = {"model": plain(model_params), "objective": plain(aim), "train": plain(params)}
     saved["sample"] = {"components": components}
-    split, validation = (split.to(device) for split in data.load(PREPARED, "train", "validation"))
+    split, validation = load_splits(PREPARED, "train", "validation", device=device)
     hashes = {"data": sha256(PREPARED), "params": digest(saved)}
     notes = {"device": str(device), "precision": str(pick_precision(params.precision, device)).removeprefix("torch.")}
 
@@ -57,7 +56,7 @@ def main() -> None:
         record.follow(records, lambda: sample.preview(training.model))
 
         density = sample.fit_density(training.model, split, aim.pixels, components, params.seed)
-        checkpoint.save_model(MODEL, training.model, density.tensors(), saved)
+        save_cvae(MODEL, training.model, density, saved)
         with replacing(HISTORY) as part:
             pd.DataFrame(record.rows).to_csv(part, index=False)
         run.artifact(HISTORY)

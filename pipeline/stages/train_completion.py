@@ -12,8 +12,8 @@ from pipeline.base.params import digest, load, load_key, plain
 from pipeline.base.paths import COMPLETER, COMPLETION_HISTORY, COMPLETION_RUN, NETWORK, PREPARED
 from pipeline.completion import model as completion
 from pipeline.completion.model import AIM, CompletionParams
-from pipeline.data import splits as data
 from pipeline.stages.recording import recording
+from pipeline.stages.saved import load_splits, save_completer
 from pipeline.tracking import runs as tracking
 from pipeline.training.fit import Compile, Precision, TrainParams, fit, start
 
@@ -24,7 +24,7 @@ def main() -> None:
     compiling = load_key(Compile, "train", "compile")
     experiment = load(tracking.TrackingParams, "tracking").experiment
     device = pick_device(name)
-    split, validation = (split.to(device) for split in data.load(PREPARED, "train", "validation"))
+    split, validation = load_splits(PREPARED, "train", "validation", device=device)
     hashes = {"data": sha256(PREPARED), "params": digest(plain(params), precision, compiling)}
     notes = {"device": str(device), "precision": str(pick_precision(precision, device)).removeprefix("torch.")}
     view = completion.masked(params.drawn, params.label_shown)
@@ -62,7 +62,7 @@ def main() -> None:
         ) as record:
             record.run.dataset("mnist", hashes["data"], str(PREPARED), "train")
             record.follow(fit(training, split, validation, recipe, AIM, view), None)
-            completion.save(path, training.model)
+            save_completer(path, training.model)
             record.run.model(path, "completions")
         histories.append(pd.DataFrame(record.rows).assign(model=model))
     with replacing(COMPLETION_HISTORY) as part:

@@ -28,6 +28,7 @@ from pipeline.model import density as sample
 from pipeline.model.cvae import ModelParams, resolve
 from pipeline.model.density import Components
 from pipeline.show import plots as figures
+from pipeline.stages.saved import load_judge, load_splits
 from pipeline.study import search as study
 from pipeline.study.search import Began, Ended, Epoch, Event, Setting, Study, TuneParams
 from pipeline.tracking import runs as tracking
@@ -45,8 +46,8 @@ EXPLAINING = ("frechet", "class_accuracy", "diversity")
 def main() -> None:
     setting, experiment = read_setting(), load(tracking.TrackingParams, "tracking").experiment
     device = pick_device(setting.train.device)
-    train, validation = (split.to(device) for split in data.load(PREPARED, "train", "validation"))
-    reader = partial(judge.read, judge.load(JUDGE, device))
+    train, validation = load_splits(PREPARED, "train", "validation", device=device)
+    reader = partial(judge.read, load_judge(JUDGE, device))
     yardstick = evaluation.yardstick(reader, validation, train, setting.aim, setting.components, setting.train.seed)
     real = yardstick.ceiling()  # which also says, before anything is made, whether the split is large enough
     search = study.open_study(setting, Path(), create=True)

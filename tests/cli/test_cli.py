@@ -18,7 +18,8 @@ from settings import model_params
 from pipeline.base.params import read
 from pipeline.cli import main as cli
 from pipeline.model.cvae import build, resolve
-from pipeline.training import checkpoint
+from pipeline.model.density import Density
+from pipeline.stages.saved import save_cvae
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -48,7 +49,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "roots": torch.eye(2).expand(10, 1, 2, 2),
     }
     (tmp_path / "models").mkdir()
-    checkpoint.save_model(tmp_path / "models/cvae.safetensors", build(resolve(params), 0), density, saved)
+    save_cvae(tmp_path / "models/cvae.safetensors", build(resolve(params), 0), Density(**density), saved)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -16,12 +16,12 @@ from settings import model_params, objective_params
 from pipeline.base.params import digest, flat, read, write
 from pipeline.cli import doctor as examine
 from pipeline.cli import main as cli
-from pipeline.data import splits as data
 from pipeline.measure import doctor, judge
 from pipeline.measure.doctor import Case
 from pipeline.model.cvae import build, resolve
+from pipeline.model.density import Density
+from pipeline.stages.saved import load_cvae, save_cvae, save_judge, save_splits
 from pipeline.tracking import runs as tracking
-from pipeline.training import checkpoint
 from pipeline.weight import article
 
 
@@ -46,7 +46,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     model = build(resolve(model_params(latent_size=2, encoder_hidden=(8,), decoder_hidden=(8,))), 0)
     (tmp_path / "models").mkdir()
-    checkpoint.save_model(tmp_path / "models/cvae.safetensors", model, density, saved)
+    save_cvae(tmp_path / "models/cvae.safetensors", model, Density(**density), saved)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -54,11 +54,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def add_data(project: Path) -> None:
     (project / "data/prepared").mkdir(parents=True)
     splits = {"train": banded(20, 0), "validation": banded(12, 1)}  # no test split: whoever reads it fails
-    data.save(project / "data/prepared/mnist.safetensors", splits)
+    save_splits(project / "data/prepared/mnist.safetensors", splits)
 
 
 def add_judge(project: Path) -> None:
-    judge.save(judge.build(0), project / "models/judge.safetensors", {})
+    save_judge(project / "models/judge.safetensors", judge.build(0), {})
 
 
 def add_history(project: Path, params_hash: str) -> None:
@@ -110,7 +110,7 @@ def test_without_a_judge_what_needs_none_is_said(
 def test_a_history_counts_if_it_is_the_models_own(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], its_own: bool
 ) -> None:
-    params = checkpoint.load_model("models/cvae.safetensors").params
+    params = load_cvae(Path("models/cvae.safetensors")).params
     add_history(project, digest(params) if its_own else "another")
     assert run(monkeypatch, "doctor") == 0
     out = capsys.readouterr().out

@@ -16,8 +16,9 @@ from pipeline.cli import main as cli
 from pipeline.completion import model as completion
 from pipeline.measure import judge
 from pipeline.model.cvae import build, resolve
+from pipeline.model.density import Density
 from pipeline.show import pictures
-from pipeline.training import checkpoint
+from pipeline.stages.saved import save_completer, save_cvae, save_judge
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for weight in (*model.decoder.parameters(), model.pixels.weight):
             weight *= 5  # so that codes and labels show
     (tmp_path / "models").mkdir()
-    checkpoint.save_model(tmp_path / "models/cvae.safetensors", model, density, saved)
+    save_cvae(tmp_path / "models/cvae.safetensors", model, Density(**density), saved)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -131,7 +132,7 @@ def test_an_animated_morph_passes_every_digit_once(project: Path, monkeypatch: p
 def test_a_model_file_of_another_kind_is_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    judge.save(judge.build(0), project / "judge.safetensors", {})
+    save_judge(project / "judge.safetensors", judge.build(0), {})
     for words in ("sample 8", "interpolate 3 8", "traverse 5", "morph"):
         assert run(monkeypatch, f"{words} --model judge.safetensors --out x.png") == 2
         assert "holds no cvae of this project (its kind is 'judge')" in capsys.readouterr().err
@@ -200,9 +201,9 @@ def drawer(project: Path) -> Path:
     with torch.no_grad():
         model.pixels.weight *= 3
         model.decoder_code.weight *= 3
-    completion.save(project / "models/completer.safetensors", model)
-    completion.save(project / "models/network.safetensors", completion.build(0, 16, 0))
-    judge.save(judge.build(0), project / "models/judge.safetensors", {})
+    save_completer(project / "models/completer.safetensors", model)
+    save_completer(project / "models/network.safetensors", completion.build(0, 16, 0))
+    save_judge(project / "models/judge.safetensors", judge.build(0), {})
     Image.fromarray(INK).save(project / "bar.png")
     return project
 

@@ -8,6 +8,7 @@ import pytest
 from pipeline.base.errors import UserError
 from pipeline.cli import serve
 from pipeline.completion import model as completion
+from pipeline.stages.saved import save_completer
 
 HALF = np.zeros((2, 28, 28), np.float32)
 HALF[0, 20, 4:20] = 0.9
@@ -18,7 +19,7 @@ HALF[:, :14] = -1
 @pytest.fixture
 def completer(tmp_path: Path) -> serve.Completer:
     model = completion.build(3, 16, 0)
-    completion.save(tmp_path / "completer.safetensors", model)
+    save_completer(tmp_path / "completer.safetensors", model)
     served = serve._load_pyfunc(str(tmp_path / "completer.safetensors"))
     assert isinstance(served, serve.Completer)
     return served

@@ -12,13 +12,12 @@ from settings import train_params
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
-from pipeline.base.errors import UserError
 from pipeline.completion import model as completion
 from pipeline.completion.model import AIM, Completer, build, condition, draw_masks, masked
 from pipeline.data.splits import Split
 from pipeline.measure import judge
 from pipeline.measure.bound import importance_weighted
-from pipeline.training import checkpoint
+from pipeline.stages.saved import resume_training, save_training
 from pipeline.training.fit import fit, start
 from pipeline.training.objective import terms
 
@@ -329,34 +328,13 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> N
     whole, first, second = (start(build(2, 8, seed), PARAMS, torch.device("cpu")) for seed in (0, 0, 5))
     list(fit(whole, data, data, PARAMS, AIM, view))
     for _ in fit(first, data, data, PARAMS, AIM, view):
-        checkpoint.save_training(path, first, {})
+        save_training(path, first, {})
         if first.epoch == 2:
             break
-    checkpoint.resume_training(path, second)
+    resume_training(path, second)
     list(fit(second, data, data, PARAMS, AIM, view))
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], weight)
-
-
-@pytest.mark.parametrize("latent_size", [0, 3])
-def test_a_model_comes_back_from_its_file(tmp_path: Path, latent_size: int) -> None:
-    completion.save(tmp_path / "m.safetensors", model(latent_size))
-    back = completion.load(tmp_path / "m.safetensors")
-    assert (back.latent_size, back.hidden) == (latent_size, 16)
-    for name, weight in model(latent_size).state_dict().items():
-        assert torch.equal(back.state_dict()[name], weight)
-
-
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    judge.save(judge.build(0), tmp_path / "judge.safetensors", {})
-    checkpoint.save_weights(tmp_path / "old.safetensors", "completion", model(), {"latent_size": 2, "hidden": 16})
-    for name, reason in (
-        ("judge", "holds no completion of this project"),
-        ("old", "is of another version of this project: run `dvc repro completion/dvc.yaml` first"),
-        ("none", "not found: run `dvc repro completion/dvc.yaml` first"),
-    ):
-        with pytest.raises(UserError, match=reason):
-            completion.load(tmp_path / f"{name}.safetensors")
 
 
 # Completions

@@ -155,31 +155,6 @@ def test_rows_and_classes_are_taken_together() -> None:
     assert split[slice(4, 6)].labels.tolist() == [4, 5]
 
 
-def test_splits_survive_a_file_and_are_read_by_name(tmp_path: Path) -> None:
-    splits = {name: data.as_split(*numbered(size)) for name, size in (("train", 20), ("validation", 5), ("test", 9))}
-    data.save(tmp_path / "mnist.safetensors", splits)
-    test, train = data.load(tmp_path / "mnist.safetensors", "test", "train")
-    for loaded, name in ((test, "test"), (train, "train")):
-        assert torch.equal(loaded.images, splits[name].images)
-        assert torch.equal(loaded.labels, splits[name].labels)
-        assert loaded.labels.dtype == torch.int64
-
-
-@pytest.mark.parametrize("content", [None, b"", b"not safetensors at all", b"\x10\0\0\0\0\0\0\0{}"])
-def test_prepared_data_that_cannot_be_read_names_the_command(content: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "mnist.safetensors"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=r"mnist\.safetensors can't be read .*dvc repro prepare"):
-        data.load(path, "train")
-
-
-def test_a_split_that_the_file_lacks_is_a_user_error(tmp_path: Path) -> None:
-    data.save(tmp_path / "a.safetensors", {"train": data.as_split(*numbered(5))})
-    with pytest.raises(UserError, match="can't be read"):
-        data.load(tmp_path / "a.safetensors", "test")
-
-
 @pytest.mark.parametrize(("size", "batch_size", "count"), [(100, 10, 10), (103, 10, 10), (7, 10, 1), (10, 1, 10)])
 def test_an_epoch_has_batches_of_one_size_and_no_row_twice(size: int, batch_size: int, count: int) -> None:
     rows = list(data.batches(size, batch_size, seed=0, epoch=0, device=CPU))

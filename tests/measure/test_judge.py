@@ -4,20 +4,16 @@ import copy
 import dataclasses
 import json
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from imports import ROOT
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.base.errors import UserError
 from pipeline.data import splits as data
 from pipeline.data.splits import CLASSES, SIDE, Split
-from pipeline.measure.judge import FEATURES, Judge, JudgeParams, JudgeRecord, augment, build, fit, load, read, save
+from pipeline.measure.judge import FEATURES, Judge, JudgeParams, JudgeRecord, augment, build, fit, read
 
 TINY = JudgeParams(epochs=3, batch_size=32, learning_rate=3e-3, seed=0)
 
@@ -140,34 +136,6 @@ def test_augmentation_moves_blurs_and_fades() -> None:
     steepest = ink.diff(dim=1).abs().amax((1, 2)) / contrast
     assert steepest.min() < 0.35
     assert 0.3 < (steepest > 0.7).float().mean() < 0.8
-
-
-def test_a_saved_judge_reads_as_before(tmp_path: Path) -> None:
-    judge = tiny()
-    path = tmp_path / "models" / "judge.safetensors"
-    save(judge, path, {"seed": "0"})
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
-    with safe_open(path, framework="pt") as file:
-        assert file.metadata() == {"kind": "judge", "seed": "0"}
-    loaded = load(path)
-    assert not loaded.training
-    assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    images = toy(30, seed=3).images
-    assert torch.equal(read(loaded, images).features, read(judge, images).features)
-
-
-@pytest.mark.parametrize("content", ["missing", "no safetensors", "foreign", "other shapes"])
-def test_what_is_no_judge_is_refused_with_the_remedy(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "judge.safetensors"
-    if content == "no safetensors":
-        path.write_bytes(b"version https://git-lfs")
-    elif content == "foreign":
-        save_file({"weight": torch.zeros(2)}, path)
-    elif content == "other shapes":
-        save_file({"weight": torch.zeros(2)}, path, {"kind": "judge"})
-    with pytest.raises(UserError, match=r"judge\.safetensors.*`dvc repro judge`") as caught:
-        load(path)
-    assert "\n" not in str(caught.value)
 
 
 # ── on MNIST ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -536,17 +536,16 @@ def test_plots_show_pictures(project: Project, tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal
-from pipeline.training import checkpoint
-from pipeline.stages import train
+from pipeline.stages import recording, train
 
-save = checkpoint.save_training
+save = recording.save_training
 
 def save_or_die(path, training, state):
     if training.epoch == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     save(path, training, state)
 
-checkpoint.save_training = save_or_die
+recording.save_training = save_or_die
 train.main()
 """
 

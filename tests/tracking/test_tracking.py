@@ -30,8 +30,8 @@ from pipeline.base.params import plain
 from pipeline.completion import model as completion
 from pipeline.model.cvae import build, resolve
 from pipeline.model.density import Density
+from pipeline.stages.saved import save_completer, save_cvae
 from pipeline.tracking import runs as tracking
-from pipeline.training import checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),  # MLflow's own queries
@@ -513,7 +513,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     size = architecture.latent_size
     density = Density(torch.ones(10, 1), torch.zeros(10, 1, size), torch.eye(size).expand(10, 1, size, size))
     model = build(architecture, 0, "bernoulli")
-    checkpoint.save_model(path, model, density.tensors(), params)
+    save_cvae(path, model, density, params)
     return path
 
 
@@ -553,7 +553,7 @@ print(pipeline.cli.serve.__file__)
 
 @pytest.mark.slow
 def test_packaged_completer_loads_without_pickle_and_comes_back(root: Path, tmp_path: Path) -> None:
-    completion.save(tmp_path / "completer.safetensors", completion.build(2, 8, 0))
+    save_completer(tmp_path / "completer.safetensors", completion.build(2, 8, 0))
     with tracking.start("completion cvae", "e", root=root) as run:
         run.model(tmp_path / "completer.safetensors", "completions")
     code = f"""

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from settings import model_params, objective_params, train_params
+from settings import objective_params, train_params
 from torch import Tensor
 
 from pipeline.base.errors import UserError
-from pipeline.base.params import plain
 from pipeline.data.splits import Split, batches, to_unit
 from pipeline.model import likelihood
-from pipeline.model.cvae import CVAE, PRESETS, Architecture, build
-from pipeline.training import checkpoint, objective
+from pipeline.model.cvae import CVAE, Architecture, build
+from pipeline.stages.saved import resume_training, save_training
 from pipeline.training import fit as train_module
+from pipeline.training import objective
 from pipeline.training.fit import (
     Compile,
     Diverged,
@@ -115,12 +115,12 @@ def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(
     path = tmp_path / "unfinished.safetensors"
     first, whole = (start(build(architecture, PARAMS.seed), PARAMS, CPU) for _ in range(2))
     for record in fit(first, TRAIN, VALIDATION, PARAMS, aim):
-        checkpoint.save_training(path, first, {"history": [record.epoch]})
+        save_training(path, first, {"history": [record.epoch]})
         if record.epoch == 1:
             break
 
     second = start(build(architecture, seed=99), PARAMS, CPU)
-    assert checkpoint.resume_training(path, second) == {"history": [1]}
+    assert resume_training(path, second) == {"history": [1]}
     assert [record.epoch for record in fit(second, TRAIN, VALIDATION, PARAMS, aim)] == [2, 3]
     for _ in fit(whole, TRAIN, VALIDATION, PARAMS, aim):
         pass
@@ -150,8 +150,8 @@ def test_under_any_treatment_an_interrupted_run_ends_the_same(
 
     path, first, second, whole = tmp_path / "unfinished.safetensors", fresh(), fresh(), fresh()
     next(fit(first, TRAIN[:110], VALIDATION, params, aim))
-    checkpoint.save_training(path, first, {})
-    checkpoint.resume_training(path, second)
+    save_training(path, first, {})
+    resume_training(path, second)
     for training in (second, whole):
         *_, record = fit(training, TRAIN[:110], VALIDATION, params, aim)
         assert math.isfinite(record.loss + record.validation_elbo)
@@ -250,7 +250,7 @@ def test_free_bits_keep_dimensions_alive() -> None:
     assert record.kl > 3  # of the 4 that are free
 
 
-def test_sigma_is_that_of_the_training_images_and_travels_with_the_model(tmp_path: Path) -> None:
+def test_sigma_is_that_of_the_training_images() -> None:
     params, aim = train_params(epochs=2), objective_params(likelihood="sigma_optimal")
     training = start(build(SMALL, 0, "sigma_optimal"), params, CPU)
     *_, record = fit(training, TRAIN, VALIDATION, params, aim)
@@ -261,10 +261,6 @@ def test_sigma_is_that_of_the_training_images_and_travels_with_the_model(tmp_pat
     expected = 784 * (0.5 * math.log(2 * math.pi) + log_sigma + 0.5)
     assert validate(model, TRAIN, aim).reconstruction == pytest.approx(expected, abs=0.02 * 784)
     assert validate(model, VALIDATION, aim).reconstruction == record.validation_reconstruction
-    saved_params = {"model": plain(model_params(encoder_hidden=(32,), decoder_hidden=(32,), latent_size=4))}
-    checkpoint.save_model(tmp_path / "m.safetensors", model, {}, saved_params | {"objective": plain(aim)})
-    loaded = checkpoint.load_model(tmp_path / "m.safetensors").model
-    assert validate(loaded, VALIDATION, aim).reconstruction == record.validation_reconstruction
 
 
 def test_between_records_nothing_depends_on_the_batch() -> None:
@@ -283,41 +279,6 @@ def test_a_density_above_one_is_no_divergence() -> None:
     *_, record = fit(start(build(SMALL, 0, "gaussian", 0.05), params, CPU), dark, dark, params, aim)
     assert record.reconstruction < -1000
     assert record.validation_elbo > 1000
-
-
-def test_no_checkpoint_means_a_fresh_start(tmp_path: Path) -> None:
-    training = start(build(SMALL, 0), PARAMS, CPU)
-    assert checkpoint.resume_training(tmp_path / "none.safetensors", training) is None
-    assert training.epoch == 0
-
-
-def test_a_model_comes_back_from_its_file(tmp_path: Path) -> None:
-    model = build(PRESETS["article"], 5)
-    params = {"model": plain(model_params(preset="article")), "objective": plain(AIM)}
-    checkpoint.save_model(tmp_path / "m.safetensors", model, {"weights": torch.ones(3)}, params)
-    saved = checkpoint.load_model(tmp_path / "m.safetensors")
-    assert saved.params == params
-    assert saved.density["weights"].tolist() == [1, 1, 1]
-    for name, weight in model.state_dict().items():
-        assert torch.equal(saved.model.state_dict()[name], weight)
-
-
-@pytest.mark.parametrize("key", ["architecture", "prior", "blocks"])
-def test_a_model_of_another_version_is_named_in_one_line(tmp_path: Path, key: str) -> None:
-    params = {"model": plain(model_params(preset="article")), "objective": plain(AIM)}
-    del params["model"][key]
-    checkpoint.save_model(tmp_path / "old.safetensors", build(PRESETS["article"], 0), {}, params)
-    with pytest.raises(UserError, match=rf"of another version .*model\.{key} is missing.*dvc repro train") as caught:
-        checkpoint.load_model(tmp_path / "old.safetensors")
-    assert "\n" not in str(caught.value)
-
-
-def test_weights_that_do_not_fit_their_params_are_named_in_one_line(tmp_path: Path) -> None:
-    params = {"model": plain(model_params(preset="strong")), "objective": plain(AIM)}
-    checkpoint.save_model(tmp_path / "old.safetensors", build(PRESETS["article"], 0), {}, params)
-    with pytest.raises(UserError, match="of another version") as caught:
-        checkpoint.load_model(tmp_path / "old.safetensors")
-    assert "\n" not in str(caught.value)
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:

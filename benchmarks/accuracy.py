@@ -32,7 +32,8 @@ def main() -> None:
     known, unseen = load_splits(PREPARED, "train", "validation", device=device)
     run = train.start(build(PRESETS["strong"], params.seed), params, device)
     for record in train.fit(run, known, unseen, params, aim):
-        print(f"epoch {record.epoch}: elbo {record.validation_elbo:.2f}, {record.images_per_second:,.0f} images/s")
+        elbo, pace = record.figures["validation/elbo"], record.figures["time/images_per_second"]
+        print(f"epoch {record.epoch}: elbo {elbo:.2f}, {pace:,.0f} images/s")
     reader = partial(judge.read, load_judge(JUDGE, device))
     measure = evaluation.yardstick(reader, unseen, known, aim, read()["sample"]["components"], params.seed)
     found = measure.samples(run.model, measure.density(run.model), "fitted")

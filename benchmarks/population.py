@@ -65,12 +65,12 @@ def contestant(
     if members is None:
         training = train.start(build(PRESETS[preset], 0), params, device)
         for record in train.fit(training, seen, unseen, params, AIM):
-            yield record.images_per_second
+            yield record.figures["time/images_per_second"]
     else:
         models = [build(PRESETS[preset], seed) for seed in range(members)]
         stack = population.start(models, [0.1 * 2**member for member in range(members)], params, device)
         for records in population.fit(stack, seen, unseen, params, AIM):
-            yield sum(records.images_per_second)
+            yield sum(record.figures["time/images_per_second"] for record in records.values())
 
 
 def compare(preset: str, batch_size: int, sizes: list[int], steps: int, rounds: int, split: Split) -> dict[str, Any]:

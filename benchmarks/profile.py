@@ -51,22 +51,22 @@ def measure(preset: str, batch_size: int, device: str) -> dict[str, Any]:
     run = train.start(build(PRESETS[preset], 0), params, where)
     records = train.fit(run, rows, rows[:10], params, population.AIM)
     next(records)
-    plain = next(records).seconds
+    plain = next(records).figures["time/seconds"]
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if where.type == "cuda" else [])]
     with profile(activities=activities) as watched:
         began = time.perf_counter()
-        record = next(records)
+        seconds = next(records).figures["time/seconds"]
         wall = time.perf_counter() - began
     events = watched.key_averages()
     shares = dict.fromkeys([*GROUPS, "Python and engine"], 0.0)
     operators = [event for event in events if event.device_type == DeviceType.CPU]
     for event in operators:
         if event.key.startswith(("aten::", "Optimizer")):
-            shares[group(event.key)] += event.self_cpu_time_total / 1e6 / record.seconds
+            shares[group(event.key)] += event.self_cpu_time_total / 1e6 / seconds
     shares["Python and engine"] = max(1 - sum(shares.values()), 0.0)
     found: dict[str, Any] = {
         "step_ms": 1e3 * plain / STEPS,
-        "watched_step_ms": 1e3 * record.seconds / STEPS,
+        "watched_step_ms": 1e3 * seconds / STEPS,
         "shares": shares,
     }
     shapes = machine.products(run.model, batch_size)

@@ -11,7 +11,7 @@ from pipeline.model.cvae import CVAE
 from pipeline.training import fit as train
 from pipeline.training.fit import Record, TrainParams
 from pipeline.training.objective import ObjectiveParams
-from pipeline.training.population import Population, PopulationRecord
+from pipeline.training.population import Population
 
 KL_WEIGHTS = [0.01, 1.0, 30.0]  # of the members, in float64
 
@@ -30,7 +30,7 @@ def alone(
 
 def assert_solo(
     members: Population,
-    records: list[PopulationRecord],
+    records: list[dict[int, Record]],
     originals: list[CVAE],
     aim: ObjectiveParams,
     params: TrainParams,
@@ -45,6 +45,6 @@ def assert_solo(
         model, expected = alone(originals[member], KL_WEIGHTS[member], own, aim, splits)
         torch.testing.assert_close(weights(members.model(member)), weights(model), rtol=0, atol=1e-10)
         for record, solo in zip(records, expected, strict=True):
-            ours, theirs = (dataclasses.asdict(found) for found in (record.of(member), solo))
-            timeless = {"seconds": 0, "images_per_second": 0}
+            ours, theirs = record[member].row(), solo.row()
+            timeless = {"time/seconds": 0, "time/images_per_second": 0}
             assert ours | timeless == pytest.approx(theirs | timeless, rel=1e-9)

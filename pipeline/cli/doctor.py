@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.tracking.runs import Recorded
     from pipeline.training.objective import ObjectiveParams
 
-CURVES = ("validation_reconstruction", "validation_kl")
+CURVES = ("validation/reconstruction", "validation/kl")
 HEADLINE = (
     "reconstruction", "kl", "active_units", "prior.class_accuracy", "fitted.class_accuracy", "fitted.diversity",
     "fitted.log_density",

@@ -76,8 +76,8 @@ def reproduce(arguments: argparse.Namespace) -> None:
         for index, stack in enumerate(stacks):
             members = article.start(stack, params, device)
             shape = f"{stack[0].conditioning}, {_encoder(sees=stack[0].encoder_sees_label)}"
-            for record in article.fit(stack, members, train, validation, params):
-                bar.show(index * params.epochs + record.epoch, f"{len(stack)} weights, {shape}")
+            for _ in article.fit(stack, members, train, validation, params):
+                bar.show(index * params.epochs + members.epoch, f"{len(stack)} weights, {shape}")
             for row, member in enumerate(stack):
                 model = members.model(row)
                 results.append(article.measure(member, model, yardstick))

@@ -63,7 +63,7 @@ class Finding:
 class Case:
     """What is known of a model.
 
-    figures: by the names of metrics.json, flat; history: a mapping an epoch with train.Record's names; the last two
+    figures: by the names of metrics.json, flat; history: the figures of each epoch's Record; the last two
     say of the model what remedies depend on, None where that is not known.
     """
 
@@ -339,7 +339,7 @@ def _choice(ways: Sequence[str]) -> str:
 def _losses(case: Case) -> list[float]:
     """The loss on validation after each epoch, at the KL weight that the run aimed at, in nats per image."""
     beta = case.aim.kl_weight
-    rows = [(row.get("validation_reconstruction"), row.get("validation_kl")) for row in case.history]
+    rows = [(row.get("validation/reconstruction"), row.get("validation/kl")) for row in case.history]
     losses = [first + beta * kl for first, kl in rows if first is not None and kl is not None]
     if len(losses) < 2:
         raise Lacking("history")
@@ -399,7 +399,7 @@ def from_metrics(metrics: Mapping[str, float]) -> tuple[str, dict[str, float]]:
     split = "test" if "test_kl" in metrics else "validation"
     figures = {}
     for name, value in metrics.items():
-        first, _, rest = name.partition("_")
+        first, _, rest = name.replace("/", "_").partition("_")
         if first == split:
             sampler, _, metric = rest.partition("_")
             figures[f"{sampler}.{metric}" if sampler in (*SAMPLERS, "real") else rest] = value

@@ -128,12 +128,12 @@ def curves(history: pd.DataFrame) -> "Figure":
     figure = _figure(9.6, 3.2)
     panels = figure.subplots(1, 3)
     for axes, name in zip(panels, ("reconstruction", "kl"), strict=False):
-        axes.plot(history["epoch"], history[name], ".-", color=FAINT, label="training")
-        axes.plot(history["epoch"], history[f"validation_{name}"], ".-", color=ACCENT, label="validation")
+        axes.plot(history["epoch"], history[f"train/{name}"], ".-", color=FAINT, label="training")
+        axes.plot(history["epoch"], history[f"validation/{name}"], ".-", color=ACCENT, label="validation")
         _plain(axes, "epoch", "nats per image")
         axes.set_title(name, fontsize=11, color=INK)
     panels[0].legend(frameon=False)
-    panels[2].plot(history["epoch"], history["validation_elbo"], ".-", color=ACCENT)
+    panels[2].plot(history["epoch"], history["validation/elbo"], ".-", color=ACCENT)
     _plain(panels[2], "epoch", "nats per image")
     panels[2].set_title("validation elbo", fontsize=11, color=INK)
     return figure

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,9 @@ def recording(
 
         def follow(records: Iterable[Record], preview: Callable[[], np.ndarray] | None) -> None:
             for record in records:
-                figures = asdict(record)
-                rows.append(figures)
-                bar.show(record.epoch, console.figures(headline(figures)))
-                run.metrics({key: value for key, value in figures.items() if key != "step"}, record.step)
+                rows.append(record.row())
+                bar.show(record.epoch, console.figures(headline(record.figures)))
+                run.metrics(record.figures, record.step)
                 if preview:
                     run.image("samples_prior", preview(), record.step)
                 state = {"history": rows, "run": run.run_id, "uri": run.uri}
@@ -75,9 +74,10 @@ def watched(records: Iterable[Record], epochs: int, aim: ObjectiveParams, run: t
     for record in records:
         if collapsed(record, epochs, aim) != empty:
             empty = not empty
-            now = f"validation_kl {record.validation_kl:.2g} nats after epoch {record.epoch}"
+            now = f"validation/kl {record.figures['validation/kl']:.2g} nats after epoch {record.epoch}"
             if empty:
-                console.warn(f"the latent code has collapsed: {now}, β = {record.kl_weight:g}; `cvae doctor` says more")
+                beta = record.figures["kl_weight"]
+                console.warn(f"the latent code has collapsed: {now}, β = {beta:g}; `cvae doctor` says more")
                 run.tags({"collapsed": "true", "collapsed_after_epoch": record.epoch})
             else:
                 console.warn(f"the latent code is in use again: {now}")
@@ -85,7 +85,7 @@ def watched(records: Iterable[Record], epochs: int, aim: ObjectiveParams, run: t
         yield record
 
 
-def headline(record: Mapping[str, float]) -> dict[str, float]:
+def headline(figures: Mapping[str, float]) -> dict[str, float]:
     """What a person watches while it trains."""
-    watched = {name: record[name] for name in ("loss", "reconstruction", "kl")}
-    return watched | {"images/s": record["images_per_second"]}
+    watched = {name: figures[f"train/{name}"] for name in ("loss", "reconstruction", "kl")}
+    return watched | {"images/s": figures["time/images_per_second"]}

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,8 +162,7 @@ def follow(search: Study, parent: tracking.Run, runs: tracking.SideBySide, exper
     if run.run_id and run.run_id != candidate.run_id:  # it has none before MLflow answers
         candidate.remember_run(run.run_id, run.uri)
     if isinstance(event, Epoch):
-        figures = {name: value for name, value in asdict(event.record).items() if name != "step"}
-        run.metrics(figures | event.figures, event.record.step)
+        run.metrics(event.record.figures | event.figures, event.record.step)
         run.image("samples_prior", sample.preview(event.model), event.record.step)
     elif isinstance(event, Ended):
         if event.strip is not None:

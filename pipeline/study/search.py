@@ -778,22 +778,23 @@ def _train(
     members = population.start(models, [candidate.kl_weight for candidate in stack], params, device, rates)
 
     for records in population.fit(members, train, validation, params, aim):
-        last, rung = records.epoch == params.epochs, prunes and records.epoch in rungs(params.epochs)
+        epoch = members.epoch
+        last, rung = epoch == params.epochs, prunes and epoch in rungs(params.epochs)
         here: list[tuple[Candidate, np.ndarray]] = []
-        for member in records.members:
-            candidate, record = stack[member], records.of(member)
-            candidate.epochs, began = records.epoch, time.perf_counter()
-            candidate.seconds += records.seconds / len(records.members)
+        for member, record in records.items():
+            candidate = stack[member]
+            candidate.epochs, began = epoch, time.perf_counter()
+            candidate.seconds += record.figures["time/seconds"] / len(records)
             model = members.model(member).eval().requires_grad_(requires_grad=False)
             measured: tuple[dict[str, float], np.ndarray] | None = None
-            if (rung or last) and member not in records.diverged:
+            if (rung or last) and not record.diverged:
                 measured = _measure(study, yardstick, model)
-            if member in records.diverged or ((rung or last) and measured is None):
+            if record.diverged or ((rung or last) and measured is None):
                 members.drop([member])
                 study.tell(candidate, "FAIL", "diverged")
-                yield Ended(candidate, "FAIL", f"diverged in epoch {records.epoch}", None)
+                yield Ended(candidate, "FAIL", f"diverged in epoch {epoch}", None)
                 continue
-            candidate.figures |= {name: getattr(record, name) for name in _FIGURES_OF_A_RECORD}
+            candidate.figures |= {name.replace("/", "_"): record.figures[name] for name in _FIGURES_OF_A_RECORD}
             if measured is not None:
                 figures, strip = measured
                 candidate.figures |= figures
@@ -801,7 +802,7 @@ def _train(
                 study.report(candidate)
                 here.append((candidate, strip))
             yield Epoch(candidate, record, measured[0] if measured else {}, model)
-        losers = study.losers([candidate for candidate, _ in here], records.epoch) if rung else []
+        losers = study.losers([candidate for candidate, _ in here], epoch) if rung else []
         for candidate, strip in here:
             if last or candidate in losers:
                 study.keep_strip(candidate, strip)
@@ -810,7 +811,7 @@ def _train(
         members.drop([stack.index(candidate) for candidate in losers])
 
 
-_FIGURES_OF_A_RECORD = ("validation_reconstruction", "validation_kl", "validation_elbo")
+_FIGURES_OF_A_RECORD = ("validation/reconstruction", "validation/kl", "validation/elbo")
 
 
 def _measure(study: Study, yardstick: Yardstick, model: CVAE) -> tuple[dict[str, float], np.ndarray] | None:

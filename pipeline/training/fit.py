@@ -54,23 +54,52 @@ class TrainParams:
 
 @dataclass(frozen=True)
 class Record:
-    """One epoch. Losses and their terms in nats per image; the training ones are means over the epoch's batches.
+    """One epoch of one model, and its figures by name. Losses and their terms are in nats per image.
 
-    The terms are the true ones whatever pressed on them; `loss` is what was minimised, `kl_weight` its last weight.
+    kl_weight, learning_rate: those of the epoch's last step.
+    train/loss, train/reconstruction, train/kl: means over the epoch's batches. The loss is what was minimised; the
+    terms are the plain ones, whatever KL schedule or treatment the loss had.
+    validation/reconstruction, validation/kl, validation/elbo: after the epoch.
+    time/seconds, time/images_per_second: of the epoch's training alone.
     """
 
     epoch: int
     step: int
-    kl_weight: float
-    learning_rate: float
-    loss: float
-    reconstruction: float
-    kl: float
-    validation_reconstruction: float
-    validation_kl: float
-    validation_elbo: float
-    seconds: float
-    images_per_second: float
+    figures: dict[str, float]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss of the epoch is no longer finite."""
+        return not math.isfinite(self.figures["train/loss"] + self.figures["validation/elbo"])
+
+    def row(self) -> dict[str, float]:
+        """Epoch, step and figures as one flat row of a table."""
+        return {"epoch": self.epoch, "step": self.step, **self.figures}
+
+
+def record(
+    epoch: int,
+    step: int,
+    *,
+    kl_weight: float,
+    learning_rate: float,
+    train: Sequence[float],
+    validation: "Means",
+    seconds: float,
+    images: int,
+) -> Record:
+    """The record of an epoch. train: loss, reconstruction and kl; images: how many a step's model saw in `seconds`."""
+    figures = {
+        "kl_weight": kl_weight,
+        "learning_rate": learning_rate,
+        **dict(zip(("train/loss", "train/reconstruction", "train/kl"), train, strict=True)),
+        "validation/reconstruction": validation.reconstruction,
+        "validation/kl": validation.kl,
+        "validation/elbo": -(validation.reconstruction + validation.kl),
+        "time/seconds": seconds,
+        "time/images_per_second": images / seconds,
+    }
+    return Record(epoch, step, figures)
 
 
 # How a part of a split is shown to a model: images (N, 1, 28, 28), in [0, 1] or as they are stored, and the condition
@@ -361,19 +390,15 @@ def fit(
         training.epoch += 1
         calibrate(model, train, aim, view)
         unseen = validate(model, validation, aim, view)
-        yield Record(
-            epoch=training.epoch,
-            step=training.epoch * steps_per_epoch,
+        yield record(
+            training.epoch,
+            training.epoch * steps_per_epoch,
             kl_weight=aim.kl_weight * factor,
             learning_rate=rate,
-            loss=means[0],
-            reconstruction=means[1],
-            kl=means[2],
-            validation_reconstruction=unseen.reconstruction,
-            validation_kl=unseen.kl,
-            validation_elbo=-(unseen.reconstruction + unseen.kl),
+            train=means,
+            validation=unseen,
             seconds=seconds,
-            images_per_second=steps_per_epoch * min(params.batch_size, len(train)) / seconds,
+            images=steps_per_epoch * min(params.batch_size, len(train)),
         )
 
 
@@ -384,7 +409,7 @@ def collapsed(record: Record, epochs: int, aim: ObjectiveParams) -> bool:
     """
     factor, led_to = objective.pressure(record.step - 1, record.step // record.epoch * epochs, aim)
     risen = factor == 1 and led_to in (None, aim.capacity)
-    return risen and record.validation_kl <= COLLAPSED_KL
+    return risen and record.figures["validation/kl"] <= COLLAPSED_KL
 
 
 @torch.no_grad()

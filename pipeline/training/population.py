@@ -7,11 +7,10 @@ weights, data order and noise, which a test holds in float64, and one member's N
 
 import copy
 import functools
-import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,6 +36,7 @@ from pipeline.training.fit import (
     labelled,
     learning_rate,
     minibatches,
+    record,
     validate,
 )
 from pipeline.training.objective import ObjectiveParams
@@ -106,37 +106,6 @@ class Population:
         return self.members.index(member)
 
 
-@dataclass(frozen=True)
-class PopulationRecord:
-    """One epoch of every member: train.Record's figures, in lists aligned with `members`."""
-
-    members: list[int]
-    epoch: int
-    step: int
-    kl_weight: list[float]
-    learning_rate: list[float]
-    loss: list[float]
-    reconstruction: list[float]
-    kl: list[float]
-    validation_reconstruction: list[float]
-    validation_kl: list[float]
-    validation_elbo: list[float]
-    seconds: float
-    images_per_second: list[float]  # each member's; their sum is the population's
-
-    def of(self, member: int) -> Record:
-        """One member's record, as a solo run would have yielded it."""
-        row = self.members.index(member)
-        values = {field.name: getattr(self, field.name) for field in fields(Record)}
-        return Record(**{name: value[row] if isinstance(value, list) else value for name, value in values.items()})
-
-    @property
-    def diverged(self) -> list[int]:
-        """Members with a figure that is no longer finite: whoever reads the record may drop them."""
-        figures = zip(self.members, self.loss, self.validation_elbo, strict=True)
-        return [member for member, *values in figures if not all(map(math.isfinite, values))]
-
-
 def start(
     models: Sequence[CVAE],
     kl_weights: Sequence[float],
@@ -173,11 +142,11 @@ def start(
 
 def fit(
     population: Population, train: Split, validation: Split, params: TrainParams, aim: ObjectiveParams
-) -> Iterator[PopulationRecord]:
-    """train.fit for all members; `population.kl_weights` stand for `aim.kl_weight`.
+) -> Iterator[dict[int, Record]]:
+    """fit.fit for all members: after each epoch a Record by member. `population.kl_weights` replace `aim.kl_weight`.
 
-    All see the same batches, pixels and noise, which `params.seed` decides. A member that diverges is named in the
-    record and computes on until it is dropped. Ends early where no member is left.
+    All see the same batches, pixels and noise, which `params.seed` decides. A member that diverges goes on until it is
+    dropped. Ends early when no member is left.
     """
     device, dtype = train.images.device, population.kl_weights.dtype
     steps_per_epoch = max(len(train) // params.batch_size, 1)
@@ -205,27 +174,26 @@ def fit(
             for row, figure in enumerate(take_step(batch, kl_weights, led_to, step)):
                 trace[index, row] = figure
 
-        losses, reconstructions, kls = trace.mean(0).tolist()  # the epoch's only wait for the device
+        means = trace.mean(0).T.tolist()  # the epoch's only wait for the device
         seconds = time.perf_counter() - began
         population.epoch += 1
         # One at a time, through the solo code: at 1000 images a batch a CPU gains nothing from stacking.
         unseen = [_measure(population, member, train, validation, aim) for member in members]
         pace = [1.0] * len(members) if population.pace is None else population.pace.tolist()
-        yield PopulationRecord(
-            members=members,
-            epoch=population.epoch,
-            step=population.epoch * steps_per_epoch,
-            kl_weight=kl_weights.tolist(),
-            learning_rate=[rate * share for share in pace],
-            loss=losses,
-            reconstruction=reconstructions,
-            kl=kls,
-            validation_reconstruction=[means.reconstruction for means in unseen],
-            validation_kl=[means.kl for means in unseen],
-            validation_elbo=[-(means.reconstruction + means.kl) for means in unseen],
-            seconds=seconds,
-            images_per_second=[images / seconds] * len(members),
-        )
+        pressed = kl_weights.tolist()
+        yield {
+            member: record(
+                population.epoch,
+                population.epoch * steps_per_epoch,
+                kl_weight=pressed[row],
+                learning_rate=rate * pace[row],
+                train=means[row],
+                validation=unseen[row],
+                seconds=seconds,
+                images=images,
+            )
+            for row, member in enumerate(members)
+        }
 
 
 def _measure(population: Population, member: int, train: Split, validation: Split, aim: ObjectiveParams) -> Means:

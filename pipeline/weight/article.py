@@ -20,9 +20,8 @@ from pipeline.measure.evaluator import Yardstick
 from pipeline.model.cvae import CVAE, PRESETS, Architecture, Conditioning, build
 from pipeline.model.density import SAMPLERS, Sampler, encoded
 from pipeline.training import population
-from pipeline.training.fit import TrainParams, validate
+from pipeline.training.fit import Record, TrainParams, validate
 from pipeline.training.objective import ELBO, from_article_weight
-from pipeline.training.population import PopulationRecord
 
 BATCH_SIZE = 128
 LEARNING_RATE = 2e-3  # of ours: Adam does not see how a loss is scaled
@@ -112,15 +111,15 @@ def start(stack: Sequence[Member], params: TrainParams, device: torch.device) ->
 
 def fit(
     stack: Sequence[Member], members: population.Population, train: Split, validation: Split, params: TrainParams
-) -> Iterator[PopulationRecord]:
+) -> Iterator[dict[int, Record]]:
     """population.fit. Raises UserError where a member diverges: there would be nothing to compare."""
-    for record in population.fit(members, train, validation, params, AIM):
-        for row in record.diverged:
+    for records in population.fit(members, train, validation, params, AIM):
+        for row in (row for row, record in records.items() if record.diverged):
             raise UserError(
-                f"the article's weight {stack[row].weight:g} diverged in epoch {record.epoch} at train.learning_rate "
+                f"the article's weight {stack[row].weight:g} diverged in epoch {members.epoch} at train.learning_rate "
                 f"{params.learning_rate:g}: try {params.learning_rate / 10:g}"
             )
-        yield record
+        yield records
 
 
 def measure(member: Member, model: CVAE, yardstick: Yardstick) -> Result:

@@ -64,7 +64,7 @@ def add_judge(project: Path) -> None:
 def add_history(project: Path, params_hash: str) -> None:
     (project / "models/run.json").write_text(json.dumps({"hashes": {"params": params_hash}}), encoding="utf-8")
     (project / "reports").mkdir()
-    rows = {"validation_reconstruction": [200.0, 150.0, 130.0, 110.0], "validation_kl": [1.0, 2.0, 3.0, 4.0]}
+    rows = {"validation/reconstruction": [200.0, 150.0, 130.0, 110.0], "validation/kl": [1.0, 2.0, 3.0, 4.0]}
     pd.DataFrame(rows).to_csv(project / "reports/history.csv", index=False)
 
 
@@ -174,7 +174,7 @@ def test_a_run_is_read_as_far_as_it_goes(
     params = flat({"objective": objective_params(kl_weight=2.0), "model": resolve(model_params())})
     with tracking.start("a training", "e", params=params, root=store) as one:
         for epoch, loss in enumerate((200.0, 150.0, 130.0, 110.0), 1):
-            one.metrics({"validation_reconstruction": loss, "validation_kl": 5.0}, step=10 * epoch)
+            one.metrics({"validation/reconstruction": loss, "validation/kl": 5.0}, step=10 * epoch)
     assert run(monkeypatch, "doctor", f"runs:/{one.run_id}") == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "run a training, bernoulli on grey pixels, β = 2, not evaluated" in out

@@ -303,9 +303,9 @@ def test_fit_trains_it_as_it_trains_the_cvae(latent_size: int) -> None:
     data.images[:, :, :14] = 255  # something to learn
     whole = start(build(latent_size, 16, 0), PARAMS, torch.device("cpu"))
     records = list(fit(whole, data, data, PARAMS, AIM, view))
-    assert records[-1].loss < 0.95 * records[0].loss
-    assert records[-1].validation_elbo > records[0].validation_elbo
-    assert (records[-1].kl > 0) == bool(latent_size)
+    assert records[-1].figures["train/loss"] < 0.95 * records[0].figures["train/loss"]
+    assert records[-1].figures["validation/elbo"] > records[0].figures["validation/elbo"]
+    assert (records[-1].figures["train/kl"] > 0) == bool(latent_size)
 
 
 @pytest.mark.slow
@@ -318,7 +318,12 @@ def test_compiled_it_learns_as_the_plain_code(latent_size: int) -> None:
     runs = []
     for choice in ("never", "always"):
         run = start(build(latent_size, 16, 0), train_params(epochs=2, compile=choice), torch.device("cpu"))
-        runs.append([record.loss for record in fit(run, data, data, train_params(epochs=2, compile=choice), AIM, view)])
+        runs.append(
+            [
+                record.figures["train/loss"]
+                for record in fit(run, data, data, train_params(epochs=2, compile=choice), AIM, view)
+            ]
+        )
     assert runs[0] == pytest.approx(runs[1], rel=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 

@@ -30,7 +30,7 @@ DENSITY = Density(torch.ones(10, 1), torch.ones(10, 1, 4), torch.eye(4).expand(1
 
 def history(*losses: float) -> list[dict[str, float]]:
     """Epochs whose loss on validation is as given at a KL weight of 1."""
-    return [{"validation_reconstruction": loss - 10, "validation_kl": 10.0} for loss in losses]
+    return [{"validation/reconstruction": loss - 10, "validation/kl": 10.0} for loss in losses]
 
 
 def healthy(**figures: float) -> Case:
@@ -182,7 +182,7 @@ def test_a_run_that_came_to_rest_is_trained_however_short_its_last_steps() -> No
 
 def test_the_loss_is_taken_at_the_weight_that_was_aimed_at() -> None:
     """While a warm-up lets the KL grow for nothing, the reconstruction alone would say that all is well."""
-    rows = [{"validation_reconstruction": 100.0, "validation_kl": kl} for kl in (60.0, 40.0, 25.0, 15.0)]
+    rows = [{"validation/reconstruction": 100.0, "validation/kl": kl} for kl in (60.0, 40.0, 25.0, 15.0)]
     assert doctor.under_trained(replace(healthy(), history=rows)) is not None
     assert doctor.under_trained(replace(aimed(healthy(), kl_weight=0.01), history=rows)) is None
 

@@ -53,7 +53,7 @@ def per_class(frechet: float = 10.0) -> pd.DataFrame:
 
 def history(epochs: int) -> pd.DataFrame:
     epoch = np.arange(1, epochs + 1)
-    names = ("reconstruction", "kl", "validation_reconstruction", "validation_kl", "validation_elbo")
+    names = [f"{split}/{term}" for split in ("train", "validation") for term in ("reconstruction", "kl", "elbo")]
     return pd.DataFrame({"epoch": epoch, **dict.fromkeys(names, 100.0 / epoch)})
 
 

@@ -205,7 +205,7 @@ def test_every_report_is_there(project: Project) -> None:
 def test_the_model_learned_something(project: Project) -> None:
     figures = project.json("reports/metrics.json")
     history = pd.read_csv(project.folder / "reports/history.csv")
-    assert history["validation_elbo"].iloc[-1] > history["validation_elbo"].iloc[0]
+    assert history["validation/elbo"].iloc[-1] > history["validation/elbo"].iloc[0]
     assert figures["judge_accuracy"] > 0.8
     assert figures["real"]["class_accuracy"] > 0.8
     assert figures["fitted"]["class_accuracy"] > 0.3
@@ -217,8 +217,8 @@ def test_one_run_holds_training_and_evaluation(project: Project) -> None:
     figures = project.json("reports/metrics.json")
     assert run["status"] == "FINISHED"
     assert run["metrics.test_fitted_frechet"] == pytest.approx(figures["fitted"]["frechet"])
-    assert run["metrics.validation_elbo"] == pytest.approx(
-        pd.read_csv(project.folder / "reports/history.csv")["validation_elbo"].iloc[-1]
+    assert run["metrics.validation/elbo"] == pytest.approx(
+        pd.read_csv(project.folder / "reports/history.csv")["validation/elbo"].iloc[-1]
     )
     assert run["tags.doctor"] == project.json("reports/doctor.json")["verdict"]
     assert float(run["params.objective.kl_weight"]) == project_params(project)["objective"]["kl_weight"]

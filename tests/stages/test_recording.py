@@ -1,7 +1,6 @@
 """What a watched training says: a collapse at once, and only once."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -11,8 +10,6 @@ from pipeline.stages.recording import watched
 from pipeline.tracking import runs as tracking
 from pipeline.training.fit import Record, collapsed
 from pipeline.training.objective import ObjectiveParams
-
-FULL = Record(1, 10, 2.0, 1e-3, 100.0, 90.0, 5.0, 90.0, 5.0, -95.0, 1.0, 100.0)
 
 
 class Tagged:
@@ -27,7 +24,7 @@ class Tagged:
 
 def records(*kls: float) -> list[Record]:
     """Epochs of ten steps with these KLs on validation."""
-    return [replace(FULL, epoch=epoch, step=10 * epoch, validation_kl=kl) for epoch, kl in enumerate(kls, 1)]
+    return [Record(epoch, 10 * epoch, {"kl_weight": 2.0, "validation/kl": kl}) for epoch, kl in enumerate(kls, 1)]
 
 
 def watch(
@@ -47,7 +44,7 @@ def test_a_code_in_use_is_nothing_to_speak_of(capsys: pytest.CaptureFixture[str]
 def test_a_collapse_is_said_once_and_tagged(capsys: pytest.CaptureFixture[str]) -> None:
     lines, tags = watch(capsys, [5, 0.01, 0.02, 0.0], objective_params())
     assert len(lines) == 1
-    assert "collapsed: validation_kl 0.01 nats after epoch 2" in lines[0]
+    assert "collapsed: validation/kl 0.01 nats after epoch 2" in lines[0]
     assert tags == {"collapsed": "true", "collapsed_after_epoch": 2}
 
 
@@ -60,7 +57,7 @@ def test_a_collapse_is_said_before_the_next_epoch_begins(capsys: pytest.CaptureF
 def test_a_code_that_comes_back_is_said_too(capsys: pytest.CaptureFixture[str]) -> None:
     lines, tags = watch(capsys, [0.0, 0.0, 4.0], objective_params())
     assert len(lines) == 2
-    assert "in use again: validation_kl 4 nats after epoch 3" in lines[1]
+    assert "in use again: validation/kl 4 nats after epoch 3" in lines[1]
     assert tags["collapsed"] == "false"
 
 

@@ -388,7 +388,7 @@ def test_shapes_that_differ_train_in_stacks_of_their_own(tmp_path: Path) -> None
         assert event.model.latent_size == values["latent_size"]
         assert event.model.architecture.conditioning == values["conditioning"]
         # at its only epoch's last step half a cosine is nearly down to nothing
-        assert 0 < event.record.learning_rate < values["learning_rate"]
+        assert 0 < event.record.figures["learning_rate"] < values["learning_rate"]
     assert len({event.model.architecture for event in seen}) > 1
     assert set(found.choose().sets) == {
         ("objective", "kl_weight"), ("model", "latent_size"), ("model", "conditioning"), ("train", "learning_rate")

@@ -89,15 +89,19 @@ def test_a_record_an_epoch_and_the_loss_falls() -> None:
     records = list(fit(training, TRAIN, VALIDATION, dataclasses.replace(PARAMS, epochs=8), AIM))
     assert [record.epoch for record in records] == list(range(1, 9))
     assert [record.step for record in records] == [10 * epoch for epoch in range(1, 9)]
-    assert records[-1].loss < 0.75 * records[0].loss
-    assert records[-1].validation_elbo > records[0].validation_elbo
+    assert records[-1].figures["train/loss"] < 0.75 * records[0].figures["train/loss"]
+    assert records[-1].figures["validation/elbo"] > records[0].figures["validation/elbo"]
 
 
 def test_a_record_adds_up() -> None:
     aim = dataclasses.replace(AIM, kl_weight=0.25)
     (record, *_) = fit(start(build(SMALL, 0), PARAMS, CPU), TRAIN, VALIDATION, PARAMS, aim)
-    assert record.loss == pytest.approx(record.reconstruction + 0.25 * record.kl)
-    assert record.validation_elbo == pytest.approx(-(record.validation_reconstruction + record.validation_kl))
+    assert record.figures["train/loss"] == pytest.approx(
+        record.figures["train/reconstruction"] + 0.25 * record.figures["train/kl"]
+    )
+    assert record.figures["validation/elbo"] == pytest.approx(
+        -(record.figures["validation/reconstruction"] + record.figures["validation/kl"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,7 @@ def test_under_any_treatment_an_interrupted_run_ends_the_same(
     resume_training(path, second)
     for training in (second, whole):
         *_, record = fit(training, TRAIN[:110], VALIDATION, params, aim)
-        assert math.isfinite(record.loss + record.validation_elbo)
+        assert math.isfinite(record.figures["train/loss"] + record.figures["validation/elbo"])
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], tensor), name
 
@@ -191,7 +195,7 @@ def test_the_average_is_what_is_validated_and_saved(monkeypatch: pytest.MonkeyPa
     for name, weight in training.model.named_parameters():
         torch.testing.assert_close(weight.detach(), means[name], rtol=0, atol=1e-12)
     assert not torch.equal(weights(training), torch.cat([w.detach().flatten() for w in training.trained.parameters()]))
-    assert record.validation_reconstruction == validate(training.model, VALIDATION, AIM).reconstruction
+    assert record.figures["validation/reconstruction"] == validate(training.model, VALIDATION, AIM).reconstruction
 
 
 def test_averaging_does_not_change_what_is_trained() -> None:
@@ -219,14 +223,17 @@ def test_a_record_shows_the_true_terms_under_any_pressure() -> None:
         next(fit(start(build(SMALL, 0), params, CPU), TRAIN, VALIDATION, params, aim))
         for aim in (AIM, objective_params(free_bits=3.0), objective_params(schedule="capacity", kl_weight=9.0))
     ]
-    assert len({(record.reconstruction, record.kl) for record in records}) == 1
-    assert len({record.loss for record in records}) == 3
+    assert len({(record.figures["train/reconstruction"], record.figures["train/kl"]) for record in records}) == 1
+    assert len({record.figures["train/loss"] for record in records}) == 3
 
 
 @pytest.mark.parametrize("schedule", ["warmup", "cyclical"])
 def test_a_record_shows_the_weight_that_pressed_last(schedule: str) -> None:
     aim, params = objective_params(schedule=schedule, kl_weight=2.0, cycles=3, schedule_share=1.0), train_params()
-    shown = [record.kl_weight for record in fit(start(build(SMALL, 0), params, CPU), TRAIN, VALIDATION, params, aim)]
+    shown = [
+        record.figures["kl_weight"]
+        for record in fit(start(build(SMALL, 0), params, CPU), TRAIN, VALIDATION, params, aim)
+    ]
     expected = {"warmup": [9 / 30, 19 / 30, 29 / 30], "cyclical": [0.9, 0.9, 0.9]}[schedule]
     assert shown == pytest.approx([2 * share for share in expected])
 
@@ -238,8 +245,8 @@ def test_a_capacity_leads_the_kl() -> None:
     aim = objective_params(schedule="capacity", kl_weight=50.0, capacity=8.0, schedule_share=0.3)
     *_, led = fit(start(build(SMALL, 0), params, CPU), TRAIN, VALIDATION, params, aim)
     *_, pressed = fit(start(build(SMALL, 0), params, CPU), TRAIN, VALIDATION, params, objective_params(kl_weight=50.0))
-    assert led.kl == pytest.approx(8, abs=1)
-    assert pressed.kl < 2
+    assert led.figures["train/kl"] == pytest.approx(8, abs=1)
+    assert pressed.figures["train/kl"] < 2
 
 
 @pytest.mark.slow
@@ -247,7 +254,7 @@ def test_free_bits_keep_dimensions_alive() -> None:
     params = train_params(epochs=30)
     aim = objective_params(kl_weight=50.0, free_bits=1.0)
     *_, record = fit(start(build(SMALL, 0), params, CPU), TRAIN, VALIDATION, params, aim)
-    assert record.kl > 3  # of the 4 that are free
+    assert record.figures["train/kl"] > 3  # of the 4 that are free
 
 
 def test_sigma_is_that_of_the_training_images() -> None:
@@ -260,7 +267,7 @@ def test_sigma_is_that_of_the_training_images() -> None:
     log_sigma = float(model.likelihood.log_sigma)
     expected = 784 * (0.5 * math.log(2 * math.pi) + log_sigma + 0.5)
     assert validate(model, TRAIN, aim).reconstruction == pytest.approx(expected, abs=0.02 * 784)
-    assert validate(model, VALIDATION, aim).reconstruction == record.validation_reconstruction
+    assert validate(model, VALIDATION, aim).reconstruction == record.figures["validation/reconstruction"]
 
 
 def test_between_records_nothing_depends_on_the_batch() -> None:
@@ -277,8 +284,8 @@ def test_a_density_above_one_is_no_divergence() -> None:
     dark = Split(torch.zeros(60, 1, 28, 28, dtype=torch.uint8), torch.arange(60) % 10)
     aim, params = objective_params(likelihood="gaussian", sigma=0.05), train_params(epochs=20, learning_rate=1e-2)
     *_, record = fit(start(build(SMALL, 0, "gaussian", 0.05), params, CPU), dark, dark, params, aim)
-    assert record.reconstruction < -1000
-    assert record.validation_elbo > 1000
+    assert record.figures["train/reconstruction"] < -1000
+    assert record.figures["validation/elbo"] > 1000
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
@@ -326,7 +333,7 @@ def test_the_loop_is_adam_on_the_objective() -> None:
         losses.append(loss.item())
     reference = torch.cat([weight.detach().flatten() for weight in model.parameters()])
     torch.testing.assert_close(weights(training), reference, rtol=0, atol=1e-12)
-    assert record.loss == pytest.approx(sum(losses) / 10, rel=1e-12)
+    assert record.figures["train/loss"] == pytest.approx(sum(losses) / 10, rel=1e-12)
 
 
 @pytest.mark.slow
@@ -379,7 +386,7 @@ def test_whatever_is_compiled_learns_as_the_plain_code(changes: dict[str, Any]) 
         training = start(build(architecture, 0, aim.likelihood), params, CPU)
         records = list(fit(training, TRAIN, VALIDATION, params, aim))
         found = [weight.grad.flatten() for weight in training.trained.parameters() if weight.grad is not None]
-        ends.append((torch.cat(found), [record.loss for record in records]))
+        ends.append((torch.cat(found), [record.figures["train/loss"] for record in records]))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (2 if "draws_after" in changes else 1)
     assert not torch._dynamo.utils.counters["graph_break"]
     for weight in training.trained.parameters():

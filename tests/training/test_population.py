@@ -17,9 +17,9 @@ from pipeline.data.splits import Split
 from pipeline.model import likelihood
 from pipeline.model.cvae import CVAE, PRESETS, Architecture, build
 from pipeline.training import population
-from pipeline.training.fit import Compile, TrainParams
+from pipeline.training.fit import Compile, Record, TrainParams
 from pipeline.training.objective import ObjectiveParams
-from pipeline.training.population import Population, PopulationRecord, auto_size, fit, member_bytes, start
+from pipeline.training.population import Population, auto_size, fit, member_bytes, start
 
 CPU = torch.device("cpu")
 SMALL = Architecture(4, (24,), (16,), "concat", encoder_sees_label=True)
@@ -47,14 +47,14 @@ def models(architecture: Architecture = SMALL, dtype: torch.dtype = torch.float6
 
 def train(
     models: list[CVAE], params: TrainParams = PARAMS, aim: ObjectiveParams = AIM, data: Split = TRAIN
-) -> tuple[Population, list[PopulationRecord]]:
+) -> tuple[Population, list[dict[int, Record]]]:
     members = start(models, KL_WEIGHTS, params, CPU)
     return members, list(fit(members, data, VALIDATION, params, aim))
 
 
 def assert_solo(
     members: Population,
-    records: list[PopulationRecord],
+    records: list[dict[int, Record]],
     originals: list[CVAE],
     aim: ObjectiveParams,
     params: TrainParams = PARAMS,
@@ -74,7 +74,7 @@ def test_a_member_is_its_solo_run_over_100_steps(architecture: Architecture, pix
     aim = objective_params(kl_weight=-1.0, pixels=pixels)
     params, data = dataclasses.replace(PARAMS, epochs=2), noisy(1000, 0)
     members, records = train(models(architecture), params, aim, data)
-    assert records[-1].step == 100
+    assert records[-1][0].step == 100
     assert_solo(members, records, models(architecture), aim, params, data)
 
 
@@ -100,7 +100,7 @@ def test_each_member_may_have_a_learning_rate_of_its_own() -> None:
     records = []
     for record in fit(members, TRAIN, VALIDATION, PARAMS, AIM):
         records.append(record)
-        if record.epoch == 2:
+        if members.epoch == 2:
             members.drop([1])
     assert_solo(members, records, models(), AIM, rates=rates)
     assert members.pace is not None
@@ -182,7 +182,7 @@ def test_an_average_stays_with_its_member_when_others_leave(options: dict[str, A
     records = []
     for record in fit(members, TRAIN, VALIDATION, params, aim):
         records.append(record)
-        if record.epoch == 1:
+        if members.epoch == 1:
             members.drop([0])
     assert_solo(members, records, originals(), aim, params)
 
@@ -204,10 +204,10 @@ def test_the_rest_go_on_as_if_the_leavers_had_stayed(leavers: list[int]) -> None
     records = []
     for record in fit(members, TRAIN, VALIDATION, PARAMS, AIM):
         records.append(record)
-        if record.epoch == 1:
+        if members.epoch == 1:
             members.drop(leavers)
     stayers = [member for member in range(3) if member not in leavers]
-    assert [record.members for record in records] == [[0, 1, 2], stayers, stayers]
+    assert [list(record) for record in records] == [[0, 1, 2], stayers, stayers]
     assert all(len(weight) == len(stayers) for weight in members.weights.values())
     assert_solo(members, records, models(), AIM)
 
@@ -215,7 +215,7 @@ def test_the_rest_go_on_as_if_the_leavers_had_stayed(leavers: list[int]) -> None
 def test_when_all_have_left_training_ends() -> None:
     members = start(models(), KL_WEIGHTS, PARAMS, CPU)
     for record in fit(members, TRAIN, VALIDATION, PARAMS, AIM):
-        members.drop(record.members)
+        members.drop(record)
     assert (members.epoch, members.members) == (1, [])
 
 
@@ -228,8 +228,8 @@ def test_a_members_nan_is_its_own(choice: Compile) -> None:
     with torch.no_grad():
         sick[1].log_var.bias.fill_(200.0)  # its exponential overflows float32
     members, records = train(sick, params)
-    assert [record.diverged for record in records] == [[1]] * 3
-    assert not math.isfinite(records[0].of(1).loss)
+    assert [[record.diverged for record in epoch.values()] for epoch in records] == [[False, True, False]] * 3
+    assert not math.isfinite(records[0][1].figures["train/loss"])
     assert not weights(members.model(1)).isfinite().all()
     for member in (0, 2):
         assert torch.equal(weights(members.model(member)), weights(healthy.model(member)))
@@ -241,7 +241,9 @@ def test_bfloat16_ends_near_its_solo_run() -> None:
     _, records = train(models(dtype=torch.float32), params)
     for member, model in enumerate(models(dtype=torch.float32)):
         _, expected = alone(model, KL_WEIGHTS[member], params, AIM, (TRAIN, VALIDATION))
-        assert records[-1].of(member).validation_elbo == pytest.approx(expected[-1].validation_elbo, rel=0.01)
+        assert records[-1][member].figures["validation/elbo"] == pytest.approx(
+            expected[-1].figures["validation/elbo"], rel=0.01
+        )
 
 
 @pytest.mark.slow
@@ -250,7 +252,7 @@ def test_convolutions_train_in_bfloat16_too() -> None:
     originals = [build(CONVOLUTIONAL, seed) for seed in range(3)]
     _, records = train(originals, params, AIM, FEW)
     _, expected = alone(build(CONVOLUTIONAL, 1), KL_WEIGHTS[1], params, AIM, (FEW, VALIDATION))
-    assert records[-1].of(1).validation_elbo == pytest.approx(expected[-1].validation_elbo, rel=0.02)
+    assert records[-1][1].figures["validation/elbo"] == pytest.approx(expected[-1].figures["validation/elbo"], rel=0.02)
 
 
 def test_bfloat16_multiplies_in_bfloat16() -> None:

@@ -73,10 +73,10 @@ def test_a_stack_is_trained_and_measured() -> None:
     stack = [Member(1.0, "concat", encoder_sees_label=True), Member(TUNED, "concat", encoder_sees_label=True)]
     members = article.start(stack, PARAMS, torch.device("cpu"))
     records = list(article.fit(stack, members, TRAIN, UNSEEN, PARAMS))
-    assert [record.kl_weight for record in records] == [[100_352, pytest.approx(1.00352)]] * 2
+    assert [record.figures["kl_weight"] for record in records[-1].values()] == [100_352, pytest.approx(1.00352)]
     result = article.measure(stack[1], members.model(1), yardstick())
     row = result.row()
-    assert row["elbo"] == pytest.approx(records[-1].validation_elbo[1])
+    assert row["elbo"] == pytest.approx(records[-1][1].figures["validation/elbo"])
     assert row["conditioning"] == "concat"
     assert {"prior_class_accuracy", "fitted_diversity", "digit_in_code", "active_units"} <= set(row)
     assert row["prior_class_accuracy"] == result.samples["prior"]["class_accuracy"]

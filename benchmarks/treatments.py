@@ -2,7 +2,7 @@
 
     make treatments                                     # both of these
     python -m benchmarks.treatments                     # measures: an hour or more on 2 quiet cores
-    python -m benchmarks.treatments_report              # docs/treatments.md's tables and picture
+    python -m benchmarks.treatments_report              # docs/lab/treatments.md's tables and picture
 
     python -m benchmarks.treatments --quick             # all of it in small: a minute or two, into .quick/
     python -m benchmarks.treatments --schedules         # the KL treatments too

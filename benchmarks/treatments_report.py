@@ -1,4 +1,4 @@
-"""What benchmarks/treatments.csv says: the tables and the picture of docs/treatments.md, or the README's few lines.
+"""What benchmarks/treatments.csv says: the tables and the picture of docs/lab/treatments.md, or the README's few lines.
 
     python -m benchmarks.treatments_report             # rewrites what stands between the marks, and the picture
     python -m benchmarks.treatments_report --readme    # prints the few lines
@@ -37,7 +37,7 @@ from pipeline.model.density import SAMPLERS
 from pipeline.model.likelihood import EXACT_ON_LEVELS
 from pipeline.show import plots as figures
 
-DOC, PICTURE = Path("docs/treatments.md"), Path("docs/treatments.png")
+DOC, PICTURE = Path("docs/lab/treatments.md"), Path("docs/lab/treatments.png")
 BEGIN, END = "<!-- treatments: written by `make treatments` -->", "<!-- treatments: end -->"
 NOTHING = "Not measured yet: `make treatments` writes its tables here."
 GROUP = [*SETTING, "sampler", "choice", "kl_weight"]
@@ -234,7 +234,7 @@ def _named(setting: Setting) -> str:
 
 
 def render(folder: Path) -> str:
-    """What stands between the marks of docs/treatments.md."""
+    """What stands between the marks of docs/lab/treatments.md."""
     results = read(folder)
     if results is None or not results.rows:
         return NOTHING

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Runs a recipe: a training of ten minutes or more, for what the defaults leave out. NAME.yaml, beside it, is
-# what it changes in params.yaml; reports/recipes/NAME/ is what came of it.
+# Runs a recipe: a training of ten minutes or more. NAME.yaml in this folder says what it changes in params.yaml,
+# and its results go to reports/recipes/NAME/.
 #   sh recipes/run.sh samples
-# It runs in a copy of the project, as the experiment `recipe-samples`, so that the default's models and reports stay as
-# they are; the model is in MLflow (`cvae sample 0-9 --model runs:/RUN_ID`). Options of `dvc exp run` may follow the
-# name, such as -S train.epochs=5.
+# It runs in a copy of the project, as the DVC experiment `recipe-NAME`, so that the default's models and reports do not
+# change. The model is in MLflow (`cvae sample 0-9 --model runs:/RUN_ID`). Options of `dvc exp run` may follow the name,
+# such as -S train.epochs=5.
 set -euf
 name=${1:-}
 if [ ! -f "recipes/$name.yaml" ]; then
     known=$(ls recipes | sed -n 's/\.yaml$//p' | paste -s -d ' ' -)
-    echo "error: there is no recipe '$name': sh recipes/run.sh NAME, in the project's folder, with one of: $known" >&2
+    echo "error: there is no recipe '$name': sh recipes/run.sh NAME, in the project's folder; recipes: $known" >&2
     exit 2
 fi
 shift
@@ -30,7 +30,7 @@ def options():
 
 console.run(options)' "recipes/$name.yaml")
 
-base=$(git rev-parse HEAD)  # what is committed meanwhile changes nothing
+base=$(git rev-parse HEAD)  # commits during the training have no effect
 dvc exp remove "recipe-$name" >/dev/null 2>&1 || true
 # shellcheck disable=SC2086
 dvc exp run --temp --name "recipe-$name" $changes "$@" "$target"

@@ -35,8 +35,8 @@ def main() -> None:
         elbo, pace = record.figures["validation/elbo"], record.figures["time/images_per_second"]
         print(f"epoch {record.epoch}: elbo {elbo:.2f}, {pace:,.0f} images/s")
     reader = partial(judge.read, load_judge(JUDGE, device))
-    measure = evaluation.yardstick(reader, unseen, known, aim, read()["sample"]["components"], params.seed)
-    found = measure.samples(run.model, measure.density(run.model), "fitted")
+    measure = evaluation.Evaluator(reader, unseen, known[: evaluation.QUICK_TRAIN], aim.pixels, params.seed)
+    found = measure.samples(run.model, measure.density(run.model, read()["sample"]["components"]), "fitted")
     print(", ".join(f"{name} {found[name]:.3f}" for name in ("class_accuracy", "diversity", "frechet")))
     sys.exit(found["class_accuracy"] < BAR)
 

@@ -72,7 +72,7 @@ class Setting:
 
     def elbo(self, network: CVAE) -> float:
         """On validation, nats per image."""
-        means = train.validate(network.to(self.device).eval(), self.validation, self.aim)
+        means = train.validate(network.to(self.device).eval(), self.validation, train.labelled(self.aim.pixels))
         return -(means.reconstruction + means.kl)
 
 

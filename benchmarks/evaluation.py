@@ -24,12 +24,12 @@ from pipeline.base import console
 from pipeline.base.device import pick_device
 from pipeline.base.params import load, parse
 from pipeline.base.paths import JUDGE, MODEL, PREPARED
+from pipeline.data.splits import to_unit
 from pipeline.measure import bound, judge
 from pipeline.measure import evaluator as evaluation
 from pipeline.measure.evaluator import EvaluateParams
 from pipeline.model.cvae import CVAE
 from pipeline.stages.saved import load_cvae, load_judge, load_splits
-from pipeline.training.fit import validate
 from pipeline.training.objective import ObjectiveParams
 
 T = TypeVar("T")
@@ -63,12 +63,12 @@ def main() -> None:
         print(f"{name:28} {found[name]:7.2f} s", flush=True)
         return result
 
-    timed("all metrics", lambda: evaluation.evaluate(model, density, reader, test, train, params, aim, "test"))
+    evaluator = evaluation.Evaluator(reader, test, train, aim.pixels, params.seed)
+    timed("all metrics", lambda: evaluator.evaluate(model, density, params.nll_draws))
     print("of which")
-    real = timed("judge reads one set", lambda: evaluation.read_split(reader, test))
-    fake = timed("samples, read", lambda: evaluation.read_samples(reader, model, density, real, "fitted", 0))
-    timed("sample metrics of one set", lambda: list(evaluation.compare(real, fake)))
-    timed("both terms of the bound", lambda: validate(model, test, aim))
+    timed("judge reads one set", lambda: reader(to_unit(test.images)))
+    timed("sample metrics of one set", lambda: evaluator.samples(model, density, "fitted"))
+    timed("reconstruction and kl", lambda: evaluator.fit_figures(model))
     timed("nll", lambda: bound.log_likelihood(model, test, aim.pixels, params.nll_draws, params.seed))
 
     shapes = nll_products(model, params.nll_draws)

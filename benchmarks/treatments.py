@@ -42,17 +42,18 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, sha256, write_json
 from pipeline.base.params import digest, hashed, load, load_key, plain
 from pipeline.base.paths import JUDGE, PREPARED
-from pipeline.data.splits import PIXELS, Pixels, Split
+from pipeline.data.splits import Pixels, Split
 from pipeline.measure import bound, judge
 from pipeline.measure import evaluator as evaluation
-from pipeline.measure.evaluator import COLLAPSED_DIVERSITY, Reader, Yardstick
+from pipeline.measure.evaluator import COLLAPSED_DIVERSITY, Evaluator
+from pipeline.measure.judge import Reader
 from pipeline.model import likelihood, prior
 from pipeline.model.cvae import CVAE, Architecture, ModelParams, build, resolve
 from pipeline.model.density import SAMPLERS, Components, Density
-from pipeline.model.likelihood import EXACT_ON_LEVELS, LIKELIHOODS, ON_BINARY_PIXELS
+from pipeline.model.likelihood import LIKELIHOODS, ON_BINARY_PIXELS
 from pipeline.stages.saved import load_judge, load_splits
 from pipeline.training import population
-from pipeline.training.fit import TrainParams, validate
+from pipeline.training.fit import TrainParams
 from pipeline.training.objective import ObjectiveParams
 
 FOLDER, QUICK_FOLDER = Path("benchmarks"), Path(".quick")
@@ -213,15 +214,16 @@ class Bench:
         return self.source.reader()
 
     @cached_property
-    def on_validation(self) -> Yardstick:
-        return self._yardstick(self.validation)
+    def on_validation(self) -> Evaluator:
+        return self._evaluator(self.validation)
 
     @cached_property
-    def on_test(self) -> Yardstick:
-        return self._yardstick(self.test)
+    def on_test(self) -> Evaluator:
+        return self._evaluator(self.test)
 
-    def _yardstick(self, unseen: Split) -> Yardstick:
-        return evaluation.yardstick(self.reader, unseen, self.train, self.setup.aim, self.setup.components, CHOICE_SEED)
+    def _evaluator(self, unseen: Split) -> Evaluator:
+        train = self.train[: evaluation.QUICK_TRAIN]
+        return Evaluator(self.reader, unseen, train, self.setup.aim.pixels, CHOICE_SEED)
 
     def fit(self, setting: Setting, weights: Sequence[float], seed: int) -> tuple[list[CVAE], float]:
         """Models of one setting, a weight each, all of one seed, trained in one stack; and each one's seconds.
@@ -264,13 +266,12 @@ class Choose:
         rows = []
         for model, weight in zip(models, self.weights, strict=True):
             aim = replace(self.setting.aim(bench.setup.aim), kl_weight=weight)
-            yardstick = replace(bench.on_validation, aim=aim)
-            terms = validate(model, bench.validation, aim)
-            figures = {"reconstruction": terms.reconstruction, "kl": terms.kl}
-            figures["elbo"] = -(terms.reconstruction + terms.kl)
-            density = _or_none(yardstick.density, model)
+            evaluator = replace(bench.on_validation, pixels=aim.pixels)
+            terms = evaluator.fit_figures(model)
+            figures = {name: terms[name] for name in ("reconstruction", "kl", "elbo")}
+            density = _or_none(evaluator.density, model, bench.setup.components)
             for sampler in SAMPLERS:
-                of_samples = _samples(yardstick, model, density, sampler)
+                of_samples = _samples(evaluator, model, density, sampler)
                 figures |= {f"{sampler}_{name}": value for name, value in of_samples.items()}
             rows.append({**asdict(self.setting), "kl_weight": weight, "seed": CHOICE_SEED, **figures})
         return rows
@@ -294,15 +295,15 @@ class Measure:
         rows = []
         for model, weight in zip(models, self.weights, strict=True):
             aim = replace(self.setting.aim(setup.aim), kl_weight=weight)
-            yardstick = replace(bench.on_test, aim=aim, seed=self.seed)
-            fit = _explained(model, yardstick, setup)
-            density = _or_none(yardstick.density, model)
+            evaluator = replace(bench.on_test, pixels=aim.pixels, seed=self.seed)
+            fit = _explained(model, evaluator, setup)
+            density = _or_none(evaluator.density, model, setup.components)
             samples: dict[str, Row] = {}
             for sampler, choice, own in self.chosen:
                 if own != weight:
                     continue
                 if sampler not in samples:
-                    samples[sampler] = _samples(yardstick, model, density, sampler)
+                    samples[sampler] = _samples(evaluator, model, density, sampler)
                 key = {**asdict(self.setting), "sampler": sampler, "choice": choice, "kl_weight": weight}
                 rows.append({**key, "seed": self.seed, **fit, **samples[sampler], "train_seconds": seconds})
         budget = {"epochs": setup.train.epochs, "train_images": len(bench.train), "test_images": len(bench.test)}
@@ -313,27 +314,19 @@ class Measure:
 Task = Choose | Measure
 
 
-def _explained(model: CVAE, yardstick: Yardstick, setup: Setup) -> Row:
+def _explained(model: CVAE, evaluator: Evaluator, setup: Setup) -> Row:
     """How well test images are explained, in nats per image; nll of the first of them, one fixed draw if binary."""
-    aim, test = yardstick.aim, yardstick.unseen
-    terms = validate(model, test, aim)
-    few = test[: setup.nll_images]
-    nll = -float(bound.log_likelihood(model, few, aim.pixels, setup.nll_draws, 0).double().mean())
-    return {
-        "nll": nll,
-        "bits_per_dimension": nll / (PIXELS * math.log(2)) if aim.likelihood in EXACT_ON_LEVELS else None,
-        "reconstruction": terms.reconstruction,
-        "kl": terms.kl,
-        "elbo": -(terms.reconstruction + terms.kl),
-        "active_units": yardstick.active_units(model),
-    }
+    few = replace(evaluator, split=evaluator.split[: setup.nll_images], seed=0)
+    terms = evaluator.fit_figures(model)
+    fit = {name: terms[name] for name in ("reconstruction", "kl", "elbo", "active_units")}
+    return {"bits_per_dimension": None, **few.nll(model, setup.nll_draws), **fit}
 
 
-def _samples(yardstick: Yardstick, model: CVAE, density: Density | None, sampler: Any) -> Row:
+def _samples(evaluator: Evaluator, model: CVAE, density: Density | None, sampler: Any) -> Row:
     """The sample metrics; none of a model that diverged, whose codes or samples are beyond measuring."""
     if sampler == "fitted" and density is None:
         return {}
-    return _or_none(yardstick.samples, model, density, sampler) or {}
+    return _or_none(evaluator.samples, model, density, sampler) or {}
 
 
 def _or_none(measure: Callable[..., Any], *arguments: Any) -> Any:
@@ -623,9 +616,9 @@ class Pace:
         params = bench.setup.train
         few = replace(bench.setup, train_images=4 * params.batch_size, train=replace(params, epochs=1))
         (model,), _ = Bench(few, bench.source).fit(Setting("bernoulli", "standard"), [1.0], CHOICE_SEED)
-        yardstick = bench.on_validation
-        density, for_density = _timed(lambda: yardstick.density(model))
-        _, for_samples = _timed(lambda: yardstick.samples(model, density, "fitted"))
+        evaluator = bench.on_validation
+        density, for_density = _timed(lambda: evaluator.density(model, bench.setup.components))
+        _, for_samples = _timed(lambda: evaluator.samples(model, density, "fitted"))
         some = bench.validation[:20]
         _, for_nll = _timed(lambda: bound.log_likelihood(model, some, "grey", bench.setup.nll_draws, 0))
         return cls(

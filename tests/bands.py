@@ -1,16 +1,10 @@
 """Pictures whose digit is a bright band, and a judge whose verdict on them is known."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from pipeline.data.splits import Split
-
-
-class Reading(NamedTuple):
-    features: Tensor
-    labels: Tensor
+from pipeline.measure.judge import Reading
 
 
 def judge(images: Tensor) -> Reading:

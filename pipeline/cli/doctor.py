@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 CURVES = ("validation/reconstruction", "validation/kl")
 HEADLINE = (
-    "reconstruction", "kl", "active_units", "prior.class_accuracy", "fitted.class_accuracy", "fitted.diversity",
-    "fitted.log_density",
+    "reconstruction", "kl", "active_units", "prior/class_accuracy", "fitted/class_accuracy", "fitted/diversity",
+    "fitted/log_density",
 )  # fmt: skip
 WIDEST = 100  # characters of a line: longer ones are hard to read
 MARK = {"severe": "✗", "warning": "!", "note": "·"}
@@ -69,6 +69,7 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> "tuple[s
     from pipeline.base.params import load_key, parse
     from pipeline.measure import doctor as numbers
     from pipeline.measure import judge
+    from pipeline.measure.evaluator import Evaluator
     from pipeline.stages.saved import load_cvae, load_judge, load_splits
     from pipeline.training.objective import ObjectiveParams
 
@@ -80,7 +81,10 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> "tuple[s
     if PREPARED.exists():
         reader = partial(judge.read, load_judge(gallery.JUDGE, device)) if gallery.JUDGE.exists() else None
         train, validation = load_splits(PREPARED, "train", "validation", device=device)
-        figures = numbers.examine(saved.model, saved.density, reader, validation, train, aim, seed=0)
+        evaluator = Evaluator(reader, validation, train, aim.pixels, seed=0)
+        figures = evaluator.fit_figures(saved.model)
+        if reader:
+            figures |= evaluator.sample_figures(saved.model, saved.density).figures
         measured = f"measured on {len(validation):,} validation images"
         if reader is None:
             hints.append("`dvc repro judge` trains the judge that reads samples")
@@ -108,11 +112,12 @@ def of_run(uri: str) -> "tuple[str, Case, list[str]]":
     if not settings["objective"]:
         raise UserError(f"{uri} ({run.name}) is no training of this project: it has no params of an objective")
     aim = parse(ObjectiveParams, settings["objective"], f"{uri}: objective")
-    split, figures = numbers.from_metrics(run.metrics)
+    split = "test" if "test/kl" in run.metrics else "validation"
+    figures = {name.removeprefix(f"{split}/"): run.metrics[name] for name in run.metrics if name.startswith(split)}
     model = settings["model"]
     case = numbers.Case(aim, figures, run.history, model.get("prior"), model.get("conditioning"))
     title = f"run {run.name}, {_words(case)}"
-    if "prior.class_accuracy" in figures:
+    if "prior/class_accuracy" in figures:
         return f"{title}, its figures on {split}", case, [_measuring(uri) if run.has_model else _training(aim)]
     if not run.has_model:
         return f"{title}, not evaluated", case, [_training(aim)]

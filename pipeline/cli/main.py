@@ -180,8 +180,9 @@ def report(_: argparse.Namespace) -> None:
 def study(_: argparse.Namespace) -> None:
     """Prints the study's trials, the best first."""
     from pipeline.base.paths import TRIALS
+    from pipeline.measure.metrics import LOWER_IS_BETTER
     from pipeline.stages.tune import exported, read_setting
-    from pipeline.study.search import LOWER_IS_BETTER, NoStudy, open_study
+    from pipeline.study.search import NoStudy, open_study
 
     setting = read_setting()
     try:
@@ -197,7 +198,7 @@ def study(_: argparse.Namespace) -> None:
         where = f"{found.done()} of {setting.tune.trials} trials"
     objectives, sampler = setting.tune.objectives, setting.tune.sampler_of_latents
     values = [f"value_{name}" for name in objectives]
-    beside = [f"validation_{sampler}_{name}" for name in ("class_accuracy", "diversity") if name not in objectives]
+    beside = [f"validation/{sampler}/{name}" for name in ("class_accuracy", "diversity") if name not in objectives]
     columns = [*setting.space(), *values, *(name for name in beside if name in table)]
     table["open"], table["poor"] = table["state"] != "COMPLETE", table["feasible"].eq(other=False)
     table = table.sort_values(["open", "poor", values[0]], ascending=[True, True, objectives[0] in LOWER_IS_BETTER])
@@ -205,7 +206,7 @@ def study(_: argparse.Namespace) -> None:
     for cells in table.astype(object).where(table.notna(), "").to_dict("records"):
         star = " ★" if cells["trial"] in front else ""
         rows.append((f"{cells['trial']}{star}", cells["state"].lower(), *(cells[name] for name in columns)))
-    titles = [name.removeprefix("value_").removeprefix(f"validation_{sampler}_") for name in columns]
+    titles = [name.removeprefix("value_").removeprefix(f"validation/{sampler}/") for name in columns]
     note = f"★ best{', the front' if len(objectives) > 1 else ''}; measured on validation, {sampler} sampler"
     if promoted is not None:
         note += f"; trial {promoted} was promoted"

@@ -67,8 +67,9 @@ def reproduce(arguments: argparse.Namespace) -> None:
     components, device = load_key(sample.Components, "sample", "components"), pick_device(params.device)
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
     reader = partial(judge.read, load_judge(JUDGE, device))
-    yardstick = evaluation.yardstick(reader, validation, train, article.AIM, components, params.seed)
-    real = yardstick.ceiling()
+    quick = train[: evaluation.QUICK_TRAIN]
+    evaluator = evaluation.Evaluator(reader, validation, quick, article.AIM.pixels, params.seed)
+    real = evaluator.ceiling()
 
     began, results, sheets = time.perf_counter(), [], {}
     stacks = article.stacks()
@@ -80,7 +81,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
                 bar.show(index * params.epochs + members.epoch, f"{len(stack)} weights, {shape}")
             for row, member in enumerate(stack):
                 model = members.model(row)
-                results.append(article.measure(member, model, yardstick))
+                results.append(article.measure(member, model, evaluator, components))
                 if member.is_articles and member.weight in article.CONTRAST:
                     labels = sample.rows_of_digits(COLUMNS).to(device)
                     images = sample.draw(model, None, labels, "prior", params.seed)

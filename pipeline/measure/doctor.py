@@ -1,6 +1,6 @@
 """What is wrong with a trained model, and what to change: findings, each from named figures and a threshold.
 
-Figures carry the names of metrics.json, flat: `kl`, `active_units`, `prior.frechet`. A check that lacks one of its
+Figures carry the names of metrics.json, flat: `kl`, `active_units`, `prior/frechet`. A check that lacks one of its
 figures is left out and said to be; no check guesses. To add one: write a function from a Case to a Finding or None,
 name it in CHECKS, and give its threshold a reason.
 """
@@ -8,19 +8,13 @@ name it in CHECKS, and give its threshold a reason.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor
-
-from pipeline.data.splits import PIXELS, Split, to_unit
-from pipeline.measure import bound
-from pipeline.measure.evaluator import COLLAPSED_DIVERSITY, Reader, side_by_side
-from pipeline.model.cvae import CVAE
-from pipeline.model.density import SAMPLERS, Density, posteriors
+from pipeline.data.splits import PIXELS
+from pipeline.measure.evaluator import COLLAPSED_DIVERSITY
+from pipeline.model.density import SAMPLERS
 from pipeline.model.gaussian import LOG_2PI
-from pipeline.model.likelihood import Gaussian
-from pipeline.training.fit import COLLAPSED_KL, validate
+from pipeline.training.fit import COLLAPSED_KL
 from pipeline.training.objective import ObjectiveParams
 
 Severity = Literal["severe", "warning", "note"]
@@ -117,7 +111,7 @@ def diagnose(case: Case) -> Diagnosis:
 def collapsed(case: Case) -> Finding | None:
     """No code, or a decoder that is deaf to it. I(x; z∣y) ≤ kl: below a tenth of a nat the code can tell nothing."""
     kl, weight = _figure(case, "kl"), case.aim.kl_weight
-    diversities = [case.figures[f"{name}.diversity"] for name in SAMPLERS if f"{name}.diversity" in case.figures]
+    diversities = [case.figures[f"{name}/diversity"] for name in SAMPLERS if f"{name}/diversity" in case.figures]
     evidence = []
     if kl <= COLLAPSED_KL:
         evidence.append(Evidence("kl", kl, "at most", COLLAPSED_KL))
@@ -146,13 +140,13 @@ def collapsed(case: Case) -> Finding | None:
 
 def label_ignored(case: Case) -> Finding | None:
     """The judge reads samples as what was asked for no oftener than by chance."""
-    prior, fitted = _figure(case, "prior.class_accuracy"), _figure(case, "fitted.class_accuracy")
+    prior, fitted = _figure(case, "prior/class_accuracy"), _figure(case, "fitted/class_accuracy")
     if prior > CHANCE:
         return None
-    evidence = [Evidence("prior.class_accuracy", prior, "at most", CHANCE)]
+    evidence = [Evidence("prior/class_accuracy", prior, "at most", CHANCE)]
     says = "Samples from the prior are whatever digit the code says: the label that was asked for is not heard."
     if fitted <= CHANCE:
-        evidence.append(Evidence("fitted.class_accuracy", fitted, "at most", CHANCE))
+        evidence.append(Evidence("fitted/class_accuracy", fitted, "at most", CHANCE))
         says = "Samples are not the digit that was asked for, wherever their codes come from: the label is ignored."
     ways = _beside(case)
     if case.aim.kl_weight < 1:
@@ -165,12 +159,12 @@ def label_ignored(case: Case) -> Finding | None:
 
 def prior_hole(case: Case) -> Finding | None:
     """The fitted sampler is much better than the prior (Rosca 2018). Both at the ceiling is no hole."""
-    prior, fitted = _figure(case, "prior.frechet"), _figure(case, "fitted.frechet")
-    ratio = prior / max(fitted, case.figures.get("real.frechet", 0.0), 1e-9)
+    prior, fitted = _figure(case, "prior/frechet"), _figure(case, "fitted/frechet")
+    ratio = prior / max(fitted, case.figures.get("real/frechet", 0.0), 1e-9)
     if ratio < HOLE:
         return None
     says = "The codes of real images don't fill the prior, and codes drawn from it fall where nothing was learned"
-    first, second = (case.figures.get(f"{name}.class_accuracy") for name in SAMPLERS)
+    first, second = (case.figures.get(f"{name}/class_accuracy") for name in SAMPLERS)
     if first is not None and second is not None:
         says += f": {first:.0%} of what they become is the digit asked for, against {second:.0%} with `fitted`"
     ways = ["draw with sample.sampler fitted, which needs no training", *_beside(case)]
@@ -178,17 +172,17 @@ def prior_hole(case: Case) -> Finding | None:
         ways.append(f"raise objective.kl_weight from {_weight(case.aim.kl_weight)} towards 1 to 3")
     if case.prior == "standard":
         ways.append("let the prior be learned (model.prior mixture)")
-    evidence = (Evidence("prior.frechet ÷ fitted.frechet", ratio, "at least", HOLE),)
+    evidence = (Evidence("prior/frechet ÷ fitted/frechet", ratio, "at least", HOLE),)
     return Finding("prior_hole", "warning", evidence, f"{says}.", _choice(ways))
 
 
 def over_regularised(case: Case) -> Finding | None:
     """The KL costs so much that the code tells little: blurred digits, each like the next."""
-    diversity, weight = _figure(case, "fitted.diversity"), case.aim.kl_weight
+    diversity, weight = _figure(case, "fitted/diversity"), case.aim.kl_weight
     reconstruction, kl = _figure(case, "reconstruction"), _figure(case, "kl")
     if diversity >= NARROW or collapsed(case):
         return None
-    evidence = [Evidence("fitted.diversity", diversity, "at most", NARROW)]
+    evidence = [Evidence("fitted/diversity", diversity, "at most", NARROW)]
     # A density's reconstruction may be negative, and is then no share of anything.
     share = reconstruction / (reconstruction + kl) if reconstruction > 0 < kl else 0.0
     if case.aim.likelihood == "bernoulli" and share >= SQUEEZED:
@@ -252,16 +246,16 @@ def overfitted(case: Case) -> Finding | None:
 
 def images_remembered(case: Case) -> Finding | None:
     """The fitted density knows training images' codes, not where codes lie."""
-    unseen, known = _figure(case, "fitted.log_density"), _figure(case, "fitted.log_density_train")
+    unseen, known = _figure(case, "fitted/log_density"), _figure(case, "fitted/log_density_train")
     if known - unseen < LEARNED:
         return None
-    evidence = (Evidence("fitted.log_density_train − fitted.log_density", known - unseen, "at least", LEARNED),)
+    evidence = (Evidence("fitted/log_density_train − fitted/log_density", known - unseen, "at least", LEARNED),)
     says = (
         f"The fitted density is {known - unseen:,.1f} nats higher at codes of training images than at those of others: "
         "its samples keep close to training images, which frechet, diversity and coverage don't hold against it."
     )
     remedy = (
-        "Fewer Gaussians (sample.components): the best density is the one with the highest fitted.log_density, which "
+        "Fewer Gaussians (sample.components): the best density is the one with the highest fitted/log_density, which "
         "`cvae doctor` of a model file shows on validation."
     )
     return Finding("images_remembered", "warning", evidence, says, remedy)
@@ -378,76 +372,3 @@ def best_sigma(reconstruction: float, sigma: float) -> float:
     """
     mean_square = 2 * sigma**2 * (reconstruction / PIXELS - math.log(sigma) - 0.5 * LOG_2PI)
     return math.sqrt(max(mean_square, 1e-12))
-
-
-# Where figures come from
-
-
-def flat(summary: Mapping[str, Any]) -> dict[str, float]:
-    """metrics.json's figures under the names that the checks use."""
-    figures: dict[str, float] = {}
-    for key, value in summary.items():
-        if isinstance(value, Mapping) and key != "protocol":
-            figures |= {f"{key}.{name}": float(figure) for name, figure in value.items() if _is_number(figure)}
-        elif _is_number(value):
-            figures[key] = float(value)
-    return figures
-
-
-def from_metrics(metrics: Mapping[str, float]) -> tuple[str, dict[str, float]]:
-    """The split and the figures of a run's metrics: those on test where it was evaluated, else those on validation."""
-    split = "test" if "test_kl" in metrics else "validation"
-    figures = {}
-    for name, value in metrics.items():
-        first, _, rest = name.replace("/", "_").partition("_")
-        if first == split:
-            sampler, _, metric = rest.partition("_")
-            figures[f"{sampler}.{metric}" if sampler in (*SAMPLERS, "real") else rest] = value
-    return split, figures
-
-
-def of_model(model: CVAE, images: Tensor, aim: ObjectiveParams) -> dict[str, float]:
-    """What the likelihood's check asks of a model and of images (N, 1, 28, 28) uint8: `sigma`, or `grey_floor`."""
-    if isinstance(model.likelihood, Gaussian):
-        return {"sigma": float(model.likelihood.log_sigma.exp())}
-    if aim.likelihood == "bernoulli" and aim.pixels == "grey":
-        return {"grey_floor": grey_floor(images)}
-    return {}
-
-
-def grey_floor(images: Tensor) -> float:
-    """The least that a Bernoulli's reconstruction can be on grey images (N, 1, 28, 28) uint8, nats per image.
-
-    −x log p − (1 − x) log(1 − p) is least at p = x, where it is the entropy of a coin of chance x.
-    """
-    x = to_unit(images).double().flatten(1)
-    return float(-(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)).sum(1).mean())
-
-
-def examine(
-    model: CVAE,
-    density: Density,
-    judge: Reader | None,
-    unseen: Split,
-    train: Split,
-    aim: ObjectiveParams,
-    seed: int,
-) -> dict[str, float]:
-    """The figures of a model on unseen images; without a judge, those of samples are missing."""
-    fit = validate(model, unseen, aim)
-    mu, _ = posteriors(model, unseen, aim.pixels, seed)
-    figures: dict[str, float] = {
-        "reconstruction": fit.reconstruction,
-        "kl": fit.kl,
-        "elbo": -(fit.reconstruction + fit.kl),
-        "active_units": len(bound.active_dimensions(mu)),
-        **of_model(model, unseen.images, aim),
-    }
-    if judge is None:
-        return figures
-    found = side_by_side(model, density, judge, unseen, train, aim.pixels, seed)
-    return figures | flat(found.means) | {"judge_accuracy": found.judge_accuracy}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)

@@ -1,9 +1,14 @@
-"""A model's figures on one split, by the words of the project: bound, samplers side by side, real-data ceiling."""
+"""A model's figures on one split: how well it explains the images, how good its samples are, and the ceiling.
+
+Names of figures have no split in them: `elbo`, `nll`, `prior/frechet`, `fitted/class_accuracy`, `real/coverage`.
+`with_split` puts the split in front, and `nested` makes the form of reports/metrics.json.
+"""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from functools import cached_property
+from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -13,15 +18,15 @@ from pipeline.base.errors import UserError
 from pipeline.base.params import Range
 from pipeline.data.splits import CLASSES, PIXELS, Pixels, Split, epoch_seed, to_unit
 from pipeline.measure import bound, metrics
+from pipeline.measure.judge import Reader, Reading
+from pipeline.measure.metrics import ClassImages
 from pipeline.model.cvae import CVAE
 from pipeline.model.density import SAMPLERS, Density, Sampler, draw, encoded, fit_density, posteriors
-from pipeline.model.likelihood import EXACT_ON_LEVELS
-from pipeline.training.fit import validate
-from pipeline.training.objective import ObjectiveParams
+from pipeline.model.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
+from pipeline.training.fit import labelled, validate
 
 COLLAPSED_DIVERSITY = 0.2
-KNOWN_IMAGES = 10_000  # a sixth of the time of all 55,000; every candidate has the same
-
+QUICK_TRAIN = 10_000  # training images that trials and comparisons use: a sixth of the time of all 55,000
 
 Draws = Annotated[int, Range(least=1)]  # k of the importance-weighted bound
 
@@ -32,80 +37,159 @@ class EvaluateParams:
     seed: Annotated[int, Range(least=0, most=2**31)]
 
 
-class Reading(Protocol):
-    """What a judge says of images: features (N, D) and labels (N,)."""
-
-    @property
-    def features(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
-
-
-class Reader(Protocol):
-    def __call__(self, images: Tensor) -> Reading: ...
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Images (N, 1, 28, 28) in [0, 1], the digits they are of (N,), and how the judge reads them."""
+class Pictures(NamedTuple):
+    """Images (N, 1, 28, 28) in [0, 1], the digits they should show (N,), and what the judge reads in them."""
 
     images: Tensor
     digits: Tensor
     reading: Reading
 
-    def of_class(self, digit: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels (n, 784), features (n, D) and read labels (n,) of one class."""
+    def of_class(self, digit: int) -> ClassImages:
         rows = self.digits == digit
-        return self.images[rows].flatten(1), self.reading.features[rows], self.reading.labels[rows]
+        return ClassImages(self.images[rows].flatten(1), self.reading.features[rows], self.reading.labels[rows])
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Headline figures as metrics.json holds them, and a row per sampler and digit."""
+class Evaluation(NamedTuple):
+    """All figures by name, and the sample metrics of each digit: a row per sampler and digit."""
 
-    summary: dict[str, Any]
+    figures: dict[str, float]
     per_class: pd.DataFrame
 
 
 @dataclass(frozen=True)
-class SideBySide:
-    """Both samplers and real images: a row per sampler and digit, each one's means, and what the judge reads right."""
+class Evaluator:
+    """Measures any number of models on one split, all with the same noise.
 
-    per_class: pd.DataFrame
-    means: dict[str, dict[str, float]]
-    judge_accuracy: float
+    judge: without it, only `fit_figures` and `nll` can be measured. train: training images, for the ceiling and for
+    fitting densities. All tensors lie on one device.
+    """
 
+    judge: Reader | None
+    split: Split
+    train: Split
+    pixels: Pixels
+    seed: int
 
-def compare(real: Pictures, fake: Pictures) -> Iterator[dict[str, float]]:
-    """The sample metrics of each class in turn: a dictionary of digit and figures."""
-    for digit in range(CLASSES):
-        real_pixels, real_features, _ = real.of_class(digit)
-        fake_pixels, fake_features, read_as = fake.of_class(digit)
-        fewest = min(len(real_pixels), len(fake_pixels))
-        if fewest <= metrics.NEIGHBOURS:
-            raise UserError(f"digit {digit} has {fewest} images: too few to measure samples")
-        yield {
-            "digit": digit,
-            "class_accuracy": metrics.accuracy(read_as, digit),
-            "diversity": metrics.diversity(real_pixels, fake_pixels),
-            "frechet": metrics.frechet(real_features, fake_features),
-            **metrics.precision_recall(real_features, fake_features),
-            "feature_diversity": metrics.diversity(real_features, fake_features),
+    # How well the model explains the images
+
+    def fit_figures(self, model: CVAE) -> dict[str, float]:
+        """reconstruction, kl and elbo in nats per image, active_units, and what the likelihood adds.
+
+        sigma: of a Gaussian likelihood. grey_floor: the lowest reconstruction that a Bernoulli likelihood can reach on
+        grey pixels, nats per image.
+        """
+        terms = validate(model, self.split, labelled(self.pixels))
+        figures = {
+            "reconstruction": terms.reconstruction,
+            "kl": terms.kl,
+            "elbo": -(terms.reconstruction + terms.kl),
+            "active_units": self.active_units(model),
         }
+        if isinstance(model.likelihood, Gaussian):
+            figures["sigma"] = float(model.likelihood.log_sigma.detach().exp())
+        elif isinstance(model.likelihood, Bernoulli) and self.pixels == "grey":
+            figures["grey_floor"] = grey_floor(self.split.images)
+        return figures
+
+    def active_units(self, model: CVAE) -> int:
+        """Latent dimensions whose posterior mean varies over the split."""
+        return len(bound.active_dimensions(posteriors(model, self.split, self.pixels, self.seed).mu))
+
+    def nll(self, model: CVAE, k: int) -> dict[str, float]:
+        """nll in nats per image, with k latents of each image; bits_per_dimension where the likelihood is exact."""
+        nll = -float(bound.log_likelihood(model, self.split, self.pixels, k, self.seed).double().mean())
+        if isinstance(model.likelihood, DiscretizedLogistic):
+            return {"nll": nll, "bits_per_dimension": nll / (PIXELS * math.log(2))}
+        return {"nll": nll}
+
+    # How good its samples are
+
+    def density(self, model: CVAE, components: int) -> Density:
+        """A mixture fitted to the latents of `train`: `components` Gaussians for each class."""
+        return fit_density(model, self.train, self.pixels, components, self.seed)
+
+    def samples(self, model: CVAE, density: Density | None, sampler: Sampler) -> dict[str, float]:
+        """The sample metrics, without the sampler in their names: means over the digits. `prior` needs no density."""
+        return _means(self._samples_by_class(model, density, sampler))
+
+    def ceiling(self) -> dict[str, float]:
+        """The same for real training images in place of samples: the best that samples can reach."""
+        return _means(self._by_class(self._training_images))
+
+    def sample_figures(self, model: CVAE, density: Density) -> Evaluation:
+        """The sample metrics of both samplers and of real images, judge_accuracy, and the density's own figures.
+
+        fitted/log_density, fitted/log_density_train: log p(z∣y) under the density in nats per latent, for the split
+        and for training images. If the second is much higher, the density has memorised training images.
+        """
+        tables = {
+            **{str(name): self._samples_by_class(model, density, name) for name in SAMPLERS},
+            "real": self._by_class(self._training_images),
+        }
+        means = {name: _means(table) for name, table in tables.items()}
+        figures = {f"{name}/{metric}": value for name in means for metric, value in means[name].items()}
+        figures["fitted/log_density"] = self._log_density(model, density, self.split)
+        figures["fitted/log_density_train"] = self._log_density(model, density, self._training_split)
+        figures["judge_accuracy"] = float((self._real.reading.labels == self._real.digits).float().mean())
+        per_class = [table.assign(sampler=name) for name, table in tables.items()]
+        columns = ["sampler", *tables["real"].columns]
+        return Evaluation(figures, pd.concat(per_class, ignore_index=True)[columns])
+
+    def evaluate(self, model: CVAE, density: Density, k: int) -> Evaluation:
+        """Everything at once, and `collapsed`: no unit is active, or both samplers' samples are nearly all alike."""
+        sampled = self.sample_figures(model, density)
+        figures = self.fit_figures(model) | self.nll(model, k) | sampled.figures
+        diversity = max(figures[f"{name}/diversity"] for name in SAMPLERS)
+        figures["collapsed"] = figures["active_units"] == 0 or diversity < COLLAPSED_DIVERSITY
+        return Evaluation(figures, sampled.per_class)
+
+    # Helpers
+
+    @cached_property
+    def _real(self) -> Pictures:
+        return self._read(self.split)
+
+    @cached_property
+    def _training_split(self) -> Split:
+        return same_classes(self.train, self.split.labels, self.seed)
+
+    @property
+    def _training_images(self) -> Pictures:
+        return self._read(self._training_split)
+
+    def _read(self, split: Split) -> Pictures:
+        return self._judged(to_unit(split.images), split.labels)
+
+    def _judged(self, images: Tensor, digits: Tensor) -> Pictures:
+        if self.judge is None:
+            raise ValueError("samples need a judge")
+        return Pictures(images, digits, self.judge(images))
+
+    def _samples_by_class(self, model: CVAE, density: Density | None, sampler: Sampler) -> pd.DataFrame:
+        """As many samples of each class as the split has images."""
+        digits = self.split.labels
+        return self._by_class(self._judged(draw(model, density, digits, sampler, self.seed), digits))
+
+    def _by_class(self, fake: Pictures) -> pd.DataFrame:
+        return compare(self._real, fake)
+
+    def _log_density(self, model: CVAE, density: Density, split: Split) -> float:
+        # Other noise than that of the latents the density was fitted to.
+        z = encoded(model, split, self.pixels, epoch_seed(self.seed, 2))
+        return float(density.log_prob(z, split.labels).mean())
 
 
-def read_split(judge: Reader, split: Split) -> Pictures:
-    """A split's images as the judge sees them."""
-    images = to_unit(split.images)
-    return Pictures(images, split.labels, judge(images))
-
-
-def read_samples(
-    judge: Reader, model: CVAE, density: Density | None, real: Pictures, sampler: Sampler, seed: int
-) -> Pictures:
-    """As many samples of each class as there are real images, with the judge's reading."""
-    images = draw(model, density, real.digits, sampler, seed)
-    return Pictures(images, real.digits, judge(images))
+def compare(real: Pictures, fake: Pictures) -> pd.DataFrame:
+    """The sample metrics of each class: a row per digit. Raises UserError where a class has too few images."""
+    rows = []
+    for digit in range(CLASSES):
+        own, other = real.of_class(digit), fake.of_class(digit)
+        fewest = min(len(own.pixels), len(other.pixels))
+        if fewest <= metrics.NEIGHBOURS:
+            needed = metrics.NEIGHBOURS + 1
+            raise UserError(f"digit {digit} has {fewest} images: sample metrics need at least {needed} of each digit")
+        rows.append({"digit": digit, **metrics.compare(own, other, digit)})
+    return pd.DataFrame(rows)
 
 
 def same_classes(split: Split, digits: Tensor, seed: int) -> Split:
@@ -118,126 +202,32 @@ def same_classes(split: Split, digits: Tensor, seed: int) -> Split:
     return split[torch.cat(rows)]
 
 
-def evaluate(
-    model: CVAE,
-    density: Density,
-    judge: Reader,
-    split: Split,
-    train: Split,
-    params: EvaluateParams,
-    aim: ObjectiveParams,
-    split_name: str,
-) -> Evaluation:
-    """All figures of a model on `split`; `train` gives the ceiling, real images taken as if they were samples."""
-    found = side_by_side(model, density, judge, split, train, aim.pixels, params.seed)
-    fit = explain(model, split, aim, params)
-    most_diverse = max(found.means[name]["diversity"] for name in SAMPLERS)
-    fit["collapsed"] = fit["active_units"] == 0 or most_diverse < COLLAPSED_DIVERSITY
-    fit["judge_accuracy"] = found.judge_accuracy
-    protocol = {
-        "split": split_name,
-        "images": len(split),
-        "kl_weight": aim.kl_weight,
-        "likelihood": aim.likelihood,
-        "prior": model.architecture.prior,
-        "pixels": aim.pixels,
-        "nll_draws": params.nll_draws,
-        "neighbours": metrics.NEIGHBOURS,
-        "seed": params.seed,
-    }
-    return Evaluation({**fit, **found.means, "protocol": protocol}, found.per_class)
+def grey_floor(images: Tensor) -> float:
+    """The lowest reconstruction that a Bernoulli likelihood can reach on grey images, nats per image.
 
-
-def side_by_side(
-    model: CVAE, density: Density, judge: Reader, split: Split, train: Split, pixels: Pixels, seed: int
-) -> SideBySide:
-    """What both samplers draw, and real images taken as if they were samples, compared with `split`."""
-    real = read_split(judge, split)
-    known = same_classes(train, real.digits, seed)
-    sets: dict[str, Pictures] = {
-        **{name: read_samples(judge, model, density, real, name, seed) for name in SAMPLERS},
-        "real": read_split(judge, known),
-    }
-    rows = {name: list(compare(real, pictures)) for name, pictures in sets.items()}
-    found = {name: means(of_digits) for name, of_digits in rows.items()}
-    found["fitted"] |= learned(model, density, split, known, pixels, seed)
-    per_class = pd.DataFrame([{"sampler": name, **row} for name, of_digits in rows.items() for row in of_digits])
-    return SideBySide(per_class, found, float((real.reading.labels == real.digits).float().mean()))
-
-
-def learned(model: CVAE, density: Density, unseen: Split, known: Split, pixels: Pixels, seed: int) -> dict[str, float]:
-    """What a fitted density says of codes, nats a code: of unseen images, and of images that it was fitted to.
-
-    A density that learned where codes lie says about the same of both. One with a Gaussian for every few images has
-    learned these images: its samples keep close to them, which no comparison with real images holds against it.
+    −x log p − (1 − x) log(1 − p) is lowest at p = x, where it is the entropy of a Bernoulli variable of mean x.
+    images: (N, 1, 28, 28) uint8.
     """
-    parts = {"log_density": unseen, "log_density_train": known}
-    # Other draws than those that it was fitted to.
-    return {
-        name: float(density.log_prob(encoded(model, part, pixels, epoch_seed(seed, 2)), part.labels).mean())
-        for name, part in parts.items()
-    }
+    x = to_unit(images).double().flatten(1)
+    return float(-(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)).sum(1).mean())
 
 
-@dataclass(frozen=True)
-class Yardstick:
-    """What candidates are measured with while they train: a judge, and unseen images as it reads them.
-
-    Densities are fitted to `known`, so many training images as make a fit quick; all candidates share the noise.
-    """
-
-    judge: Reader
-    unseen: Split
-    real: Pictures  # of `unseen`
-    known: Split
-    aim: ObjectiveParams
-    components: int  # Gaussians in each class's mixture
-    seed: int
-
-    def density(self, model: CVAE) -> Density:
-        return fit_density(model, self.known, self.aim.pixels, self.components, self.seed)
-
-    def samples(self, model: CVAE, density: Density | None, sampler: Sampler) -> dict[str, float]:
-        """The sample metrics by name, means over the digits; `prior` needs no density."""
-        return means(compare(self.real, read_samples(self.judge, model, density, self.real, sampler, self.seed)))
-
-    def ceiling(self) -> dict[str, float]:
-        """The same of real images, taken as if they were samples."""
-        return means(compare(self.real, read_split(self.judge, same_classes(self.known, self.real.digits, self.seed))))
-
-    def active_units(self, model: CVAE) -> int:
-        return len(bound.active_dimensions(posteriors(model, self.unseen, self.aim.pixels, self.seed)[0]))
-
-    def nll(self, model: CVAE, draws: int) -> float:
-        """Nats per image of `unseen`, with `draws` importance-weighted draws."""
-        return -float(bound.log_likelihood(model, self.unseen, self.aim.pixels, draws, self.seed).double().mean())
+def with_split(split: str, figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures' full names, as MLflow, Optuna and tables have them: `validation/fitted/frechet`."""
+    return {f"{split}/{name}": value for name, value in figures.items()}
 
 
-def yardstick(
-    judge: Reader, unseen: Split, train: Split, aim: ObjectiveParams, components: int, seed: int
-) -> Yardstick:
-    """A yardstick on `unseen` images, with densities from the first 10,000 training images."""
-    return Yardstick(judge, unseen, read_split(judge, unseen), train[:KNOWN_IMAGES], aim, components, seed)
+def nested(figures: Mapping[str, float]) -> dict[str, Any]:
+    """The form of reports/metrics.json: `fitted/frechet` becomes `{"fitted": {"frechet": …}}`."""
+    found: dict[str, Any] = {}
+    for name, value in figures.items():
+        first, _, rest = name.partition("/")
+        if rest:
+            found.setdefault(first, {})[rest] = value
+        else:
+            found[first] = value
+    return found
 
 
-def means(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each figure over rows with a digit each."""
-    table = pd.DataFrame([dict(row) for row in rows]).drop(columns="digit").mean()
-    return {str(name): float(value) for name, value in table.items()}
-
-
-def explain(model: CVAE, split: Split, aim: ObjectiveParams, params: EvaluateParams) -> dict[str, Any]:
-    """How well the model explains the images themselves, in nats per image, and with how many latents."""
-    means = validate(model, split, aim)
-    nll = -bound.log_likelihood(model, split, aim.pixels, params.nll_draws, params.seed).double().mean()
-    mu, _ = posteriors(model, split, aim.pixels, params.seed)
-    fit = {
-        "reconstruction": means.reconstruction,
-        "kl": means.kl,
-        "elbo": -(means.reconstruction + means.kl),
-        "nll": float(nll),
-        "active_units": len(bound.active_dimensions(mu)),
-    }
-    if aim.likelihood in EXACT_ON_LEVELS:
-        fit["bits_per_dimension"] = fit["nll"] / (PIXELS * math.log(2))
-    return fit
+def _means(by_class: pd.DataFrame) -> dict[str, float]:
+    return {str(name): float(value) for name, value in by_class.drop(columns="digit").mean().items()}

@@ -9,7 +9,7 @@ sharpness.
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -54,10 +54,13 @@ class JudgeRecord:
 
 
 class Reading(NamedTuple):
-    """What the judge makes of N images. features: (N, 64) float32, at least 0; labels: (N,) int64 in 0…9."""
+    """What the judge says about N images. features: (N, 64) float32, at least 0; labels: (N,) int64 in 0…9."""
 
     features: Tensor
     labels: Tensor
+
+
+Reader = Callable[[Tensor], Reading]  # a trained judge: `partial(read, judge)`
 
 
 class Judge(nn.Module):

@@ -1,13 +1,63 @@
 """How good samples of one class are: pure functions of feature and pixel tensors.
 
-Everywhere `real` (R, D) and `fake` (F, D) are float tensors, one row an image, of one class. Distances are
-Euclidean. None of these functions knows what the features mean.
+METRICS names every figure that a study can take as its objective. To add one that compares samples with real images,
+write its function, call it in `compare`, and name it in METRICS.
+
+Everywhere `real` (R, D) and `fake` (F, D) are float tensors with a row per image, all of one class. Distances are
+Euclidean. No function depends on what the features mean.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 NEIGHBOURS = 5  # k of the nearest-neighbour balls (Naeem 2020 recommend 5)
+
+
+class Metric(NamedTuple):
+    """What tables and studies need to know of a figure. of_samples: each sampler has its own."""
+
+    lower_is_better: bool
+    of_samples: bool
+
+
+METRICS = {
+    "reconstruction": Metric(lower_is_better=True, of_samples=False),
+    "kl": Metric(lower_is_better=True, of_samples=False),
+    "elbo": Metric(lower_is_better=False, of_samples=False),
+    "nll": Metric(lower_is_better=True, of_samples=False),
+    "active_units": Metric(lower_is_better=False, of_samples=False),
+    "class_accuracy": Metric(lower_is_better=False, of_samples=True),
+    "diversity": Metric(lower_is_better=False, of_samples=True),
+    "frechet": Metric(lower_is_better=True, of_samples=True),
+    "precision": Metric(lower_is_better=False, of_samples=True),
+    "recall": Metric(lower_is_better=False, of_samples=True),
+    "density": Metric(lower_is_better=False, of_samples=True),
+    "coverage": Metric(lower_is_better=False, of_samples=True),
+    "feature_diversity": Metric(lower_is_better=False, of_samples=True),
+}
+OF_SAMPLES = tuple(name for name, metric in METRICS.items() if metric.of_samples)
+LOWER_IS_BETTER = tuple(name for name, metric in METRICS.items() if metric.lower_is_better)
+
+
+class ClassImages(NamedTuple):
+    """Images of one class: pixels (N, 784), the judge's features (N, D), and the digit it reads in each (N,)."""
+
+    pixels: Tensor
+    features: Tensor
+    read_as: Tensor
+
+
+def compare(real: ClassImages, fake: ClassImages, digit: int) -> dict[str, float]:
+    """All metrics of samples `fake` of one digit."""
+    return {
+        "class_accuracy": accuracy(fake.read_as, digit),
+        "diversity": diversity(real.pixels, fake.pixels),
+        "frechet": frechet(real.features, fake.features),
+        **precision_recall(real.features, fake.features),
+        "feature_diversity": diversity(real.features, fake.features),
+    }
 
 
 def frechet(real: Tensor, fake: Tensor) -> float:

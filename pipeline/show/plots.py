@@ -171,8 +171,8 @@ def study_weights(
         axes.set_visible(False)
     for axes, metric in zip(panels, metrics, strict=False):
         axes.set_visible(True)
-        columns = {sampler: f"validation_{sampler}_{metric}" for sampler in ("prior", "fitted")}
-        for name, column in (columns | {"validation": f"validation_{metric}"}).items():
+        columns = {sampler: f"validation/{sampler}/{metric}" for sampler in ("prior", "fitted")}
+        for name, column in (columns | {"validation": f"validation/{metric}"}).items():
             if column in table:
                 _by_weight(axes, table.dropna(subset=[column]), column, name)
         if metric in real:
@@ -191,10 +191,10 @@ def study_weights(
 
 def rate_distortion(table: pd.DataFrame) -> "Figure":
     """Reconstruction against kl, a point a trial, with lines of equal elbo (Alemi 2018): the bound is their sum."""
-    known = table.dropna(subset=["validation_kl", "validation_reconstruction"])
+    known = table.dropna(subset=["validation/kl", "validation/reconstruction"])
     figure = _figure(6.6, 5.4)
     axes = figure.subplots()
-    kl, reconstruction = known["validation_kl"].to_numpy(), known["validation_reconstruction"].to_numpy()
+    kl, reconstruction = known["validation/kl"].to_numpy(), known["validation/reconstruction"].to_numpy()
     weight = np.log10(known["kl_weight"].to_numpy(dtype=float))
     complete = (known["state"] == "COMPLETE").to_numpy()
     if len(known):

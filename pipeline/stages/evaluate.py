@@ -19,10 +19,9 @@ from pipeline.base.files import replacing, write_json
 from pipeline.base.params import load, load_key, parse, plain
 from pipeline.base.paths import DOCTOR, FIGURES, HISTORY, JUDGE, METRICS, MODEL, PER_CLASS, PREPARED, RUN
 from pipeline.data.splits import CLASSES, Split, to_unit
-from pipeline.measure import bound, doctor, judge
-from pipeline.measure import evaluator as evaluation
+from pipeline.measure import bound, doctor, judge, metrics
 from pipeline.measure.doctor import Case, Diagnosis
-from pipeline.measure.evaluator import EvaluateParams, Evaluation
+from pipeline.measure.evaluator import EvaluateParams, Evaluation, Evaluator, nested, with_split
 from pipeline.model import density as sample
 from pipeline.model.cvae import CVAE
 from pipeline.model.density import Density, posteriors
@@ -55,46 +54,43 @@ def main() -> None:
     trained = json.loads(RUN.read_text(encoding="utf-8"))
     name = f"evaluation β={aim.kl_weight:g}"  # only where the training's run is gone
     with tracking.resume(trained["run_id"], trained["tracking_uri"], name, experiment, warn=console.warn) as run:
-        result = evaluation.evaluate(model, density, reader, test, train, params, aim, "test")
-        write_json(METRICS, result.summary)
+        evaluator = Evaluator(reader, test, train, aim.pixels, params.seed)
+        result = evaluator.evaluate(model, density, params.nll_draws)
+        protocol = {
+            "split": "test",
+            "images": len(test),
+            "kl_weight": aim.kl_weight,
+            "likelihood": aim.likelihood,
+            "prior": model.architecture.prior,
+            "pixels": aim.pixels,
+            "nll_draws": params.nll_draws,
+            "neighbours": metrics.NEIGHBOURS,
+            "seed": params.seed,
+        }
+        write_json(METRICS, nested(result.figures) | {"protocol": protocol})
         with replacing(PER_CLASS) as part:
             result.per_class.to_csv(part, index=False)
-        extra = doctor.of_model(model, test.images, aim)
-        diagnosis = diagnose(result, extra, model, aim)
+        diagnosis = diagnose(result, model, aim)
         write_json(DOCTOR, {"verdict": diagnosis.verdict, **plain(diagnosis)})
         FIGURES.mkdir(parents=True, exist_ok=True)
         for name, figure in pictures(model, density, test, aim, result, sampler, shown):
             with replacing(FIGURES / f"{name}.png") as part:
                 figures.save(figure, part)
 
-        beside = {f"test_{name}": value for name, value in extra.items()}
-        run.metrics(flatten(result) | beside, step=0, of_model=True)
+        run.metrics(with_split("test", result.figures), step=0, of_model=True)
         run.table(result.per_class, "per_class")
-        run.tags({"collapsed": str(result.summary["collapsed"]).lower(), "doctor": diagnosis.verdict})
+        run.tags({"collapsed": str(result.figures["collapsed"]).lower(), "doctor": diagnosis.verdict})
         for path in (METRICS, PER_CLASS, DOCTOR, *sorted(FIGURES.iterdir())):
             run.artifact(path, "figures" if path.parent == FIGURES else None)
     print(f"{METRICS}, {PER_CLASS}, {DOCTOR} and {FIGURES}/ written; the doctor's verdict: {diagnosis.verdict}")
 
 
-def diagnose(result: Evaluation, extra: dict[str, float], model: CVAE, aim: ObjectiveParams) -> Diagnosis:
+def diagnose(result: Evaluation, model: CVAE, aim: ObjectiveParams) -> Diagnosis:
     """What is wrong with the model, by the figures of its evaluation and its epochs."""
     rows = pd.read_csv(HISTORY).to_dict("records")
     history = [{str(name): float(value) for name, value in row.items()} for row in rows]
-    figures, shape = doctor.flat(result.summary) | extra, model.architecture
-    return doctor.diagnose(Case(aim, figures, history, shape.prior, shape.conditioning))
-
-
-def flatten(result: Evaluation) -> dict[str, float]:
-    """The headline figures under the names that MLflow compares: `test_nll`, `test_fitted_frechet`, …"""
-    names: dict[str, float] = {}
-    for key, value in result.summary.items():
-        if key == "protocol":
-            continue
-        if isinstance(value, dict):
-            names |= {f"test_{key}_{name}": figure for name, figure in value.items()}
-        else:
-            names[f"test_{key}"] = float(value)
-    return names
+    shape = model.architecture
+    return doctor.diagnose(Case(aim, result.figures, history, shape.prior, shape.conditioning))
 
 
 def pictures(
@@ -112,7 +108,7 @@ def pictures(
     first = torch.cat([test.of_class(digit).images[:COLUMNS] for digit in range(CLASSES)])
     sheets = {"real": sample.sheet(to_unit(first), COLUMNS)}
     sheets |= {name: sample.sheet(images, COLUMNS) for name, images in drawn.items()}
-    notes = {name: _note(result.summary[name]) for name in sheets}
+    notes = {name: _note(result.figures, name) for name in sheets}
     title = f"Samples of each digit, β = {aim.kl_weight:g}, {sampler} sampler{', draws' if shown == 'draw' else ''}"
     asked = sample.draw(model, density, labels, sampler, 0, shown)
     yield "samples", figures.sample_grid(sample.sheet(asked, COLUMNS), title)
@@ -136,9 +132,9 @@ def pictures(
     yield "per_class", figures.per_class(result.per_class)
 
 
-def _note(means: dict[str, float]) -> str:
+def _note(figures: dict[str, float], sampler: str) -> str:
     names = {"accuracy": "class_accuracy", "diversity": "diversity", "Fréchet": "frechet"}
-    return "   ".join(f"{word} {means[name]:.3g}" for word, name in names.items())
+    return "   ".join(f"{word} {figures[f'{sampler}/{name}']:.3g}" for word, name in names.items())
 
 
 if __name__ == "__main__":

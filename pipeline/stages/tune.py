@@ -23,6 +23,7 @@ from pipeline.base.paths import BEST, JUDGE, PREPARED, STUDY_FIGURES, TRIALS
 from pipeline.data import splits as data
 from pipeline.measure import evaluator as evaluation
 from pipeline.measure import judge
+from pipeline.measure.metrics import LOWER_IS_BETTER
 from pipeline.model import density as sample
 from pipeline.model.cvae import ModelParams, resolve
 from pipeline.model.density import Components
@@ -47,8 +48,9 @@ def main() -> None:
     device = pick_device(setting.train.device)
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
     reader = partial(judge.read, load_judge(JUDGE, device))
-    yardstick = evaluation.yardstick(reader, validation, train, setting.aim, setting.components, setting.train.seed)
-    real = yardstick.ceiling()  # which also says, before anything is made, whether the split is large enough
+    quick = train[: evaluation.QUICK_TRAIN]
+    evaluator = evaluation.Evaluator(reader, validation, quick, setting.aim.pixels, setting.train.seed)
+    real = evaluator.ceiling()  # which also says, before anything is made, whether the split is large enough
     search = study.open_study(setting, Path(), create=True)
     print(f"study {search.name}: {search.done()} of {setting.tune.trials} trials done, on {device}", flush=True)
 
@@ -58,7 +60,7 @@ def main() -> None:
         parent_run(search, experiment) as parent,
         tracking.side_by_side() as runs,
         console.bar("tune", setting.tune.trials, search.done()) as bar,
-        closing(study.search(search, train, validation, yardstick, device)) as events,
+        closing(study.search(search, train, validation, evaluator, device)) as events,
     ):
         clock.stop()
         try:
@@ -272,7 +274,7 @@ def pictures(search: Study, real: Mapping[str, float], best: float) -> Iterator[
     metrics = list(dict.fromkeys([*tune.objectives, *EXPLAINING]))
     yield "weights", figures.study_weights(table, metrics, real, best)
     yield "rate_distortion", figures.rate_distortion(table)
-    yield "history", figures.study_history(table, tune.objectives[0], tune.objectives[0] in study.LOWER_IS_BETTER)
+    yield "history", figures.study_history(table, tune.objectives[0], tune.objectives[0] in LOWER_IS_BETTER)
     if len(tune.objectives) > 1:
         yield "pareto", figures.pareto(table, tune.objectives, [trial.number for trial in search.front()])
     shares = search.importances()

@@ -42,7 +42,8 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import home
 from pipeline.base.params import Range, digest, hashed, plain
 from pipeline.data.splits import CLASSES, Split
-from pipeline.measure.evaluator import Yardstick
+from pipeline.measure.evaluator import Evaluator, with_split
+from pipeline.measure.metrics import LOWER_IS_BETTER, OF_SAMPLES
 from pipeline.model.cvae import CVAE, Architecture, Conditioning, build
 from pipeline.model.density import SAMPLERS, Density, Sampler, decode, prior_codes, sheet
 from pipeline.training import population
@@ -61,10 +62,8 @@ STRIP = "samples.png"
 
 Metric = Literal[
     "reconstruction", "kl", "elbo", "nll", "active_units", "class_accuracy", "diversity", "frechet", "precision",
-    "recall", "density", "coverage",
+    "recall", "density", "coverage", "feature_diversity",
 ]  # fmt: skip
-OF_SAMPLES = ("class_accuracy", "diversity", "frechet", "precision", "recall", "density", "coverage")
-LOWER_IS_BETTER = ("reconstruction", "kl", "nll", "frechet")
 ARTICLE_WEIGHT, ARTICLE_BATCH = 1e-5, 128  # at which the source article's samples of a class begin to differ
 
 
@@ -388,7 +387,7 @@ class Study:
             trial.set_user_attr("seconds", round(candidate.seconds, 2))
             if why:
                 trial.set_user_attr("why", why)
-            accuracy = candidate.figures.get(f"validation_{tune.sampler_of_latents}_class_accuracy")
+            accuracy = candidate.figures.get(f"validation/{tune.sampler_of_latents}/class_accuracy")
             if tune.least_class_accuracy is not None and accuracy is not None:
                 trial.set_constraint("class_accuracy", tune.least_class_accuracy - accuracy)
             values = [candidate.figures[self._key(name)] for name in tune.objectives] if state == "COMPLETE" else None
@@ -521,8 +520,8 @@ class Study:
 
     def _key(self, objective: str) -> str:
         """The name of an objective among a trial's figures."""
-        sampler = f"{self.setting.tune.sampler_of_latents}_" if objective in OF_SAMPLES else ""
-        return f"validation_{sampler}{objective}"
+        sampler = f"{self.setting.tune.sampler_of_latents}/" if objective in OF_SAMPLES else ""
+        return f"validation/{sampler}{objective}"
 
     def _costs(self, trial: FrozenTrial) -> list[float]:
         """A trial's values, turned so that less is better."""
@@ -689,7 +688,7 @@ def search(
     study: Study,
     train: Split,
     validation: Split,
-    yardstick: Yardstick,
+    evaluator: Evaluator,
     device: torch.device,
 ) -> Generator[Event, None, None]:
     """Brings the study to its number of trials and yields what happens. All splits lie on the device.
@@ -706,7 +705,7 @@ def search(
             waiting = list(batch)
             try:
                 for architecture, stack in stacks(setting, batch):
-                    for event in _train(study, architecture, stack, train, validation, yardstick, device):
+                    for event in _train(study, architecture, stack, train, validation, evaluator, device):
                         if isinstance(event, Ended):
                             waiting.remove(event.candidate)
                         yield event
@@ -763,7 +762,7 @@ def _train(
     stack: list[Candidate],
     train: Split,
     validation: Split,
-    yardstick: Yardstick,
+    evaluator: Evaluator,
     device: torch.device,
 ) -> Iterator[Event]:
     setting, tune = study.setting, study.setting.tune
@@ -788,13 +787,13 @@ def _train(
             model = members.model(member).eval().requires_grad_(requires_grad=False)
             measured: tuple[dict[str, float], np.ndarray] | None = None
             if (rung or last) and not record.diverged:
-                measured = _measure(study, yardstick, model)
+                measured = _measure(study, evaluator, model)
             if record.diverged or ((rung or last) and measured is None):
                 members.drop([member])
                 study.tell(candidate, "FAIL", "diverged")
                 yield Ended(candidate, "FAIL", f"diverged in epoch {epoch}", None)
                 continue
-            candidate.figures |= {name.replace("/", "_"): record.figures[name] for name in _FIGURES_OF_A_RECORD}
+            candidate.figures |= {name: record.figures[name] for name in _FIGURES_OF_A_RECORD}
             if measured is not None:
                 figures, strip = measured
                 candidate.figures |= figures
@@ -814,22 +813,23 @@ def _train(
 _FIGURES_OF_A_RECORD = ("validation/reconstruction", "validation/kl", "validation/elbo")
 
 
-def _measure(study: Study, yardstick: Yardstick, model: CVAE) -> tuple[dict[str, float], np.ndarray] | None:
+def _measure(study: Study, evaluator: Evaluator, model: CVAE) -> tuple[dict[str, float], np.ndarray] | None:
     """What validation says of a candidate with both samplers, the judged one and the other, and its strip.
 
     None where its codes or samples are beyond measuring, though its loss is still finite.
     """
     tune = study.setting.tune
     try:
-        density = yardstick.density(model)
+        density = evaluator.density(model, study.setting.components)
         figures = {
-            f"validation_{sampler}_{name}": value
+            f"{sampler}/{name}": value
             for sampler in SAMPLERS
-            for name, value in yardstick.samples(model, density, sampler).items()
+            for name, value in evaluator.samples(model, density, sampler).items()
         }
-        figures["validation_active_units"] = yardstick.active_units(model)
+        figures["active_units"] = evaluator.active_units(model)
         if "nll" in tune.objectives:
-            figures["validation_nll"] = yardstick.nll(model, study.setting.nll_draws)
+            figures |= evaluator.nll(model, study.setting.nll_draws)
+        figures = with_split("validation", figures)
         strip = _strip(model, density)
     except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]  # eigenvalues, or a mixture, of what is not finite
         return None

@@ -388,8 +388,8 @@ def fit(
         if not all(map(math.isfinite, means)):
             raise Diverged(_divergence(trace.cpu(), training.epoch * steps_per_epoch, params, aim))
         training.epoch += 1
-        calibrate(model, train, aim, view)
-        unseen = validate(model, validation, aim, view)
+        calibrate(model, train, view)
+        unseen = validate(model, validation, view)
         yield record(
             training.epoch,
             training.epoch * steps_per_epoch,
@@ -413,7 +413,7 @@ def collapsed(record: Record, epochs: int, aim: ObjectiveParams) -> bool:
 
 
 @torch.no_grad()
-def calibrate(model: Model, train: Split, aim: ObjectiveParams, view: View | None = None) -> None:
+def calibrate(model: Model, train: Split, view: View) -> None:
     """Gives a likelihood that takes its σ from its errors (sigma_optimal) the one σ that all images are judged by.
 
     From training images alone, with one draw of z each, the same at every call. Other likelihoods are left as they are.
@@ -421,7 +421,7 @@ def calibrate(model: Model, train: Split, aim: ObjectiveParams, view: View | Non
     if not isinstance(model.likelihood, likelihood.SigmaOptimal):
         return
     source = torch.Generator(train.images.device).manual_seed(0)
-    dtype, view = model.dtype, view or labelled(aim.pixels)
+    dtype = model.dtype
     total = torch.zeros((), dtype=torch.float64, device=train.images.device)
     seen = train[:CALIBRATION]
     for start_row in range(0, len(seen), VALIDATION_BATCH):
@@ -444,10 +444,10 @@ class Means:
 
 
 @torch.no_grad()
-def validate(model: Model, split: Split, aim: ObjectiveParams, view: View | None = None) -> Means:
+def validate(model: Model, split: Split, view: View) -> Means:
     """Both terms on a split, one draw of z an image, in the weights' own precision; the same noise at every call."""
     source = torch.Generator(split.images.device).manual_seed(0)
-    dtype, view = model.dtype, view or labelled(aim.pixels)
+    dtype = model.dtype
     total = torch.zeros(2, dtype=torch.float64, device=split.images.device)
     for start_row in range(0, len(split), VALIDATION_BATCH):
         part = split[slice(start_row, start_row + VALIDATION_BATCH)]

@@ -199,10 +199,11 @@ def fit(
 def _measure(population: Population, member: int, train: Split, validation: Split, aim: ObjectiveParams) -> Means:
     """What train.fit does with a model at an epoch's end."""
     model = population.model(member)
-    calibrate(model, train, aim)
+    view = labelled(aim.pixels)
+    calibrate(model, train, view)
     for name, buffer in model.named_buffers():
         population.buffers[name][population.members.index(member)] = buffer
-    return validate(model, validation, aim)
+    return validate(model, validation, view)
 
 
 # (images, labels and noise, KL weights (M,), capacity, steps taken) to loss, reconstruction and kl, (M,) each

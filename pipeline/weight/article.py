@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pipeline.base.errors import UserError
 from pipeline.data.splits import Split
-from pipeline.measure.evaluator import Yardstick
+from pipeline.measure.evaluator import Evaluator
 from pipeline.model.cvae import CVAE, PRESETS, Architecture, Conditioning, build
 from pipeline.model.density import SAMPLERS, Sampler, encoded
 from pipeline.training import population
-from pipeline.training.fit import Record, TrainParams, validate
+from pipeline.training.fit import Record, TrainParams
 from pipeline.training.objective import ELBO, from_article_weight
 
 BATCH_SIZE = 128
@@ -122,17 +122,17 @@ def fit(
         yield records
 
 
-def measure(member: Member, model: CVAE, yardstick: Yardstick) -> Result:
-    """A trained member's figures on the yardstick's unseen images."""
-    means = validate(model, yardstick.unseen, AIM)
-    density = yardstick.density(model)
+def measure(member: Member, model: CVAE, evaluator: Evaluator, components: int) -> Result:
+    """A trained member's figures on the evaluator's images."""
+    fit = evaluator.fit_figures(model)
+    density = evaluator.density(model, components)
     return Result(
         member=member,
-        reconstruction=means.reconstruction,
-        kl=means.kl,
-        active_units=yardstick.active_units(model),
-        digit_in_code=digit_in_code(model, yardstick.known, yardstick.unseen, yardstick.seed),
-        samples={name: yardstick.samples(model, density, name) for name in SAMPLERS},
+        reconstruction=fit["reconstruction"],
+        kl=fit["kl"],
+        active_units=int(fit["active_units"]),
+        digit_in_code=digit_in_code(model, evaluator.train, evaluator.split, evaluator.seed),
+        samples={name: evaluator.samples(model, density, name) for name in SAMPLERS},
     )
 
 

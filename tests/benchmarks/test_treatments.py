@@ -33,7 +33,7 @@ from benchmarks.treatments import (
 )
 from pipeline.base.errors import UserError
 from pipeline.data.splits import Split
-from pipeline.measure.evaluator import Reader
+from pipeline.measure.judge import Reader
 from pipeline.model.cvae import Architecture
 from pipeline.model.density import SAMPLERS
 from pipeline.model.likelihood import LIKELIHOODS

@@ -102,7 +102,7 @@ def test_without_a_judge_what_needs_none_is_said(
     assert run(monkeypatch, "doctor") == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "✗ collapsed" in out
-    assert "prior_hole (lacks prior.frechet)" in out
+    assert "prior_hole (lacks prior/frechet)" in out
     assert "trains the judge" in out
 
 
@@ -179,12 +179,12 @@ def test_a_run_is_read_as_far_as_it_goes(
     out = " ".join(capsys.readouterr().out.split())
     assert "run a training, bernoulli on grey pixels, β = 2, not evaluated" in out
     assert "under_trained (warning)" in out
-    assert "lacks prior.frechet" in out
+    assert "lacks prior/frechet" in out
     assert "objective.kl_weight=2" in out
 
     with tracking.resume(one.run_id, one.uri, "a training", "e", root=store) as one:
-        figures = {"kl": 5.0, "prior_class_accuracy": 0.5, "prior_frechet": 90.0, "fitted_frechet": 3.0}
-        one.metrics({f"test_{name}": value for name, value in figures.items()}, step=0)
+        figures = {"kl": 5.0, "prior/class_accuracy": 0.5, "prior/frechet": 90.0, "fitted/frechet": 3.0}
+        one.metrics({f"test/{name}": value for name, value in figures.items()}, step=0)
     assert run(monkeypatch, "doctor", f"runs:/{one.run_id}/") == 0
     out = capsys.readouterr().out
     assert "its figures on test" in " ".join(out.split())

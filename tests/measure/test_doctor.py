@@ -13,11 +13,10 @@ from bands import banded, judge
 from settings import objective_params
 
 from pipeline.base import params
-from pipeline.data.splits import PIXELS, to_unit
+from pipeline.data.splits import PIXELS
 from pipeline.measure import doctor
-from pipeline.measure import evaluator as evaluation
 from pipeline.measure.doctor import Case
-from pipeline.measure.evaluator import EvaluateParams
+from pipeline.measure.evaluator import Evaluator
 from pipeline.model import likelihood
 from pipeline.model.cvae import Architecture, build
 from pipeline.model.density import Density
@@ -34,14 +33,14 @@ def history(*losses: float) -> list[dict[str, float]]:
 
 
 def healthy(**figures: float) -> Case:
-    """A case with nothing to find but what `figures` change; names have `__` for the point."""
+    """A case with nothing to find but what `figures` change; names have `__` for the slash."""
     good = {
         "reconstruction": 80.0, "kl": 20.0, "active_units": 12, "judge_accuracy": 0.995, "grey_floor": 30.0,
-        "prior.class_accuracy": 0.95, "prior.diversity": 0.9, "prior.frechet": 3.0,
-        "fitted.class_accuracy": 0.98, "fitted.diversity": 0.9, "fitted.frechet": 2.5, "real.frechet": 0.8,
-        "fitted.log_density": -16.5, "fitted.log_density_train": -16.0,
+        "prior/class_accuracy": 0.95, "prior/diversity": 0.9, "prior/frechet": 3.0,
+        "fitted/class_accuracy": 0.98, "fitted/diversity": 0.9, "fitted/frechet": 2.5, "real/frechet": 0.8,
+        "fitted/log_density": -16.5, "fitted/log_density_train": -16.0,
     }  # fmt: skip
-    changed = {name.replace("__", "."): value for name, value in figures.items()}
+    changed = {name.replace("__", "/"): value for name, value in figures.items()}
     return Case(objective_params(), good | changed, history(200, 120, 102, 101, 100, 100), "standard", "concat")
 
 
@@ -201,58 +200,15 @@ def test_the_weight_that_a_wrong_sigma_amounts_to_is_said() -> None:
     assert "objective.sigma 0.2" in found.remedy
 
 
-def test_no_bernoulli_explains_grey_pixels_better_than_the_floor() -> None:
-    images = banded(3, 0).images
-    floor, x = doctor.grey_floor(images), to_unit(images).flatten(1)
-    bernoulli = likelihood.build("bernoulli")
-
-    def cost(x: torch.Tensor, shift: float) -> float:
-        return -float(bernoulli.log_prob(x.clamp(1e-6, 1 - 1e-6).logit() + shift, x).mean())
-
-    assert cost(x, 0.0) == pytest.approx(floor, rel=1e-4)
-    assert cost(x, 0.3) > floor
-    assert doctor.grey_floor((images > 60).byte() * 255) == pytest.approx(0, abs=1e-9)
-
-
 def test_the_figures_of_an_evaluation_are_found_by_the_checks() -> None:
-    model, train, test = build(SMALL, 0), banded(30, 0), banded(12, 1)
-    summary = evaluation.evaluate(
-        model, DENSITY, judge, test, train, EvaluateParams(20, 0), objective_params(), "test"
-    ).summary
-    figures = doctor.flat(summary) | doctor.of_model(model, test.images, objective_params())
-    assert doctor.diagnose(Case(objective_params(), figures, history(9, 8))).unchecked == {}
-    # … and the same under the names that MLflow has for them
-    metrics = {f"test_{name.replace('.', '_')}": value for name, value in figures.items()}
-    split, again = doctor.from_metrics(metrics | {"validation_kl": 1.0, "loss": 2.0})
-    assert split == "test"
-    assert again == figures
-
-
-def test_a_trial_of_a_study_has_its_figures_on_validation() -> None:
-    split, figures = doctor.from_metrics({"validation_kl": 1.0, "validation_fitted_class_accuracy": 0.5, "kl": 3.0})
-    assert split == "validation"
-    assert figures == {"kl": 1.0, "fitted.class_accuracy": 0.5}
-
-
-def test_examining_without_a_judge_leaves_the_samples_out_and_with_one_finds_all() -> None:
-    model, train, unseen = build(SMALL, 0), banded(30, 0), banded(12, 1)
-    alone = doctor.examine(model, DENSITY, None, unseen, train, objective_params(), 0)
-    full = doctor.examine(model, DENSITY, judge, unseen, train, objective_params(), 0)
-    assert {name: full[name] for name in alone} == alone
-    assert not any("." in name for name in alone)
-    assert doctor.diagnose(Case(objective_params(), full, history(9, 8))).unchecked == {}
-    lacking = doctor.diagnose(Case(objective_params(), alone, history(9, 8))).unchecked
+    model, aim = build(SMALL, 0), objective_params()
+    evaluator = Evaluator(judge, banded(12, 1), banded(30, 0), "grey", 0)
+    full = evaluator.evaluate(model, DENSITY, 20).figures
+    assert doctor.diagnose(Case(aim, full, history(9, 8))).unchecked == {}
+    lacking = doctor.diagnose(Case(aim, evaluator.fit_figures(model), history(9, 8))).unchecked
     assert set(lacking) == {
         "label_ignored", "prior_hole", "over_regularised", "images_remembered", "judge_unfit",
     }  # fmt: skip
-
-
-def test_a_gaussian_gives_its_sigma_and_nothing_of_grey() -> None:
-    images = banded(2, 0).images
-    assert doctor.of_model(build(SMALL, 0, "gaussian", 0.2), images, objective_params(likelihood="gaussian")) == {
-        "sigma": pytest.approx(0.2)
-    }
-    assert doctor.of_model(build(SMALL, 0), images, objective_params(pixels="binary")) == {}
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:

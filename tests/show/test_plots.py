@@ -219,12 +219,12 @@ def trials(states: list[str]) -> pd.DataFrame:
     count = len(states)
     weight = np.geomspace(0.01, 100, count) if count > 1 else np.ones(count)
     table = pd.DataFrame({"trial": range(count), "state": states, "kl_weight": weight})
-    table["validation_kl"], table["validation_reconstruction"] = 30 / (1 + weight), 70 + 10 * weight**0.5
+    table["validation/kl"], table["validation/reconstruction"] = 30 / (1 + weight), 70 + 10 * weight**0.5
     for name in ("frechet", "class_accuracy", "diversity"):
         for sampler in ("prior", "fitted"):
-            table[f"validation_{sampler}_{name}"] = 0.3 + weight / 200
-    table["value_frechet"] = table["validation_fitted_frechet"]
-    table["value_reconstruction"] = table["validation_reconstruction"]
+            table[f"validation/{sampler}/{name}"] = 0.3 + weight / 200
+    table["value_frechet"] = table["validation/fitted/frechet"]
+    table["value_reconstruction"] = table["validation/reconstruction"]
     table["feasible"] = True
     unknown = ~table["state"].isin(["COMPLETE", "PRUNED"])
     table.loc[unknown, [name for name in table.columns if "_" in name and name != "kl_weight"]] = np.nan
@@ -271,7 +271,7 @@ def test_rate_and_distortion_are_named_by_their_weights() -> None:
 
 def test_names_that_would_lie_on_one_another_are_one() -> None:
     table = trials(["COMPLETE", "COMPLETE", "COMPLETE"]).assign(kl_weight=[0.0120, 0.0121, 3.0])
-    table["validation_kl"], table["validation_reconstruction"] = [80.0, 79.9, 10.0], [70.0, 70.1, 90.0]
+    table["validation/kl"], table["validation/reconstruction"] = [80.0, 79.9, 10.0], [70.0, 70.1, 90.0]
     assert [name for name in words(figures.rate_distortion(table)).split("\n") if name in ("0.012", "3")] == [
         "0.012",
         "3",
@@ -294,7 +294,7 @@ def test_what_misses_the_constraint_is_no_best_so_far() -> None:
 
 def test_a_trial_far_out_neither_hides_the_others_nor_takes_forever() -> None:
     table = trials(["COMPLETE", "COMPLETE", "PRUNED"])
-    table.loc[2, ["validation_kl", "validation_reconstruction"]] = 1e9
+    table.loc[2, ["validation/kl", "validation/reconstruction"]] = 1e9
     axes = saved_axes(figures.rate_distortion(table))
     assert axes.get_xlim()[1] < 100
     assert len(axes.lines) < 40

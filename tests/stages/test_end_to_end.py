@@ -216,7 +216,7 @@ def test_one_run_holds_training_and_evaluation(project: Project) -> None:
     run = project.runs()[project.json("models/run.json")["run_id"]]
     figures = project.json("reports/metrics.json")
     assert run["status"] == "FINISHED"
-    assert run["metrics.test_fitted_frechet"] == pytest.approx(figures["fitted"]["frechet"])
+    assert run["metrics.test/fitted/frechet"] == pytest.approx(figures["fitted"]["frechet"])
     assert run["metrics.validation/elbo"] == pytest.approx(
         pd.read_csv(project.folder / "reports/history.csv")["validation/elbo"].iloc[-1]
     )
@@ -290,7 +290,7 @@ def test_each_trial_is_a_run_below_the_studys_under_the_names_of_a_training(proj
         assert int(run["tags.trial"]) == row["trial"]
         assert (run["status"], run["tags.state"]) == ("FINISHED", row["state"])
         assert float(run["params.objective.kl_weight"]) == pytest.approx(row["kl_weight"])
-        assert run["metrics.validation_fitted_frechet"] == pytest.approx(row["validation_fitted_frechet"])
+        assert run["metrics.validation/fitted/frechet"] == pytest.approx(row["validation/fitted/frechet"])
         of_training = {name for name in trained if name.startswith("metrics.") and not name.startswith("metrics.test_")}
         assert of_training <= run.keys()
         assert {name for name in trained if name.startswith("params.")} == {
@@ -450,7 +450,7 @@ def test_every_treatment_is_reached_from_the_command_line(project: Project) -> N
     (run,) = (run for run in project.runs().values() if run.get("tags.dvc_exp_name") == "treated")
     assert run["status"] == "FINISHED"
     assert run["params.model.prior"] == "mixture"
-    assert all(np.isfinite(float(run[f"metrics.test_{name}"])) for name in ("nll", "prior_frechet"))
+    assert all(np.isfinite(float(run[f"metrics.test/{name}"])) for name in ("nll", "prior/frechet"))
     words = ["-S", "objective.likelihood=gaussian", "-S", "objective.pixels=binary"]
     refused = project.run("dvc", "exp", "run", "--temp", *words, "evaluate", status=255)
     assert "objective.pixels must be grey with likelihood gaussian" in refused

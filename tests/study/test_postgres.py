@@ -43,7 +43,7 @@ def test_a_study_is_made_searched_and_read_back(database: str, server: Server, t
     again = opened(tmp_path)
     assert again.done() == len(again.trials()) == 6
     assert again.table().equals(found.table())
-    assert again.table()["validation_fitted_frechet"].notna().all()
+    assert again.table()["validation/fitted/frechet"].notna().all()
     assert again.choose() == found.choose()
     assert all(again.strip(trial.number) is not None for trial in again.trials())
     assert server.query("SELECT count(*) FROM trials", database) == [(6,)]

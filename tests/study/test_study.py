@@ -29,7 +29,8 @@ from settings import objective_params, train_params
 
 from pipeline.base.errors import UserError
 from pipeline.measure import evaluator as evaluation
-from pipeline.measure.evaluator import Yardstick
+from pipeline.measure.evaluator import Evaluator
+from pipeline.measure.metrics import OF_SAMPLES
 from pipeline.model import density as sample
 from pipeline.model.cvae import Architecture
 from pipeline.study import search as study
@@ -120,8 +121,8 @@ def opened(folder: Path, setting: Setting = SETTING) -> Study:
 
 
 def events(found: Study) -> Generator[Event, None, None]:
-    yardstick = evaluation.yardstick(judge, VALIDATION, TRAIN, found.setting.aim, found.setting.components, 0)
-    yield from search(found, TRAIN, VALIDATION, yardstick, CPU)
+    evaluator = evaluation.Evaluator(judge, VALIDATION, TRAIN, found.setting.aim.pixels, 0)
+    yield from search(found, TRAIN, VALIDATION, evaluator, CPU)
 
 
 def brought(folder: Path, setting: Setting = SETTING) -> Study:
@@ -257,10 +258,10 @@ def test_the_worse_half_of_a_batch_leaves_at_each_rung_but_not_what_was_asked_ab
 def test_the_table_has_both_samplers_of_every_trial(finished: tuple[Study, list[Event]]) -> None:
     found, _ = finished
     table = found.table()
-    names = [f"validation_{sampler}_{name}" for sampler in ("prior", "fitted") for name in study.OF_SAMPLES]
-    assert table[[*names, "validation_elbo", "validation_active_units", "kl_weight"]].notna().all(axis=None)
-    assert table["value_frechet"].tolist() == table["validation_fitted_frechet"].tolist()
-    assert (table["validation_elbo"] == -table["validation_reconstruction"] - table["validation_kl"]).all()
+    names = [f"validation/{sampler}/{name}" for sampler in ("prior", "fitted") for name in OF_SAMPLES]
+    assert table[[*names, "validation/elbo", "validation/active_units", "kl_weight"]].notna().all(axis=None)
+    assert table["value_frechet"].tolist() == table["validation/fitted/frechet"].tolist()
+    assert (table["validation/elbo"] == -table["validation/reconstruction"] - table["validation/kl"]).all()
     assert table["asked"].tolist()[:3] == ["params.yaml", "the article, the bound", ""]
 
 
@@ -353,19 +354,19 @@ def test_of_metrics_that_should_be_high_the_highest_is_best(tmp_path: Path) -> N
 def test_the_bound_itself_can_be_asked_for(tmp_path: Path) -> None:
     found = brought(tmp_path, having(trials=2, epochs=1, objectives=("nll", "active_units"), population=2))
     table = found.table()
-    assert (table["value_nll"] < -table["validation_elbo"] + 1).all()
+    assert (table["value_nll"] < -table["validation/elbo"] + 1).all()
     assert set(table["value_active_units"]) <= set(range(5))
 
 
 @pytest.mark.slow
 def test_a_constraint_keeps_a_trial_from_being_best(tmp_path: Path) -> None:
     free = brought(tmp_path / "free", having(trials=4, pruner="none", epochs=2))
-    accuracy = free.table().set_index("trial")["validation_fitted_class_accuracy"]
+    accuracy = free.table().set_index("trial")["validation/fitted/class_accuracy"]
     assert accuracy.nunique() > 1
     bar = float(accuracy[accuracy > accuracy.min()].min())
     held = brought(tmp_path / "held", having(trials=4, pruner="none", epochs=2, least_class_accuracy=bar))
     feasible = held.table().set_index("trial")["feasible"]
-    assert (feasible == (held.table().set_index("trial")["validation_fitted_class_accuracy"] >= bar)).all()
+    assert (feasible == (held.table().set_index("trial")["validation/fitted/class_accuracy"] >= bar)).all()
     assert not feasible.all()
     assert held.choose().feasible
     assert held.choose().number == held.inner.best_trial.number  # Optuna, who has the constraint too, agrees
@@ -531,7 +532,7 @@ found = t.open_study(t.having(trials=30, pruner="none"), Path({folder!r}), creat
 with found.at_work():
     while batch := found.ask(2):
         for candidate in batch:
-            candidate.figures["validation_fitted_frechet"] = candidate.kl_weight
+            candidate.figures["validation/fitted/frechet"] = candidate.kl_weight
             candidate.epochs = 1
             candidate.remember_run("run", "uri")
             found.report(candidate)
@@ -629,7 +630,7 @@ def test_a_trial_that_was_taken_over_is_no_longer_ours_to_tell(tmp_path: Path) -
     slept = abandoned(found, "elsewhere:lock")
     outlive(found, study.GRACE_SECONDS + 30)
     (heir,) = found.ask(1)
-    slept.figures = heir.figures = {"validation_fitted_frechet": 1.0}
+    slept.figures = heir.figures = {"validation/fitted/frechet": 1.0}
     found.report(slept)
     found.tell(slept, "COMPLETE")
     found.put_back([slept], KeyboardInterrupt())
@@ -674,14 +675,14 @@ def test_what_fails_of_itself_is_tried_twice_and_not_for_ever(tmp_path: Path, mo
 
 
 def test_a_candidate_beyond_measuring_costs_the_others_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure, calls = Yardstick.samples, []
+    measure, calls = Evaluator.samples, []
 
-    def beyond(self: Yardstick, *arguments: Any) -> dict[str, float]:
+    def beyond(self: Evaluator, *arguments: Any) -> dict[str, float]:
         calls.append(1)
         figures = measure(self, *arguments)
         return figures | {"frechet": math.nan} if len(calls) == 1 else figures
 
-    monkeypatch.setattr(Yardstick, "samples", beyond)
+    monkeypatch.setattr(Evaluator, "samples", beyond)
     found = brought(tmp_path, having(trials=3, population=3, epochs=1))
     assert found.table()["state"].tolist() == ["DIVERGED", "COMPLETE", "COMPLETE"]
 
@@ -702,7 +703,7 @@ def test_whoever_finds_nothing_left_to_ask_waits_for_the_others(
     waits: list[float] = []
     with busy.at_work():
         (candidate,) = busy.ask(1)
-        candidate.figures["validation_fitted_frechet"] = 1.0
+        candidate.figures["validation/fitted/frechet"] = 1.0
 
         def sleep(seconds: float) -> None:
             waits.append(seconds)

@@ -28,6 +28,7 @@ from pipeline.training.fit import (
     TrainParams,
     advance,
     fit,
+    labelled,
     laid_out,
     learning_rate,
     pick_gradients,
@@ -195,7 +196,10 @@ def test_the_average_is_what_is_validated_and_saved(monkeypatch: pytest.MonkeyPa
     for name, weight in training.model.named_parameters():
         torch.testing.assert_close(weight.detach(), means[name], rtol=0, atol=1e-12)
     assert not torch.equal(weights(training), torch.cat([w.detach().flatten() for w in training.trained.parameters()]))
-    assert record.figures["validation/reconstruction"] == validate(training.model, VALIDATION, AIM).reconstruction
+    assert (
+        record.figures["validation/reconstruction"]
+        == validate(training.model, VALIDATION, labelled(AIM.pixels)).reconstruction
+    )
 
 
 def test_averaging_does_not_change_what_is_trained() -> None:
@@ -266,8 +270,10 @@ def test_sigma_is_that_of_the_training_images() -> None:
     # At this very σ the images that it was taken from cost D/2 (log 2πσ² + 1) on average, with whatever draws of z.
     log_sigma = float(model.likelihood.log_sigma)
     expected = 784 * (0.5 * math.log(2 * math.pi) + log_sigma + 0.5)
-    assert validate(model, TRAIN, aim).reconstruction == pytest.approx(expected, abs=0.02 * 784)
-    assert validate(model, VALIDATION, aim).reconstruction == record.figures["validation/reconstruction"]
+    assert validate(model, TRAIN, labelled(aim.pixels)).reconstruction == pytest.approx(expected, abs=0.02 * 784)
+    assert (
+        validate(model, VALIDATION, labelled(aim.pixels)).reconstruction == record.figures["validation/reconstruction"]
+    )
 
 
 def test_between_records_nothing_depends_on_the_batch() -> None:
@@ -339,8 +345,8 @@ def test_the_loop_is_adam_on_the_objective() -> None:
 @pytest.mark.slow
 def test_bfloat16_ends_near_float32() -> None:
     params = dataclasses.replace(PARAMS, epochs=8)
-    exact = validate(train(params).model, VALIDATION, AIM)
-    rounded = validate(train(dataclasses.replace(params, precision="bfloat16")).model, VALIDATION, AIM)
+    exact = validate(train(params).model, VALIDATION, labelled(AIM.pixels))
+    rounded = validate(train(dataclasses.replace(params, precision="bfloat16")).model, VALIDATION, labelled(AIM.pixels))
     assert rounded.reconstruction + rounded.kl == pytest.approx(exact.reconstruction + exact.kl, rel=0.02)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline.base.errors import UserError
 from pipeline.data.splits import to_unit
-from pipeline.measure import evaluator as evaluation
+from pipeline.measure.evaluator import Evaluator
 from pipeline.model.cvae import CVAE, PRESETS, build
 from pipeline.training import objective
 from pipeline.weight import article
@@ -25,8 +25,8 @@ PARAMS = train_params(epochs=2, batch_size=50)
 
 
 @cache
-def yardstick() -> evaluation.Yardstick:
-    return evaluation.yardstick(judge, UNSEEN, TRAIN, article.AIM, 1, 0)
+def evaluator() -> Evaluator:
+    return Evaluator(judge, UNSEEN, TRAIN, article.AIM.pixels, 0)
 
 
 def as_written(model: CVAE, weight: float, noise: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,7 @@ def test_a_stack_is_trained_and_measured() -> None:
     members = article.start(stack, PARAMS, torch.device("cpu"))
     records = list(article.fit(stack, members, TRAIN, UNSEEN, PARAMS))
     assert [record.figures["kl_weight"] for record in records[-1].values()] == [100_352, pytest.approx(1.00352)]
-    result = article.measure(stack[1], members.model(1), yardstick())
+    result = article.measure(stack[1], members.model(1), evaluator(), 1)
     row = result.row()
     assert row["elbo"] == pytest.approx(records[-1][1].figures["validation/elbo"])
     assert row["conditioning"] == "concat"

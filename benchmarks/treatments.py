@@ -152,9 +152,9 @@ class Setup:
         """As treatments.json holds it: without what is a setting's own, or the machine's, and without the grids: a row
         is as true whatever other weights were tried, so that a grid may grow."""
         values = plain(self) | {
-            "architecture": hashed(self.architecture, init="torch"),
-            "aim": hashed(self.aim, draws=1, draws_after=0),
-            "train": hashed(self.train, augment=0, augment_until=0.8),
+            "architecture": hashed(self.architecture),
+            "aim": hashed(self.aim),
+            "train": hashed(self.train),
         }
         del values["grids"]
         for section, names in (

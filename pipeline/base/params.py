@@ -1,23 +1,23 @@
-"""Strict reading of params.yaml into frozen dataclasses.
+"""Strict reading of params.yaml.
 
-Each section belongs to one module, which describes it by a dataclass without defaults: the file alone holds the
-values. A field's annotation is its rule, `Annotated[float, Range(above=0)]`, `Literal["grey", "binary"]` or
-`tuple[...]`; `load` checks every one of them and names file, key, rule and value where one is broken.
+Each section belongs to one module, which declares it as a class with the decorator `params`. Such a class has no
+defaults: the file alone holds the values. A field's annotation is its rule, and its description is the key's comment
+in the file.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import hashlib
 import json
-import math
 import re
-import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
+
+import pydantic.dataclasses
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
@@ -27,31 +27,37 @@ SECTIONS = (
     "data", "judge", "model", "objective", "train", "sample", "evaluate", "tune", "completion", "evaluate_completion",
     "tracking",
 )  # fmt: skip
+RULES = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Range:
-    """The numbers a field may hold. The bounds belong to the range, except `above` and `below`."""
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def params(owner: type[T]) -> type[T]:
+    """Makes a class of annotated fields a section of params.yaml: a frozen dataclass that checks its values."""
+    return cast("type[T]", pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=RULES)(owner))
 
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
-    below: float | None = None
 
-    def holds(self, value: float) -> bool:
-        return (
-            abs(value) < math.inf
-            and (self.least is None or value >= self.least)
-            and (self.most is None or value <= self.most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
+def _from_text(value: Any) -> Any:
+    """YAML 1.1 takes 1e-5, without a point, for a text, and so do some editors."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
-    def __str__(self) -> str:
-        bounds = [("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below)]
-        return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None) or "finite"
+
+Number = Annotated[float, BeforeValidator(_from_text)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Neutral:
+    """In a field's annotation: the value with which this key changes nothing.
+
+    `hashed` leaves the key out at this value, so that a key that came later does not change the hashes of what was
+    measured before.
+    """
+
+    value: Any
 
 
 def read(path: Path | str = FILE) -> dict[str, Any]:
@@ -67,17 +73,17 @@ def read(path: Path | str = FILE) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
     except (YAMLError, ValueError) as error:
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold sections ({', '.join(SECTIONS)}), not {_kind(content)}")
+        raise UserError(f"{path} must hold sections: {', '.join(SECTIONS)}")
     for section in content:
         if section not in SECTIONS:
-            raise UserError(f"{path}: unknown section {section!r}{_did_you_mean(section, SECTIONS)}")
+            raise UserError(f"{path}: unknown section {section!r}{did_you_mean(section, SECTIONS)}")
     return content
 
 
 def load(owner: type[T], section: str, path: Path | str = FILE) -> T:
-    """One section of the file as its owner's dataclass. Raises UserError at the first broken rule."""
+    """One section of the file as its owner's class. Raises UserError at the first broken rule."""
     content = read(path)
     if section not in content:
         raise UserError(f"{path}: section {section!r} is missing")
@@ -89,25 +95,45 @@ def load_key(rule: Any, section: str, key: str, path: Path | str = FILE) -> Any:
     values = read(path).get(section)
     if not isinstance(values, Mapping) or key not in values:
         raise UserError(f"{path}: {section}.{key} is missing")
-    return _checked(rule, values[key], f"{path}: {section}.{key}")
+    try:
+        return _checked(rule, values[key])
+    except ValidationError as error:
+        raise UserError(f"{path}: {section}.{key}{_said(error.errors())}") from None
 
 
 def parse(owner: type[T], values: Any, where: str) -> T:
-    """`values` (a mapping) as the dataclass `owner`; `where` is how an error names the place."""
+    """`values` (a mapping) as the class `owner`; an error names the place as `where`."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{where} must be a mapping of keys to values, not {_kind(values)}")
-    rules = typing.get_type_hints(owner, include_extras=True)
-    for key in values:
-        if key not in rules:
-            raise UserError(f"{where}.{key}: unknown key{_did_you_mean(key, rules)}")
-    missing = [key for key in rules if key not in values]
-    if missing:
-        raise UserError(f"{where}.{missing[0]} is missing")
-    checked = {key: _checked(rule, values[key], f"{where}.{key}") for key, rule in rules.items()}
+        raise UserError(f"{where} must hold keys with values, not {values!r}")
     try:
-        return owner(**checked)
-    except ValueError as error:  # an owner's own rule, on keys that don't go together: its message begins with one
-        raise UserError(f"{where}.{error}") from None
+        return _checked(owner, values)
+    except ValidationError as error:
+        errors = error.errors()
+    for one in errors:  # before what is missing: a misspelt key is both
+        if one["type"] == "unexpected_keyword_argument":
+            key = one["loc"][0]
+            raise UserError(f"{where}.{key}: unknown key{did_you_mean(key, typing.get_type_hints(owner))}")
+    if errors[0]["type"] == "value_error":  # a rule on several keys, whose message begins with one of them
+        raise UserError(f"{where}.{errors[0]['ctx']['error']}")
+    key = errors[0]["loc"][0]
+    of_key = [one for one in errors if one["loc"][0] == key]
+    raise UserError(f"{where}.{key}{_said(of_key)}")
+
+
+def _checked(rule: Any, value: Any) -> Any:
+    """By the rules for JSON, which has lists and no tuples. What YAML alone knows, such as dates, becomes a text."""
+    return TypeAdapter(rule).validate_json(json.dumps(value, default=str), strict=True)
+
+
+def _said(errors: list[ErrorDetails]) -> str:
+    """What is wrong with one value, after its key: the place in a list, each alternative's rule, and the value."""
+    if errors[0]["type"] == "missing":
+        return " is missing"
+    places = ["".join(f"[{part}]" for part in one["loc"] if isinstance(part, int)) for one in errors]
+    place, value = places[0], errors[0]["input"]
+    rules = [one["msg"].removeprefix("Input should be ") for one, at in zip(errors, places, strict=True) if at == place]
+    words = [word for rule in rules for word in re.findall("'(.*?)'", rule)]
+    return f"{place} must be {' or '.join(rules)}, not {value!r}{did_you_mean(value, words)}"
 
 
 def write(changes: Mapping[tuple[str, str], Any], path: Path | str = FILE) -> dict[tuple[str, str], Any]:
@@ -156,18 +182,21 @@ def write(changes: Mapping[tuple[str, str], Any], path: Path | str = FILE) -> di
 
 
 def plain(params: Any) -> dict[str, Any]:
-    """A params dataclass as what JSON and YAML can hold; `parse` reads it back."""
+    """A params class, or another dataclass, as what JSON and YAML can hold; `parse` reads it back."""
     result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(params)))
     return result
 
 
-def hashed(params: Any, **before: Any) -> dict[str, Any]:
-    """`plain`, as hashes know it: without each key of `before` that has the value given there.
-
-    A key that came later leaves the hashes of what was measured before it as they were.
-    """
-    values = plain(params)
-    return {key: value for key, value in values.items() if key not in before or value != before[key]}
+def hashed(params: Any) -> dict[str, Any]:
+    """`plain` for hashes: without the keys that have their `Neutral` value."""
+    rules = typing.get_type_hints(type(params), include_extras=True)
+    neutral = {
+        key: note.value
+        for key, rule in rules.items()
+        for note in getattr(rule, "__metadata__", ())
+        if isinstance(note, Neutral)
+    }
+    return {key: value for key, value in plain(params).items() if key not in neutral or value != neutral[key]}
 
 
 def flat(sections: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,64 +209,7 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _checked(rule: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(rule), typing.get_args(rule)
-    if origin is typing.Annotated:
-        kind, *ranges = arguments
-        value = _checked(kind, value, where)
-        for limits in ranges:
-            if value is not None and not limits.holds(value):
-                raise UserError(f"{where} must be {limits}, not {value!r}")
-        return value
-    if origin in (Union, types.UnionType):  # `X | None`, or a word in place of a value: `Literal["auto"] | X`
-        if value is None and types.NoneType in arguments:
-            return None
-        rules = [argument for argument in arguments if argument is not types.NoneType]
-        if len(rules) == 1:
-            return _checked(rules[0], value, where)
-        words, others = _apart(rules)
-        if value in words:
-            return value
-        try:
-            return _checked(others[0], value, where)
-        except UserError as error:
-            raise UserError(f"{error}; or {', '.join(words)}" if words else str(error)) from None
-    if origin is Literal:
-        if value not in arguments:
-            hint = _did_you_mean(value, arguments) if isinstance(value, str) else ""
-            raise UserError(f"{where} must be one of {', '.join(map(str, arguments))}, not {value!r}{hint}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{where} must be a list, not {value!r}")
-        return tuple(_checked(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    return _scalar(rule, value, where)
-
-
-def _apart(rules: list[Any]) -> tuple[list[str], list[Any]]:
-    """The words and the other rules of a union."""
-    literal = [rule for rule in rules if typing.get_origin(rule) is Literal]
-    return [word for rule in literal for word in typing.get_args(rule)], [rule for rule in rules if rule not in literal]
-
-
-def _scalar(kind: type, value: Any, where: str) -> Any:
-    if kind is float and isinstance(value, str):
-        # DVC writes 1e-5 without a point, which YAML 1.1 readers, and thus some editors, hand on as a string.
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):
-            value = float(value)
-    if type(value) is not kind:
-        raise UserError(f"{where} must be {_kind(kind())}, not {value!r}")
-    return value
-
-
-def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
-    return "nothing" if value is None else names.get(type(value), f"a {type(value).__name__}")
-
-
-def _did_you_mean(word: object, choices: Iterable[Any]) -> str:
-    close = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1)
+def did_you_mean(word: object, choices: Iterable[str]) -> str:
+    """`; did you mean 'train'?` where a choice is close to the word, else nothing."""
+    close = difflib.get_close_matches(str(word), choices, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -10,14 +10,15 @@ bound.importance_weighted serve this model as they serve the CVAE.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.base.params import Range
+from pipeline.base.params import Number, params
 from pipeline.data.splits import CLASSES, PIXELS, SIDE, Split, to_unit
 from pipeline.measure.bound import importance_weighted
 from pipeline.measure.metrics import mean_distance
@@ -29,7 +30,6 @@ from pipeline.training.fit import View
 from pipeline.training.objective import ELBO
 
 Binarised = Literal["thresholded", "drawn"]
-Share = Annotated[float, Range(least=0, most=1)]
 
 AIM = replace(ELBO, pixels="binary")
 SCORING_DRAWS = 100  # k of the bound that completions are ranked by
@@ -41,26 +41,42 @@ WIDTH = PIXELS + CLASSES + 1  # of a condition
 CERTAIN = 1000.0  # the logit of a visible pixel: log-probability 0 in float32
 
 
-@dataclass(frozen=True)
+@params
 class CompletionParams:
-    latent_size: Annotated[int, Range(least=1, most=PIXELS)]
-    hidden: Size
-    label_shown: Share
-    drawn: Share
-    epochs: Annotated[int, Range(least=1)]
-    network_epochs: Annotated[int, Range(least=1)]
-    batch_size: Annotated[int, Range(least=1)]
-    learning_rate: Annotated[float, Range(above=0)]
-    warmup: Annotated[float, Range(least=0, below=1)]
-    ema: Annotated[float, Range(above=0, below=1)] | None  # decay of averaged weights
-    seed: Annotated[int, Range(least=0, most=2**31)]
+    """The section `completion` of params.yaml."""
+
+    latent_size: Annotated[int, Field(ge=1, le=PIXELS)]
+    hidden: Annotated[Size, Field(description="units of every layer")]
+    label_shown: Annotated[
+        Number, Field(ge=0, le=1, description="share of training images that the model sees with their label")
+    ]
+    drawn: Annotated[
+        Number,
+        Field(ge=0, le=1, description="share whose pixels are Bernoulli draws; the others are thresholded at 0.5"),
+    ]
+    epochs: Annotated[int, Field(ge=1)]
+    network_epochs: Annotated[
+        int, Field(ge=1, description="of the deterministic network that the model is compared with")
+    ]
+    batch_size: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[Number, Field(gt=0)]
+    warmup: Annotated[Number, Field(ge=0, lt=1)]
+    ema: Annotated[
+        Number | None,
+        Field(gt=0, lt=1, description="decay of averaged weights, which are validated and saved; blank: last weights"),
+    ]
+    seed: Annotated[int, Field(ge=0, le=2**31)]
 
 
-@dataclass(frozen=True)
+@params
 class EvaluateCompletionParams:
-    images: Annotated[int, Range(least=CLASSES)] | None  # of the split, every class in its share; None: all of them
-    draws: Annotated[int, Range(least=1)]  # k of the importance-weighted bound
-    seed: Annotated[int, Range(least=0, most=2**31)]
+    """The section `evaluate_completion` of params.yaml."""
+
+    images: Annotated[
+        int | None, Field(ge=CLASSES, description="test images, each digit in its share; blank: all 10,000")
+    ]
+    draws: Annotated[int, Field(ge=1, description="k of the importance-weighted bound")]
+    seed: Annotated[int, Field(ge=0, le=2**31, description="of drawn pixels, of the bound and of completions")]
 
 
 class Context(NamedTuple):

@@ -25,14 +25,15 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+from pydantic import Field
+
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, sha256
-from pipeline.base.params import Range
+from pipeline.base.params import params
 
 CHECKSUMS = {  # of the unpacked files
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -57,14 +58,19 @@ Opener = Callable[[str], tuple[io.BufferedIOBase, int | None]]  # a file's name 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@params
 class DataParams:
-    """The section `data`: from the mirrors to the splits. It stands here because this module needs no tensors."""
+    """The section `data` of params.yaml: from the mirrors to the splits."""
 
-    mirrors: tuple[str, ...]  # asked before torchvision's mirrors and npm's registry
-    checksums: str | None  # a SHA256SUMS file, for data other than MNIST
-    validation_size: Annotated[int, Range(least=10)]
-    seed: Annotated[int, Range(least=0, most=2**32 - 1)]
+    mirrors: Annotated[
+        tuple[str, ...],
+        Field(description="folders or URLs with the four MNIST files, tried before torchvision's mirrors and npm's"),
+    ]
+    checksums: Annotated[
+        str | None, Field(description="a SHA256SUMS file, for other data in MNIST's format; blank: MNIST's own")
+    ]
+    validation_size: Annotated[int, Field(ge=10, description="of the 60,000 training images")]
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="of the split")]
 
 
 class MirrorError(Exception):

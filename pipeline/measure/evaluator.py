@@ -12,10 +12,11 @@ from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from pipeline.base.errors import UserError
-from pipeline.base.params import Range
+from pipeline.base.params import params
 from pipeline.data.splits import CLASSES, PIXELS, Pixels, Split, epoch_seed, to_unit
 from pipeline.measure import bound, metrics
 from pipeline.measure.judge import Reader, Reading
@@ -28,13 +29,15 @@ from pipeline.training.fit import labelled, validate
 COLLAPSED_DIVERSITY = 0.2
 QUICK_TRAIN = 10_000  # training images that trials and comparisons use: a sixth of the time of all 55,000
 
-Draws = Annotated[int, Range(least=1)]  # k of the importance-weighted bound
+Draws = Annotated[int, Field(ge=1, description="k of the importance-weighted bound")]
 
 
-@dataclass(frozen=True)
+@params
 class EvaluateParams:
+    """The section `evaluate` of params.yaml."""
+
     nll_draws: Draws
-    seed: Annotated[int, Range(least=0, most=2**31)]
+    seed: Annotated[int, Field(ge=0, le=2**31, description="of samples and of the bound")]
 
 
 class Pictures(NamedTuple):

@@ -15,10 +15,11 @@ from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.base.device import has_bfloat16
-from pipeline.base.params import Range
+from pipeline.base.params import Number, params
 from pipeline.data.splits import CLASSES, SIDE, Split, batches, epoch_seed, to_unit
 
 FEATURES = 64
@@ -35,12 +36,14 @@ FADE = 0.4  # lowest contrast; half of the images keep theirs
 LIFT = 0.1  # highest grey of a black background; half of the images keep it black
 
 
-@dataclass(frozen=True)
+@params
 class JudgeParams:
-    epochs: Annotated[int, Range(least=1)]
-    batch_size: Annotated[int, Range(least=1)]
-    learning_rate: Annotated[float, Range(above=0)]  # at its peak
-    seed: Annotated[int, Range(least=0, most=2**31)]
+    """The section `judge` of params.yaml."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[Number, Field(gt=0, description="the peak")]
+    seed: Annotated[int, Field(ge=0, le=2**31)]
 
 
 @dataclass(frozen=True)

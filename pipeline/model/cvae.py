@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.base.params import Range
+from pipeline.base.params import Neutral, params
 from pipeline.data.splits import CLASSES, PIXELS, SIDE
 from pipeline.model import likelihood
 from pipeline.model import prior as priors
@@ -19,28 +20,47 @@ from pipeline.model.gaussian import Normal
 Kind = Literal["mlp", "conv", "resnet"]
 Init = Literal["dark", "he", "torch"]
 Conditioning = Literal["sum", "mean", "product", "concat"]
-Size = Annotated[int, Range(least=1, most=8192)]
+Size = Annotated[int, Field(ge=1, le=8192)]
 DARK = -2.0  # the logit of MNIST's mean grey value, 0.13
 CACHED = 512  # codes whose way through transposed convolutions stays in a processor's cache
 MOST_SCALES = 2  # 28 → 14 → 7, which no further halving divides
 
 
-@dataclass(frozen=True)
+@params
 class ModelParams:
-    """A preset, and what to change in it: what is null is the preset's, or the architecture's own size."""
+    """The section `model` of params.yaml: a preset, and what to change in it. None: as in the preset."""
 
-    preset: Literal["article", "strong"]
-    architecture: Kind | None
-    latent_size: Annotated[int, Range(least=1, most=PIXELS)] | None
-    encoder_hidden: tuple[Size, ...] | None
-    decoder_hidden: tuple[Size, ...] | None
-    channels: tuple[Size, ...] | None
-    blocks: Annotated[int, Range(least=0, most=64)] | None
-    conditioning: Conditioning | None
-    encoder_sees_label: bool | None
-    init: Init | None
-    prior: priors.Name
-    prior_components: Annotated[int, Range(least=1, most=1000)]
+    preset: Annotated[
+        Literal["article", "strong"], Field(description="strong | article; it sets what is left blank below")
+    ]
+    architecture: Annotated[
+        Kind | None, Field(description="mlp (both presets) | conv | resnet (conv with residual blocks)")
+    ]
+    latent_size: Annotated[int | None, Field(ge=1, le=PIXELS, description="number of latent dimensions")]
+    encoder_hidden: Annotated[
+        tuple[Size, ...] | None,
+        Field(description="sizes of the dense layers, such as [512, 512]; after convolutions [256]"),
+    ]
+    decoder_hidden: Annotated[tuple[Size, ...] | None, Field(description="the same for the decoder")]
+    channels: Annotated[
+        tuple[Size, ...] | None, Field(description="of conv and resnet, at 14 × 14 and 7 × 7 pixels, such as [32, 64]")
+    ]
+    blocks: Annotated[
+        int | None, Field(ge=0, le=64, description="residual blocks at each of these sizes; resnet has 1, conv none")
+    ]
+    conditioning: Annotated[
+        Conditioning | None, Field(description="how the label enters the decoder: sum | mean | product | concat")
+    ]
+    encoder_sees_label: Annotated[bool | None, Field(description="true | false")]
+    init: Annotated[
+        Init | None,
+        Field(description="first weights: torch (both presets) | he (conv and resnet) | dark (he, with dark pixels)"),
+    ]
+    prior: Annotated[
+        priors.Name,
+        Field(description="standard: N(0, I) | class: a learned Gaussian per label | mixture: a VampPrior per label"),
+    ]
+    prior_components: Annotated[int, Field(ge=1, le=1000, description="pseudo-inputs per label, of mixture")]
 
     def __post_init__(self) -> None:
         kind = self.architecture or PRESETS[self.preset].architecture
@@ -73,7 +93,7 @@ class Architecture:
     blocks: int = 0
     prior: priors.Name = "standard"
     prior_components: int = 1
-    init: Init = "torch"
+    init: Annotated[Init, Neutral("torch")] = "torch"
 
 
 PRESETS = {

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from pipeline.base.params import Range
+from pipeline.base.params import params
 from pipeline.data.splits import CLASSES, SIDE, Pixels, Split, as_pixels, epoch_seed
 from pipeline.model.cvae import CVAE, one_hot
 from pipeline.model.gaussian import LOG_2PI, Normal
@@ -18,18 +19,20 @@ if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
 
 Sampler = Literal["prior", "fitted"]
-Components = Annotated[int, Range(least=1)]
+Components = Annotated[int, Field(ge=1, description="Gaussians in the mixture of each class")]
 RESTED = 1e-2  # nats that a step of the fit gains a code; with a tenth of it, samples are as good in twice the time
 SAMPLERS: tuple[Sampler, ...] = ("prior", "fitted")
 ENCODED_AT_ONCE = 4096  # images: their activations still fit a processor's cache
 Shown = Literal["mean", "draw"]
 
 
-@dataclass(frozen=True)
+@params
 class SampleParams:
-    sampler: Sampler
+    """The section `sample` of params.yaml."""
+
+    sampler: Annotated[Sampler, Field(description="fitted (a mixture fitted to the latents of each class) | prior")]
     components: Components
-    shown: Shown  # an image is the likelihood's mean, or a draw of its pixels
+    shown: Annotated[Shown, Field(description="mean | draw: samples have expected pixels or drawn ones")]
 
 
 @dataclass(frozen=True)

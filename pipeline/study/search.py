@@ -36,11 +36,12 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import Field
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import home
-from pipeline.base.params import Range, digest, hashed, plain
+from pipeline.base.params import Number, digest, hashed, params, plain
 from pipeline.data.splits import CLASSES, Split
 from pipeline.measure.evaluator import Evaluator, with_split
 from pipeline.measure.metrics import LOWER_IS_BETTER, OF_SAMPLES
@@ -67,23 +68,44 @@ Metric = Literal[
 ARTICLE_WEIGHT, ARTICLE_BATCH = 1e-5, 128  # at which the source article's samples of a class begin to differ
 
 
-@dataclass(frozen=True)
+@params
 class TuneParams:
-    """Ranges are [lowest, highest], choices a list; what is null stays as the other sections have it."""
+    """The section `tune` of params.yaml. None: as in the other sections."""
 
-    study: str | None
-    trials: Annotated[int, Range(least=1)]
-    epochs: Annotated[int, Range(least=1)]
-    population: Literal["auto"] | Annotated[int, Range(least=1)]
-    kl_weight: tuple[Annotated[float, Range(above=0)], ...]
-    learning_rate: tuple[Annotated[float, Range(above=0)], ...] | None
-    latent_size: tuple[Annotated[int, Range(least=1, most=784)], ...] | None
-    conditioning: tuple[Conditioning, ...] | None
-    objectives: tuple[Metric, ...]
-    sampler_of_latents: Sampler
-    least_class_accuracy: Annotated[float, Range(least=0, most=1)] | None
-    pruner: Literal["halving", "none"]
-    seed: Annotated[int, Range(least=0, most=2**31)]
+    study: Annotated[str | None, Field(description="its name; blank: made from what its figures depend on")]
+    trials: Annotated[int, Field(ge=1, description="`dvc repro` and `cvae tune` run the study until it has these")]
+    epochs: Annotated[int, Field(ge=1, description="of each trial's training; the other values are those of train")]
+    population: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1)], Field(description="trials trained at once: auto | a number")
+    ]
+    kl_weight: Annotated[
+        tuple[Annotated[Number, Field(gt=0)], ...], Field(description="lowest and highest, sampled log-uniformly")
+    ]
+    learning_rate: Annotated[
+        tuple[Annotated[Number, Field(gt=0)], ...] | None,
+        Field(description="blank (as in train), or lowest and highest, such as [0.0005, 0.005]"),
+    ]
+    latent_size: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=784)], ...] | None,
+        Field(description="blank (as in model), or choices, such as [8, 16, 32]"),
+    ]
+    conditioning: Annotated[
+        tuple[Conditioning, ...] | None,
+        Field(description="blank (as in model), or choices, such as [sum, concat]"),
+    ]
+    objectives: Annotated[
+        tuple[Metric, ...],
+        Field(description="one or several of reconstruction, kl, elbo, nll, active_units, frechet, class_accuracy, …"),
+    ]
+    sampler_of_latents: Annotated[Sampler, Field(description="fitted | prior: whose samples are measured")]
+    least_class_accuracy: Annotated[
+        Number | None, Field(ge=0, le=1, description="a trial below it can't be the best; blank: no limit")
+    ]
+    pruner: Annotated[
+        Literal["halving", "none"],
+        Field(description="halving (after 1, 2, 4, … epochs the worse half stops) | none"),
+    ]
+    seed: Annotated[int, Field(ge=0, le=2**31)]
 
 
 @dataclass(frozen=True)
@@ -133,10 +155,10 @@ class Setting:
         tune = plain(self.tune)
         for key in ("study", "trials", "population", "pruner", "seed"):
             del tune[key]
-        train = hashed(self.train, augment=0, augment_until=0.8)
+        train = hashed(self.train)
         for key in ("epochs", "device", "precision", "compile"):
             del train[key]
-        model, aim = hashed(self.architecture, init="torch"), hashed(self.aim, draws=1, draws_after=0)
+        model, aim = hashed(self.architecture), hashed(self.aim)
         del aim["kl_weight"]
         for name in self.space():  # what is open may be promoted, which makes no new study
             model.pop(name, None)

@@ -35,11 +35,14 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import home, replacing
+from pipeline.base.params import params
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 MODEL = "model"
-SERVER_NEEDS = ("torch", "numpy", "safetensors", "pandas")  # what serve.py imports, seen from outside
+SERVER_NEEDS = ("torch", "numpy", "pydantic", "safetensors", "pandas")  # what serve.py imports, seen from outside
 
 LONGEST_PARAM = 6000  # MLflow's limits, in characters
 LONGEST_TAG = 8000
@@ -75,9 +78,11 @@ Warn = Callable[[str], None]
 Served = Literal["samples", "completions"]  # what a packaged model answers requests with
 
 
-@dataclass(frozen=True)
+@params
 class TrackingParams:
-    experiment: str
+    """The section `tracking` of params.yaml."""
+
+    experiment: Annotated[str, Field(description="name of the MLflow experiment")]
 
 
 class Terminated(SystemExit):

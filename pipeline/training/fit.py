@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from pipeline.base.device import pick_precision
 from pipeline.base.errors import UserError
-from pipeline.base.params import Range
+from pipeline.base.params import Neutral, Number, params
 from pipeline.data import augment
 from pipeline.data.splits import PIXELS, Pixels, Split, as_pixels, batches, epoch_seed, to_unit
 from pipeline.model import likelihood
@@ -36,20 +37,33 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "always", "never"]
 
 
-@dataclass(frozen=True)
+@params
 class TrainParams:
-    epochs: Annotated[int, Range(least=1)]
-    batch_size: Annotated[int, Range(least=1)]
-    learning_rate: Annotated[float, Range(above=0)]
-    warmup: Annotated[float, Range(least=0, below=1)]  # share of all steps in which the rate rises to its peak
-    ema: Annotated[float, Range(above=0, below=1)] | None  # decay of the averaged weights
-    clip: Annotated[float, Range(above=0)] | None  # the longest gradient
-    augment: Annotated[float, Range(least=0, most=10)]  # how far images are moved: augment.move's strength
-    augment_until: Annotated[float, Range(above=0, most=1)]  # share of the epochs in which they are
-    seed: Annotated[int, Range(least=0, most=2**31)]
-    device: str  # auto, cpu, cuda, cuda:1, …
-    precision: Precision
-    compile: Compile
+    """The section `train` of params.yaml."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[Number, Field(gt=0, description="the peak; it then falls to 0 along half a cosine")]
+    warmup: Annotated[
+        Number, Field(ge=0, lt=1, description="share of all steps in which the learning rate rises to its peak")
+    ]
+    ema: Annotated[
+        Number | None,
+        Field(gt=0, lt=1, description="decay of averaged weights, which are validated and saved; blank: last weights"),
+    ]
+    clip: Annotated[Number | None, Field(gt=0, description="largest norm of the gradient; blank: no limit")]
+    augment: Annotated[
+        Number,
+        Field(ge=0, le=10, description="how far training images are moved; 1: turned by about 4° (docs/treatments.md)"),
+        Neutral(0),
+    ]
+    augment_until: Annotated[
+        Number, Field(gt=0, le=1, description="share of the epochs with moved images"), Neutral(0.8)
+    ]
+    seed: Annotated[int, Field(ge=0, le=2**31)]
+    device: Annotated[str, Field(description="auto | cpu | cuda | cuda:1; also of the judge and the evaluation")]
+    precision: Annotated[Precision, Field(description="auto (bfloat16 where the device has it) | float32 | bfloat16")]
+    compile: Annotated[Compile, Field(description="auto (populations, and long runs on a GPU) | always | never")]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """The loss in nats per image: reconstruction + kl_weight · kl, and what may be done to the KL on the way."""
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
+from pydantic import Field
 from torch import Tensor
 
-from pipeline.base.params import Range
+from pipeline.base.params import Neutral, Number, params
 from pipeline.data.splits import PIXELS, Pixels, to_unit
 from pipeline.model import likelihood
 from pipeline.model.gaussian import Normal
@@ -15,19 +15,52 @@ from pipeline.model.prior import Prior
 Schedule = Literal["constant", "warmup", "cyclical", "capacity"]
 
 
-@dataclass(frozen=True)
+@params
 class ObjectiveParams:
-    kl_weight: Annotated[float, Range(least=0)]
-    likelihood: likelihood.Name
-    sigma: Annotated[float, Range(above=0)]  # of the gaussian likelihood, in grey values from 0 to 1
-    pixels: Pixels
-    schedule: Schedule
-    schedule_share: Annotated[float, Range(above=0, most=1)]  # of all steps, or of a cycle: the part that rises
-    cycles: Annotated[int, Range(least=1)]
-    capacity: Annotated[float, Range(least=0)]  # nats per image that the KL is led to
-    free_bits: Annotated[float, Range(least=0)] | None  # nats per latent dimension
-    draws: Annotated[int, Range(least=1, most=1000)]  # of z an image; several make the importance-weighted bound
-    draws_after: Annotated[float, Range(least=0, below=1)]  # share of the epochs until which it is one
+    """The section `objective` of params.yaml."""
+
+    kl_weight: Annotated[
+        Number, Field(ge=0, description="β of reconstruction + β · kl; 1 is the evidence lower bound (`cvae weight`)")
+    ]
+    likelihood: Annotated[
+        likelihood.Name,
+        Field(
+            description="one of bernoulli, continuous_bernoulli, gaussian, sigma_learned, sigma_optimal, "
+            "discretized_logistic (docs/treatments.md)"
+        ),
+    ]
+    sigma: Annotated[
+        Number,
+        Field(gt=0, description="of gaussian, in grey values from 0 to 1; half of it acts like a quarter of kl_weight"),
+    ]
+    pixels: Annotated[
+        Pixels, Field(description="grey | binary (a new Bernoulli draw of each pixel in every epoch; bernoulli only)")
+    ]
+    schedule: Annotated[
+        Schedule,
+        Field(
+            description="of kl_weight: constant | warmup (rises from 0 once) | cyclical (repeatedly) | "
+            "capacity (kl_weight · |kl − C|, where C rises)"
+        ),
+    ]
+    schedule_share: Annotated[
+        Number, Field(gt=0, le=1, description="share of all steps (of each cycle) in which the weight, or C, rises")
+    ]
+    cycles: Annotated[int, Field(ge=1, description="of cyclical")]
+    capacity: Annotated[Number, Field(ge=0, description="nats per image that C rises to")]
+    draws: Annotated[
+        int,
+        Field(ge=1, le=1000, description="samples of z per image; several make the importance-weighted bound"),
+        Neutral(1),
+    ]
+    draws_after: Annotated[
+        Number,
+        Field(ge=0, lt=1, description="share of the epochs with one draw; 0.8: several in the last fifth"),
+        Neutral(0),
+    ]
+    free_bits: Annotated[
+        Number | None, Field(ge=0, description="nats; the loss ignores a latent dimension's kl below it; blank: none")
+    ]
 
     def __post_init__(self) -> None:
         if self.draws > 1 and (self.free_bits or self.schedule == "capacity"):

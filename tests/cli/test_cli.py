@@ -154,7 +154,7 @@ def test_a_misspelt_key_names_its_place(
     text = (project / "params.yaml").read_text(encoding="utf-8").replace("sampler: fitted", "sampler: fited")
     (project / "params.yaml").write_text(text, encoding="utf-8")
     assert run(monkeypatch, "sample", "8") == 2
-    expected = "error: params.yaml: sample.sampler must be one of prior, fitted, not 'fited'; did you mean 'fitted'?\n"
+    expected = "error: params.yaml: sample.sampler must be 'prior' or 'fitted', not 'fited'; did you mean 'fitted'?\n"
     assert capsys.readouterr().err == expected
 
 

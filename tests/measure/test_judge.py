@@ -145,7 +145,12 @@ def test_augmentation_moves_blurs_and_fades() -> None:
 def trained(mnist: dict[str, Split]) -> Judge:
     """A tenth of the default's training: enough to tell what its augmentations are good for."""
     judge = build(seed=0)
-    for _ in fit(judge, mnist["train"][:10_000], mnist["validation"][:200], JudgeParams(4, 64, 0.005, seed=0)):
+    for _ in fit(
+        judge,
+        mnist["train"][:10_000],
+        mnist["validation"][:200],
+        JudgeParams(epochs=4, batch_size=64, learning_rate=0.005, seed=0),
+    ):
         pass
     return judge
 

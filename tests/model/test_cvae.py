@@ -283,9 +283,9 @@ def test_deeper_residual_networks_start_no_louder(blocks: int) -> None:
         ({"architecture": "resnet", "blocks": 0}, "blocks must be at least 1 where architecture is resnet, not 0"),
         ({"architecture": "conv", "channels": []}, r"channels must be one or two sizes .*, not \[\]"),
         ({"architecture": "resnet", "channels": [8, 8, 8]}, r"channels must be one or two sizes .*, not \[8, 8, 8\]"),
-        ({"architecture": "cnn"}, "architecture must be one of mlp, conv, resnet, not 'cnn'"),
-        ({"prior": "vamp"}, "prior must be one of standard, class, mixture, not 'vamp'"),
-        ({"prior_components": 0}, "prior_components must be at least 1"),
+        ({"architecture": "cnn"}, "architecture must be 'mlp', 'conv' or 'resnet', not 'cnn'"),
+        ({"prior": "vamp"}, "prior must be 'standard', 'class' or 'mixture', not 'vamp'"),
+        ({"prior_components": 0}, "prior_components must be greater than or equal to 1"),
     ],
 )
 def test_sizes_that_do_not_go_together_are_refused_in_one_line(change: dict[str, Any], rule: str) -> None:

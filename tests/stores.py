@@ -1,16 +1,29 @@
-"""The MLflow stores that this process has open."""
+"""The MLflow stores that this process has open, and what they hold."""
 
-from pipeline.tracking import runs as tracking
+from typing import Any
+
+from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.runs import Run
 
 
 def forget() -> None:
-    """Closes the stores that this process has open, as its end would."""
-    while tracking._Store._open:
-        _, store = tracking._Store._open.popitem()
-        backend = store.client._tracking_client.store
+    """Closes all open stores, as the end of the process would."""
+    while Outbox._open:
+        _, outbox = Outbox._open.popitem()
+        backend = outbox.client._tracking_client.store
         if hasattr(backend, "engine"):
             backend.engine.dispose()
-            type(backend)._engine_map.pop(store.uri, None)
-        for record in store.pending:
+            type(backend)._engine_map.pop(outbox.uri, None)
+        for record in outbox.pending:
             if record.kept:
                 record.kept.cleanup()
+
+
+def kept(run: Run) -> Any:
+    """The run as MLflow has it."""
+    return run._client.get_run(run.run_id)
+
+
+def history(run: Run, name: str) -> list[tuple[int, float]]:
+    """Steps and values of a metric."""
+    return [(metric.step, metric.value) for metric in run._client.get_metric_history(run.run_id, name)]

@@ -16,7 +16,7 @@ from pipeline.cli import draw as gallery
 
 if TYPE_CHECKING:
     from pipeline.measure.doctor import Case, Diagnosis, Evidence
-    from pipeline.tracking.runs import Recorded
+    from pipeline.tracking.local import Recorded
     from pipeline.training.objective import ObjectiveParams
 
 CURVES = ("validation/reconstruction", "validation/kl")
@@ -104,10 +104,10 @@ def of_run(uri: str) -> "tuple[str, Case, list[str]]":
 
     from pipeline.base.params import parse
     from pipeline.measure import doctor as numbers
-    from pipeline.tracking import runs as tracking
+    from pipeline.tracking.local import recorded
     from pipeline.training.objective import ObjectiveParams
 
-    run = tracking.recorded(uri, Path(), CURVES)
+    run = recorded(uri, Path(), CURVES)
     settings = _settings(run)
     if not settings["objective"]:
         raise UserError(f"{uri} ({run.name}) is no training of this project: it has no params of an objective")

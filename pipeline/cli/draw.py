@@ -339,7 +339,7 @@ def model_file(name: str) -> Path:
     """The weights that `--model` names, fetched first where they are an MLflow run's."""
     if not name.startswith("runs:/"):
         return Path(name)
-    from pipeline.tracking.runs import download_model
+    from pipeline.tracking.package import download_model
 
     return download_model(name, Path())
 

@@ -220,6 +220,7 @@ def promote(arguments: argparse.Namespace) -> None:
     from pipeline.stages.tune import exported_best, read_setting
     from pipeline.study.search import NoStudy, open_study
     from pipeline.tracking import runs as tracking
+    from pipeline.tracking.local import tracking_uri
 
     setting, found = read_setting(), None
     try:
@@ -243,7 +244,7 @@ def promote(arguments: argparse.Namespace) -> None:
     if found is not None:
         found.remember("promoted", chosen.number)
     if chosen.run_id and chosen.tracking_uri:
-        stores = dict.fromkeys([tracking.tracking_uri(Path()), chosen.tracking_uri])  # the folder may have moved
+        stores = dict.fromkeys([tracking_uri(Path()), chosen.tracking_uri])  # the folder may have moved
         tracking.tag(chosen.run_id, {"promoted": "true"}, list(stores), console.warn)
     print(f"trial {chosen.number}, {console.figures(chosen.values)} on validation. `dvc repro` trains with it.")
 
@@ -252,9 +253,10 @@ def ui(arguments: argparse.Namespace) -> None:
     """Serves MLflow's page until Ctrl-C."""
     from pipeline.base.params import load
     from pipeline.tracking import runs as tracking
+    from pipeline.tracking import server
 
     experiment = load(tracking.TrackingParams, "tracking").experiment
-    tracking.ui(Path(), arguments.port, not arguments.no_browser, experiment)
+    server.ui(Path(), arguments.port, not arguments.no_browser, experiment)
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from pipeline.stages.saved import load_judge, load_splits
 from pipeline.study import search as study
 from pipeline.study.search import Began, Ended, Epoch, Event, Setting, Study, TuneParams
 from pipeline.tracking import runs as tracking
+from pipeline.tracking.local import tracking_uri
 from pipeline.training.fit import Diverged, TrainParams
 from pipeline.training.objective import ObjectiveParams
 
@@ -58,7 +59,7 @@ def main() -> None:
     with (
         clock.counting(),
         parent_run(search, experiment) as parent,
-        tracking.side_by_side() as runs,
+        tracking.SideBySide() as runs,
         console.bar("tune", setting.tune.trials, search.done()) as bar,
         closing(study.search(search, train, validation, evaluator, device)) as events,
     ):
@@ -129,7 +130,7 @@ def read_setting() -> Setting:
 @contextmanager
 def parent_run(search: Study, experiment: str) -> Iterator[tracking.Run]:
     """The study's own run: the one it had before in today's store, or a new one that it remembers."""
-    name, uri = f"study {search.name}", tracking.tracking_uri(Path())
+    name, uri = f"study {search.name}", tracking_uri(Path())
     tags = {"study": search.name, "kind": "study"}
     with ExitStack() as stack:
         with search.turn():  # of processes that start together, the first one makes it

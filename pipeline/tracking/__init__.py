@@ -1,4 +1,4 @@
-"""MLflow: runs, their outbox, the local store, the page, packaged models. The only room that imports mlflow.
+"""MLflow: runs and what they record, the store they are kept in, packaged models, the UI. The only room with mlflow.
 
-Imports base.
+Imports base alone.
 """

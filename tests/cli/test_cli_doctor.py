@@ -12,6 +12,7 @@ from bands import banded
 from imports import ROOT
 from PIL import Image
 from settings import model_params, objective_params
+from stores import forget
 
 from pipeline.base.params import digest, flat, read, write
 from pipeline.cli import doctor as examine
@@ -161,7 +162,7 @@ def test_the_screen_keeps_to_its_width(columns: int) -> None:
 def store(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     yield project
-    tracking._Store._open.clear()
+    forget()
 
 
 @pytest.mark.slow

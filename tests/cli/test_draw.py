@@ -162,7 +162,7 @@ def test_a_run_s_model_is_fetched_and_used(project: Path, monkeypatch: pytest.Mo
         assert (uri, root) == ("runs:/0123abcd", Path())
         return project / "models/cvae.safetensors"
 
-    monkeypatch.setattr("pipeline.tracking.runs.download_model", fetch)
+    monkeypatch.setattr("pipeline.tracking.package.download_model", fetch)
     assert run(monkeypatch, "morph --model runs:/0123abcd --out run.png") == 0
     assert run(monkeypatch, "morph --out own.png") == 0
     assert np.array_equal(picture(project / "run.png"), picture(project / "own.png"))
@@ -268,7 +268,7 @@ def test_a_run_s_completer_is_fetched_and_used(drawer: Path, monkeypatch: pytest
         assert (uri, root) == ("runs:/0123abcd", Path())
         return drawer / "models/completer.safetensors"
 
-    monkeypatch.setattr("pipeline.tracking.runs.download_model", fetch)
+    monkeypatch.setattr("pipeline.tracking.package.download_model", fetch)
     assert run(monkeypatch, "complete bar.png --mask top --model runs:/0123abcd --out run.png") == 0
     assert run(monkeypatch, "complete bar.png --mask top --out own.png") == 0
     assert np.array_equal(picture(drawer / "run.png"), picture(drawer / "own.png"))

@@ -1,0 +1,89 @@
+"""Packaged models: weights, this package's code, and what to install. No pickles."""
+
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import home, replacing
+from pipeline.tracking.local import named, one_line
+
+MODEL = "model"
+LOADER = "pipeline.cli.serve"
+LOADER_NEEDS = ("torch", "numpy", "pydantic", "safetensors", "pandas")
+
+Served = Literal["samples", "completions"]  # what a packaged model answers requests with
+
+
+def pack(folder: Path, weights: Path, served: Served) -> None:
+    """Writes an MLflow model folder that answers requests through cli/serve.py."""
+    from mlflow import pyfunc
+
+    signature, example = _interface(served)
+    pyfunc.save_model(
+        str(folder),
+        loader_module=LOADER,
+        data_path=str(weights),
+        code_paths=[str(Path(__file__).parents[1])],
+        pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in LOADER_NEEDS],
+        signature=signature,
+        input_example=example,
+    )
+
+
+def _interface(served: Served) -> tuple[Any, Any]:
+    """The signature of a packaged model and an example request, as cli/serve.py reads them."""
+    import numpy as np
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    if served == "completions":
+        pictures = TensorSpec(np.dtype("float32"), (-1, 28, 28))
+        completions = TensorSpec(np.dtype("float32"), (-1, -1, 28, 28))
+        params = [ParamSpec(name, DataType.long, usual) for name, usual in (("count", 8), ("digit", -1), ("seed", 0))]
+        half = np.zeros((1, 28, 28), np.float32)
+        half[:, :14] = -1
+        return ModelSignature(Schema([pictures]), Schema([completions]), ParamSchema(params)), half
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.long, "digit"),
+        ColSpec(DataType.long, "seed", required=False),
+        ColSpec(DataType.string, "sampler", required=False),
+    ]
+    outputs = Schema([TensorSpec(np.dtype("float32"), (-1, 28, 28))])
+    return ModelSignature(Schema(inputs), outputs), pd.DataFrame({"digit": [3], "seed": [0]})
+
+
+def sign(folder: Path, run_id: str, model_id: str) -> None:
+    """Writes into a model folder which run and which logged model it belongs to."""
+    from mlflow.models import Model
+
+    description = Model.load(str(folder))
+    description.run_id, description.model_uuid, description.model_id = run_id, model_id, model_id
+    description.artifact_path = MODEL
+    description.save(str(folder / "MLmodel"))
+
+
+def download_model(uri: str, root: Path) -> Path:
+    """Fetches the weights of the run at `runs:/<run id>` to `models/<run id>.safetensors` in the user's project folder.
+
+    Raises UserError if there is no such run, or no model in it.
+    """
+    client, run = named(uri, root)
+    run_id, store = run.info.run_id, client.tracking_uri
+    if not (run.outputs and run.outputs.model_outputs):
+        raise UserError(f"run {run_id} holds no model: it may have ended before its training did")
+    with one_line(store), tempfile.TemporaryDirectory(prefix="cvae-") as folder:
+        from mlflow.artifacts import download_artifacts
+
+        model = client.get_logged_model(run.outputs.model_outputs[-1].model_id)
+        data = download_artifacts(f"{model.artifact_location}/data", dst_path=folder, tracking_uri=store)
+        weights = sorted(Path(data).rglob("*.safetensors"))
+        if not weights:
+            raise UserError(f"the model of run {run_id} is not one of this project: it holds no safetensors file")
+        target = home(root) / "models" / f"{run_id}.safetensors"
+        with replacing(target) as part:
+            shutil.copy(weights[0], part)
+    return target

@@ -1,0 +1,94 @@
+import os
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pipeline.base.errors import UserError
+from pipeline.tracking import local, runs
+
+PROJECT = Path(local.__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [
+        ("", "sqlite:////p/mlflow.db"),
+        ("sqlite:///runs/other.db", "sqlite:////p/runs/other.db"),
+        ("sqlite:////elsewhere/other.db", "sqlite:////elsewhere/other.db"),
+        ("http://team:5000", "http://team:5000"),
+    ],
+)
+def test_uri_is_the_users_or_a_file_in_the_project(variable: str, expected: str) -> None:
+    assert local.tracking_uri(Path("/p/.dvc/tmp/exps/tmpab12"), {"MLFLOW_TRACKING_URI": variable}) == expected
+
+
+def test_the_room_imports_mlflow_only_when_needed() -> None:
+    check = "import sys, pipeline.tracking.server as s; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=PROJECT).returncode == 0
+
+
+def test_an_experiment_is_created_once_by_many(root: Path) -> None:
+    client = local.connect(local.tracking_uri(root))
+    with ThreadPoolExecutor(8) as pool:
+        ids = set(pool.map(lambda _: local.experiment(client, "same"), range(8)))
+    assert len(ids) == 1
+    assert client.get_experiment(ids.pop()).artifact_location == (root / "mlartifacts").as_uri()
+
+
+def test_a_deleted_experiment_is_an_error_with_its_remedy(root: Path) -> None:
+    client = local.connect(local.tracking_uri(root))
+    number = local.experiment(client, "gone")
+    client.delete_experiment(number)
+    with pytest.raises(UserError, match=rf"restore -x {number}"), runs.start("train", "gone", root=root):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("text", "not a database"), ("tables", "another program's database"), ("lock", "locked.*another program")],
+)
+def test_a_file_that_cannot_be_used_is_an_error_in_one_line(
+    root: Path, content: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LOCK_SECONDS", 0.1)
+    path = root / "mlflow.db"
+    if content != "lock":
+        path.unlink()
+    if content == "text":
+        path.write_text("no database " * 100)
+    with closing(sqlite3.connect(path)) as other:
+        if content == "tables":
+            other.execute("CREATE TABLE trials (number INTEGER)")
+        if content == "lock":
+            other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UserError, match=words) as caught, runs.start("train", "e", root=root):
+            pass
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_create_one_database(tmp_path: Path) -> None:
+    """Stale files of a deleted database lie there, which SQLite would replay into the new one."""
+    for leftover in ("mlflow.db-wal", "mlflow.db-shm"):
+        (tmp_path / leftover).write_bytes(b"stale" * 1000)
+    code = "from pathlib import Path; from pipeline.tracking.runs import start\nwith start('r', 'e', root=Path()): pass"
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    environment["PYTHONPATH"] = str(PROJECT)
+    command = [sys.executable, "-c", code]
+    processes = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    ends = [(process.communicate()[1], process.returncode) for process in processes]
+    assert ends == [("", 0)] * 3
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)] * 3
+        assert database.execute("SELECT count(*) FROM experiments WHERE name = 'e'").fetchone() == (1,)
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db"]

@@ -1,0 +1,98 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from settings import model_params, objective_params
+
+from pipeline.base.errors import UserError
+from pipeline.base.params import plain
+from pipeline.completion import model as completion
+from pipeline.model.cvae import build, resolve
+from pipeline.model.density import Density
+from pipeline.stages.saved import save_completer, save_cvae
+from pipeline.tracking import package, runs
+
+GENERATE = """
+import json, mlflow, pandas
+model = mlflow.pyfunc.load_model("runs:/RUN/model")
+images = model.predict(pandas.DataFrame({"digit": [3, 7, 3], "seed": [1, 1, 1]}))
+usual = model.predict(pandas.DataFrame({"digit": [3]}))
+import pipeline.cli.serve
+same = bool((images[0] == images[2]).all())
+print(json.dumps([images.shape, usual.shape, same, float(images.max()), pipeline.cli.serve.__file__]))
+"""
+COMPLETE = """
+import json, mlflow, numpy
+model = mlflow.pyfunc.load_model("runs:/RUN/model")
+half = numpy.zeros((2, 28, 28), numpy.float32)
+half[:, :14] = -1
+found = model.predict(half, params={"count": 3, "digit": 4})
+usual = model.predict(half[:1])
+print(json.dumps([found.shape, usual.shape, float(found[:, :, :14].min()), float(found[:, :, 14:].max())]))
+"""
+
+
+def outside(code: str, run: runs.Run, folder: Path) -> list[object]:
+    """What a program prints that knows nothing of this project and loads no pickle."""
+    environment = os.environ | {"MLFLOW_TRACKING_URI": run.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    command = [sys.executable, "-c", code.replace("RUN", run.run_id)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: list[object] = json.loads(done.stdout)
+    return found
+
+
+def untrained(path: Path) -> Path:
+    chosen = model_params(preset="article")
+    params = {"model": plain(chosen), "objective": plain(objective_params()), "sample": {"sampler": "fitted"}}
+    architecture = resolve(chosen)
+    size = architecture.latent_size
+    density = Density(torch.ones(10, 1), torch.zeros(10, 1, size), torch.eye(size).expand(10, 1, size, size))
+    save_cvae(path, build(architecture, 0, "bernoulli"), density, params)
+    return path
+
+
+@pytest.mark.slow
+def test_a_packaged_model_samples_without_pickle(root: Path, tmp_path: Path) -> None:
+    with runs.start("train", "e", root=root) as run:
+        run.model(untrained(tmp_path / "cvae.safetensors"))
+        run.metrics({"nll": 80.0}, step=1, of_model=True)
+    with runs.resume(run.run_id, run.uri, "train", "e", root=root) as again:
+        again.metrics({"frechet": 2.0}, step=1, of_model=True)
+    model = run._client.get_logged_model(run.model_id)
+    assert {metric.key: metric.value for metric in model.metrics} == {"nll": 80.0, "frechet": 2.0}
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert suffixes <= {"", ".py", ".json", ".txt", ".yaml", ".safetensors"}
+    assert re.search(r"^torch==[\d.]+$", (folder / "requirements.txt").read_text(), re.MULTILINE)
+    three, one, same, most, file = outside(GENERATE, run, root)
+    assert (three, one, same) == ([3, 28, 28], [1, 28, 28], True)
+    assert 0 < float(str(most)) <= 1
+    assert Path(str(file)).parts[-4:] == ("code", "pipeline", "cli", "serve.py")  # the model's own copy
+
+
+@pytest.mark.slow
+def test_a_packaged_completer_works_without_pickle_and_downloads(root: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "completer.safetensors"
+    save_completer(weights, completion.build(2, 8, 0))
+    with runs.start("completion cvae", "e", root=root) as run:
+        run.model(weights, "completions")
+    three, usual, hidden, seen = outside(COMPLETE, run, root)
+    assert (three, usual) == ([2, 3, 28, 28], [1, 8, 28, 28])
+    assert float(str(hidden)) > 0 == seen
+    back = package.download_model(f"runs:/{run.run_id}", root)
+    assert back == root / "models" / f"{run.run_id}.safetensors"
+    assert back.read_bytes() == weights.read_bytes()
+
+
+def test_a_run_without_a_model_is_an_error_in_one_line(root: Path) -> None:
+    with runs.start("train", "e", root=root) as run:
+        pass
+    for uri, words in ((f"runs:/{run.run_id}", "holds no model"), (f"runs:/{'0' * 32}", "no run"), ("x", "names no")):
+        with pytest.raises(UserError, match=words):
+            package.download_model(uri, root)

@@ -1,0 +1,205 @@
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from stores import history, kept
+
+from pipeline.base.errors import UserError
+from pipeline.tracking import runs
+
+PICTURE = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
+
+
+def test_records_arrive(root: Path, warnings: list[str]) -> None:
+    figure = root / "latent.png"
+    figure.write_bytes(b"png")
+    params = {"train.epochs": 2, "note": "x" * 7000}
+    with runs.start("train", "e", params=params, root=root, warn=warnings.append) as run:
+        run.metrics({"kl": 20.5, "elbo": -101.0}, step=1)
+        run.metrics({"kl": 21.5, "elbo": -100.0}, step=2)
+        run.tags({"digits": 10})
+        run.image("samples/prior", PICTURE, step=1)
+        run.image("samples/prior", np.stack([PICTURE] * 3, axis=-1), step=2)
+        run.artifact(figure, "figures")
+        figure.unlink()
+        run.dataset("mnist", "ab" * 32, "data/prepared/mnist.safetensors", "train")
+    found = kept(run)
+    assert found.data.params == {"train.epochs": "2", "note": "x" * 6000}
+    assert found.data.metrics.keys() == {"kl", "elbo"}
+    assert history(run, "kl") == [(1, 20.5), (2, 21.5)]
+    assert found.data.tags["digits"] == "10"
+    names = " ".join(entry.path for entry in run._client.list_artifacts(run.run_id, "images"))
+    assert sorted(re.findall(r"images/samples~prior\+step\+(\d)\+", names)) == ["1", "1", "2", "2"]
+    assert [entry.path for entry in run._client.list_artifacts(run.run_id, "figures")] == ["figures/latent.png"]
+    (data,) = found.inputs.dataset_inputs
+    assert (data.dataset.name, data.tags[0].value) == ("mnist", "train")
+    assert found.info.artifact_uri.startswith((root / "mlartifacts").as_uri())
+    assert warnings == []
+
+
+def test_values_that_are_not_finite_leave_a_gap_and_one_warning(root: Path, warnings: list[str]) -> None:
+    with runs.start("train", "e", root=root, warn=warnings.append) as run:
+        run.metrics({"kl": 1.0, "elbo": 2.0}, step=1)
+        run.metrics({"kl": float("nan"), "elbo": 3.0}, step=2)
+        run.metrics({"kl": float("inf"), "elbo": float("-inf")}, step=3)
+    assert history(run, "kl") == [(1, 1.0)]
+    assert history(run, "elbo") == [(1, 2.0), (2, 3.0)]
+    assert kept(run).data.tags["not_finite"] == "kl at step 2"
+    assert len(warnings) == 1
+
+
+def test_a_table_replaces_the_one_before(root: Path) -> None:
+    frame = pd.DataFrame({"digit": [0, 1], "frechet": [1.5, None]})
+    with runs.start("evaluate", "e", root=root) as run:
+        run.table(frame.head(1), "per_class")
+        run.table(frame, "per_class")
+    file = run._client.download_artifacts(run.run_id, "per_class.json")
+    pd.testing.assert_frame_equal(pd.read_json(file, orient="split"), frame)  # as MLflow's load_table reads it
+    listed = kept(run).data.tags["mlflow.loggedArtifacts"]
+    assert json.loads(listed) == [{"path": "per_class.json", "type": "table"}]
+
+
+def test_a_run_says_where_it_comes_from(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "-f", "file"], [*author, "commit", "-qm", "first"]):
+        (root / "file").write_text("a")
+        subprocess.run(["git", *command], cwd=root, check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
+    monkeypatch.setenv("DVC_STAGE", "train")
+    monkeypatch.setenv("DVC_EXP_NAME", "bumpy-lion")
+    with runs.start("clean", "e", root=root) as run:
+        pass
+    tags = kept(run).data.tags
+    assert tags["mlflow.source.git.commit"] == commit
+    assert (tags["git_dirty"], tags["dvc_stage"], tags["dvc_exp_name"]) == ("false", "train", "bumpy-lion")
+    assert tags["mlflow.runName"] == "clean"
+    assert tags["mlflow.source.name"] == Path(sys.argv[0]).name
+    (root / "file").write_text("b")
+    assert runs._context_tags(root)["git_dirty"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_the_status_says_how_the_run_ended(root: Path, error: type[BaseException] | None, status: str) -> None:
+    made = []
+    with suppress(ValueError, KeyboardInterrupt), runs.start("train", "e", root=root) as run:
+        made.append(run)
+        assert kept(run).info.status == "RUNNING"
+        if error:
+            raise error
+    assert kept(*made).info.status == status
+
+
+def test_sigterm_ends_the_run_as_killed(root: Path) -> None:
+    def train() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)  # the signal ends it
+
+    with pytest.raises(SystemExit) as caught, runs.start("train", "e", root=root) as run:
+        train()
+    assert caught.value.code == 143
+    assert kept(run).info.status == "KILLED"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_runs_side_by_side_end_each_in_its_own_way(root: Path, warnings: list[str]) -> None:
+    def child(name: str) -> AbstractContextManager[runs.Run]:
+        return runs.start(name, "e", parent=parent.run_id, root=root, warn=warnings.append)
+
+    with (  # noqa: PT012
+        pytest.raises(KeyboardInterrupt),
+        runs.start("study", "e", root=root) as parent,
+        runs.SideBySide() as opened,
+    ):
+        begun = [opened.begin(number, child(f"trial {number}")) for number in range(4)]
+        for step in range(3):
+            opened[1].metrics({"kl": 1.0 + step}, step)
+            opened[2].metrics({"kl": 2.0 + step}, step)
+        opened.end(1)
+        opened.end(0, ValueError("diverged"))
+        raise KeyboardInterrupt
+    statuses = [kept(run).info.status for run in begun]
+    assert statuses == ["FAILED", "FINISHED", "KILLED", "KILLED"]
+    assert kept(parent).info.status == "KILLED"
+    assert history(begun[1], "kl") == [(0, 1.0), (1, 2.0), (2, 3.0)]
+    assert history(begun[2], "kl") == [(0, 2.0), (1, 3.0), (2, 4.0)]
+    assert all(kept(run).data.tags["mlflow.parentRunId"] == parent.run_id for run in begun)
+    assert not warnings
+
+
+def test_an_ended_run_is_tagged_and_stays_ended(root: Path, warnings: list[str]) -> None:
+    with runs.start("r", "e", root=root) as run:
+        pass
+    runs.tag(run.run_id, {"promoted": "true"}, [f"sqlite:///{root}/moved.db", run.uri], warnings.append)
+    assert kept(run).data.tags["promoted"] == "true"
+    assert kept(run).info.status == "FINISHED"
+    assert not warnings
+    runs.tag("0" * 32, {"promoted": "true"}, [run.uri], warnings.append)
+    assert len(warnings) == 1
+    assert "gets no tag" in warnings[0]
+
+
+def test_only_a_run_that_was_left_open_is_closed(root: Path) -> None:
+    with runs.start("r", "e", root=root) as run:
+        run._client.get_run(run.run_id)
+        runs.close(run.run_id, root)
+        assert kept(run).info.status == "FAILED"
+    runs.close(run.run_id, root)
+    assert kept(run).info.status == "FINISHED"
+    runs.close("0" * 32, root)
+
+
+def test_a_finished_run_is_resumed(root: Path, warnings: list[str]) -> None:
+    with runs.start("train", "e", root=root) as run:
+        run.metrics({"kl": 1.0}, step=1)
+    again = runs.resume(run.run_id, run.uri, "train", "e", tags={"evaluated": True}, root=root, warn=warnings.append)
+    with again as opened:
+        assert kept(run).info.status == "RUNNING"
+        opened.metrics({"nll": 80.0}, step=1)
+    assert opened.run_id == run.run_id
+    assert kept(run).data.metrics == {"kl": 1.0, "nll": 80.0}
+    assert (kept(run).info.status, kept(run).data.tags["evaluated"]) == ("FINISHED", "True")
+    assert warnings == []
+
+
+@pytest.mark.parametrize("lost", ["run", "database"])
+def test_a_run_that_is_gone_is_replaced_with_a_warning(root: Path, warnings: list[str], lost: str) -> None:
+    with runs.start("train", "e", root=root) as run:
+        pass
+    uri = run.uri
+    if lost == "run":
+        run._client.delete_run(run.run_id)
+    else:
+        uri = "sqlite:////nowhere/mlflow.db"
+    with runs.resume(run.run_id, uri, "train", "e", root=root, warn=warnings.append) as again:
+        again.metrics({"nll": 80.0}, step=1)
+    assert again.run_id != run.run_id
+    assert kept(again).data.metrics == {"nll": 80.0}
+    assert len(warnings) == 1
+    assert run.run_id in warnings[0]
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer_at_the_start_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as deaf:  # bound, so that nobody else takes the port, but not listening
+        deaf.bind(("127.0.0.1", 0))
+        port = deaf.getsockname()[1]
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
+        with pytest.raises(UserError) as caught, runs.start("train", "e", root=root):
+            pass
+    message = str(caught.value)
+    assert f"http://127.0.0.1:{port}" in message
+    assert "secret" not in message
+    assert "unset MLFLOW_TRACKING_URI" in message
+    assert "\n" not in message

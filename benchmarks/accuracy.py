@@ -1,8 +1,8 @@
-"""From prepared data to digits that the judge reads: trains the strong model, fits densities, measures on validation.
+"""How long from prepared data to digits that the judge reads: train `strong`, fit densities, measure on validation.
 
-    time python -m benchmarks.accuracy      # half a minute on 2 cores: class_accuracy 0.97 or exit status 1
+    time python -m benchmarks.accuracy      # up to half a minute on 2 cores; status 1 below a class_accuracy of 0.97
 
-The judge must be there (`dvc repro judge`). Test is not read.
+Needs the judge (`dvc repro judge`). Does not read test.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Pictures of the figures, each with the machine, the versions and the date they are of."""
+"""Pictures of the figures, each with its machine, versions and date."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ NAMES = {
 
 
 def race(results: dict[str, Any]) -> "Figure":
-    """Images a second of every contender, a panel a preset; ours stand out, and the setting that counts is marked."""
+    """Images per second of each contender, one panel per preset. Our setting that counts is highlighted."""
     from matplotlib.ticker import MaxNLocator
 
     figure = _figure(9.6, 5.2)
@@ -35,19 +35,19 @@ def race(results: dict[str, Any]) -> "Figure":
         axes.set_xlim(0, 1.45 * max(values))
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_title(f"{preset}: images a second in training", fontsize=10, color=INK, loc="left")
+        axes.set_title(f"{preset}: images per second in training", fontsize=10, color=INK, loc="left")
         _plain(axes)
     _signed(figure, results)
     return figure
 
 
 def growth(results: dict[str, Any]) -> "Figure":
-    """How cost grows with members, batch size and images, by number of threads; dotted: if it grew in proportion."""
+    """How cost grows with members, batch size and images, for each number of threads. Dotted: in proportion."""
     figure = _figure(9.6, 3.6)
     titles = {
-        "members": "a population: images a second, all members",
-        "batch_size": "batch size: images a second",
-        "images": "images: seconds an epoch",
+        "members": "a population: images per second, all members",
+        "batch_size": "batch size: images per second",
+        "images": "images: seconds per epoch",
     }
     for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         for threads, series in results[key].items():
@@ -88,7 +88,7 @@ def _plain(axes: "Axes") -> None:
 
 def _signed(figure: "Figure", results: dict[str, Any]) -> None:
     about, versions = results["machine"], results["versions"]
-    where = about["processor"] if about["device"] == "cpu" else about["device"]
+    where = about["cpu"] if about["device"] == "cpu" else about["device"]
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "lightning", "pythae") if name in versions)
     note = f"{where}, {about['cores']} cores, {about['threads']} threads · {named} · {results['date']}"
     figure.supxlabel(note, fontsize=7, color=FAINT)

@@ -1,31 +1,34 @@
 """How long whole commands take, and how much memory: what a user waits for. Part of `make bench`.
 
     python -m benchmarks.commands            # about 5 minutes on 2 cores, after `make repro`
-    python -m benchmarks.commands --quick    # only what answers at once
-    python -m benchmarks.commands --repro    # the memory of a `dvc repro` in a copy: about 3 minutes
+    python -m benchmarks.commands --quick    # only commands that should answer at once
+    python -m benchmarks.commands --repro    # only the peak memory of a `dvc repro`, in a copy: about 3 minutes
 
-Adds `commands`, or `memory`, to benchmarks/results.json (--quick: results-quick.json), with their bars.
-Each figure is of a command as a user types it, imports included, but for the evaluation, whose process prints the time
-of the metrics alone. What can't be measured here (no trained model, a project that is not up to date) is left out.
+Adds `commands` or `memory` to benchmarks/results.json (--quick: results-quick.json), with their bars. Each figure is
+that of a command as a user types it, imports included. Only the evaluation's is the time of the metrics alone. What
+cannot be measured here, without a trained model or with a project that is not up to date, is left out.
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks import machine, results, startup
+from benchmarks import machine, results
 from pipeline.base import console
 from pipeline.base.device import pick_device
 from pipeline.base.params import write
 
+ROUNDS = 5  # of a command that should answer at once
 BARS: results.Bars = {
     "accuracy_097_seconds": (30.0, "most"),
     "evaluation_seconds": (30.0, "most"),
@@ -37,15 +40,12 @@ BARS_ON_CUDA: results.Bars = {"study_32_trials_seconds": (60.0, "most")}
 
 
 def measure(device: torch.device, *, whole: bool) -> dict[str, float | None]:
-    """The figures by name; `whole` also those that take a minute."""
-    found: dict[str, float | None] = {"help_seconds": _fastest(startup.COMMANDS["cvae --help"])}
+    """The figures by name. `whole`: also those that take a minute."""
+    found: dict[str, float | None] = {"help_seconds": _fastest(sys.executable, "-m", "pipeline.cli", "--help")}
     if subprocess.run(["dvc", "status", "--quiet", "dvc.yaml"], check=False, capture_output=True).returncode == 0:
-        found["repro_noop_seconds"] = _fastest(startup.COMMANDS["dvc repro, again"])
+        found["repro_noop_seconds"] = _fastest("dvc", "repro")
     else:
-        print(
-            "`dvc repro` has something to do here: how long it takes with nothing to do is not measured",
-            file=sys.stderr,
-        )
+        print("not measured: `dvc repro` with nothing to do, since it has something to do here", file=sys.stderr)
     if whole:
         found["accuracy_097_seconds"] = _accuracy()
         found["evaluation_seconds"] = _evaluation()
@@ -54,12 +54,23 @@ def measure(device: torch.device, *, whole: bool) -> dict[str, float | None]:
     return found
 
 
-def _fastest(command: list[str]) -> float:
-    return min(startup.measured(command)[0] for _ in range(startup.ROUNDS))
+def _fastest(*command: str) -> float:
+    """Seconds of the fastest of several calls. Prints CPU seconds too."""
+    walls, cpus = zip(*(_timed(command) for _ in range(ROUNDS)), strict=True)
+    print(f"{' '.join(command[-2:]):24} {min(walls):6.2f} s, {min(cpus):6.2f} s of the CPU", flush=True)
+    return min(walls)
+
+
+def _timed(command: Sequence[str]) -> tuple[float, float]:
+    """Wall and CPU seconds of one call."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, capture_output=True, check=True)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _accuracy() -> float | None:
-    """The median of three; None where one does not reach it."""
+    """The median of three runs. None if one of them does not reach the accuracy."""
     times = []
     for _ in range(3):
         began = time.perf_counter()
@@ -81,7 +92,7 @@ def _evaluation() -> float | None:
 
 
 def _copy(folder: Path) -> None:
-    """The project's committed and changed files, its raw data and its judge, without its records."""
+    """Copies the project's files, data and models, without its databases and runs."""
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
     for name in listed:
         if Path(name).is_file():
@@ -94,7 +105,7 @@ def _copy(folder: Path) -> None:
 
 
 def _study() -> float | None:
-    """A new study of 32 trials in a copy of the project."""
+    """Seconds of a new study of 32 trials in a copy of the project."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _copy(folder)
@@ -111,7 +122,7 @@ def _study() -> float | None:
 
 
 def memory() -> dict[str, float | None]:
-    """Peak GiB of a forced `dvc repro` in a copy of the project, for one epoch of each training: more hold no more."""
+    """Peak GiB of a forced `dvc repro` in a copy, with one epoch per training: more epochs need no more memory."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _copy(folder)
@@ -123,7 +134,7 @@ def memory() -> dict[str, float | None]:
 
 
 def _ours(folder: Path) -> dict[str, str]:
-    """The environment in which the copy's own modules are imported, and its records are kept in itself."""
+    """An environment in which the copy imports its own modules and keeps its own databases."""
     elsewhere = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE")
     kept = {name: value for name, value in os.environ.items() if name not in elsewhere}
     return kept | {"PYTHONPATH": str(folder)}
@@ -131,7 +142,7 @@ def _ours(folder: Path) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="only what answers at once")
+    parser.add_argument("--quick", action="store_true", help="only commands that should answer at once")
     parser.add_argument(
         "--repro", action="store_true", help="the peak memory of a `dvc repro` in a copy, and nothing else"
     )

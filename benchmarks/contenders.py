@@ -1,12 +1,14 @@
-"""Who trains against whom: the same model from the same weights on the same images, each in its own way.
+"""The contenders: the same model from the same weights on the same images, each trained in its own way.
 
-A contender is a generator. It yields seconds of training for each round of `steps` batches, and its network holds what
-it has learned so far. All but `pythae` follow the same learning rate over as many steps, so that those of one batch
-size should end at the same elbo, whatever the order of images and the noise: `tests/test_benchmarks.py` holds it.
+A contender is a generator. It yields the seconds of each round of `steps` batches, and its network holds what it has
+learned so far. All but `pythae` use the same learning rates for as many steps, so those of one batch size should end
+at the same elbo, whatever the order of images and the noise. tests/benchmarks/test_benchmarks.py checks that.
 
-`dataloader` is the loop a user would write: torchvision's MNIST, ToTensor, DataLoader, Adam, and the loss read at every
-step. `lightning` is Lightning's Trainer without logger, checkpoint and bar, on a TensorDataset in memory. `pythae` is
-pythae's trainer with its VAE, which has no label to condition on, of the same layers.
+- `dataloader`: the loop a user would write, with torchvision's MNIST, ToTensor, DataLoader, Adam, and the loss read at
+  each step.
+- `lightning`: Lightning's Trainer without logger, checkpoint and progress bar, on a TensorDataset in memory.
+- `pythae`: pythae's trainer with its VAE, which has the same layers but no label.
+- `ours`: the training loop of this project.
 """
 
 import contextlib
@@ -41,14 +43,14 @@ from pipeline.training.objective import ObjectiveParams
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contenders of a race share but the batch size: images, and the rounds they are run in."""
+    """What all contenders of a race share, except the batch size."""
 
     preset: str
     train: Split
     validation: Split
     params: TrainParams
     aim: ObjectiveParams
-    rounds: int  # each over all rows of `train`
+    rounds: int  # each is an epoch of `train`
     init: Init = "torch"
 
     @property
@@ -57,7 +59,7 @@ class Setting:
 
     @property
     def steps(self) -> int:
-        """Of one round."""
+        """Steps of one round."""
         return len(self.train) // self.params.batch_size
 
     def network(self) -> CVAE:
@@ -80,7 +82,7 @@ Contender = Callable[[Setting, CVAE], Iterator[float]]
 
 
 def ours(setting: Setting, network: CVAE) -> Iterator[float]:
-    """The product's own fit(), an epoch a round."""
+    """This project's own fit(): a round is an epoch."""
     run = train.start(network, setting.params, setting.device)
     for record in train.fit(run, setting.train, setting.validation[:10], setting.params, setting.aim):
         yield record.figures["time/seconds"]
@@ -154,7 +156,7 @@ def lightning(setting: Setting, network: CVAE) -> Iterator[float]:
     module, clock = Module(), Clock()
     for _ in range(setting.rounds):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it would have more workers
+            warnings.simplefilter("ignore")  # it asks for more workers
             trainer = pl.Trainer(
                 accelerator="gpu" if setting.device.type == "cuda" else "cpu",
                 devices=1,
@@ -170,7 +172,7 @@ def lightning(setting: Setting, network: CVAE) -> Iterator[float]:
 
 
 def pythae(setting: Setting, network: CVAE) -> Iterator[float]:
-    """It trains a network of its own: `network` gives the sizes, and stays as it was."""
+    """Trains a network of its own. `network` only gives the sizes, and does not change."""
     from pythae.data.datasets import BaseDataset
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -192,8 +194,8 @@ def pythae(setting: Setting, network: CVAE) -> Iterator[float]:
             self.log_var = nn.Linear(sizes.encoder_hidden[-1], latent)
 
         def forward(self, images: Tensor) -> Any:
-            code = self.body(images.flatten(1))
-            return ModelOutput(embedding=self.mu(code), log_covariance=self.log_var(code))
+            hidden = self.body(images.flatten(1))
+            return ModelOutput(embedding=self.mu(hidden), log_covariance=self.log_var(hidden))
 
     class Decoder(BaseDecoder):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -226,7 +228,7 @@ def pythae(setting: Setting, network: CVAE) -> Iterator[float]:
                 learning_rate=setting.params.learning_rate,
                 no_cuda=setting.device.type != "cuda",
             )
-            logging.disable(logging.WARNING)  # each of its modules sets a level of its own
+            logging.disable(logging.WARNING)  # each of its modules sets its own level
             BaseTrainer(model, train_dataset=rows, training_config=training, callbacks=[clock]).train()
             logging.disable(logging.NOTSET)
         yield clock.seconds
@@ -239,20 +241,20 @@ CONTENDERS: dict[str, Contender] = {
     "pythae": pythae,
     "ours": ours,
 }
-UNCONDITIONAL = ("pythae",)  # another model: its elbo is not compared
+UNCONDITIONAL = ("pythae",)  # without a label, so its elbo is not compared
 
 
 def in_own_process(name: str, setting: Setting, network: CVAE) -> Generator[float, None, None]:
-    """A contender's rounds in a process of its own, where nothing is set that the product sets for a whole process.
+    """Runs a contender's rounds in its own process, without the settings that our package makes for its process.
 
-    Between rounds that process waits. After each, `network` holds what it has learned.
+    The process waits between rounds. After each round, `network` holds what it has learned.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, name, setting))
     with without_our_environment():
         process.start()
-    there.close()  # so that reading ends where the process does
+    there.close()  # so that reading ends when the process ends
     try:
         for _ in range(setting.rounds):
             here.send("next")
@@ -266,7 +268,7 @@ def in_own_process(name: str, setting: Setting, network: CVAE) -> Generator[floa
 
 @contextlib.contextmanager
 def without_our_environment() -> Iterator[None]:
-    """What `pipeline` sets for a whole process goes to its children as well, unless it is taken out."""
+    """Keeps the variable that `pipeline` sets for its process from child processes. A value of the user stays."""
     ours = os.environ.pop(SPINNING, None) if os.environ.get(SPINNING) == SPINS else None
     try:
         yield
@@ -278,14 +280,14 @@ def without_our_environment() -> Iterator[None]:
 def _serve(line: Connection, name: str, setting: Setting) -> None:
     network = setting.network()
     rounds = CONTENDERS[name](setting, network)
-    with contextlib.suppress(EOFError, BrokenPipeError):  # nobody wants any more
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent has closed the pipe
         while line.recv():
             seconds = next(rounds)
             line.send((seconds, {key: tensor.numpy() for key, tensor in network.state_dict().items()}))
 
 
 def _as_published(folder: Path, split: Split) -> None:
-    """The IDX files that torchvision's MNIST reads; those of the test split, which it looks for, are empty of rows."""
+    """Writes the IDX files that torchvision's MNIST reads. It also looks for a test split, which has no rows here."""
     folder.mkdir(parents=True)
     for rows, names in ((split, FILES["train"]), (split[:0], FILES["test"])):
         for tensor, name in zip((rows.images.squeeze(1), rows.labels.to(torch.uint8)), names, strict=True):

@@ -1,10 +1,10 @@
-"""Where the time of all metrics on 10,000 test images and 10,000 samples of each sampler goes, and its floor.
+"""Where the time of an evaluation goes: all metrics on 10,000 test images and as many samples of each sampler.
 
     python -m benchmarks.evaluation         # a minute or two on 2 cores, after `dvc repro`
 
-Nearly all of it is the nll: 500 codes of each image are decoded. Beside it stands how long the dense products of that
-alone would take at the matmul rate of the same run; less is possible since a decoder of neighbours (model.Neighbours)
-skips what the codes of an image have in common. Nothing is chosen on what this reads of test, and nothing is written.
+Nearly all of it is the nll, which decodes 500 latents per image. Beside it stands how long the dense matrix products of
+that would take at this machine's matmul rate. The nll can take less, because the latents of an image share work
+(bound.NEIGHBOURS). Nothing is chosen by what this reads of test.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from pipeline.stages.saved import load_cvae, load_judge, load_splits
 from pipeline.training.objective import ObjectiveParams
 
 T = TypeVar("T")
-PROBE = 200  # images that the nll's own speed-up is measured on
+PROBE = 200  # images for measuring the speed-up of shared work
 
 
 def nll_products(model: CVAE, draws: int) -> list[tuple[int, int, int]]:
-    """Products of the decoder for all draws of an image, as (m, k, n)."""
+    """Matrix products of the decoder for all latents of an image, as (m, k, n)."""
     layers = [part for part in (*model.decoder, model.pixels) if isinstance(part, nn.Linear)]
     return [(draws, layer.in_features, layer.out_features) for layer in layers]
 

@@ -1,9 +1,8 @@
-"""How cost grows: members of a population, batch size, number of images, one thread and two.
+"""How cost grows with members of a population, batch size, images, and threads.
 
     python -m benchmarks.growth             # about 10 minutes on 2 cores; --quick: 2
 
-Adds `growth` to benchmarks/results.json and draws benchmarks/growth.png. benchmarks/README.md says where each stops
-being in proportion, and why.
+Adds `growth` to benchmarks/results.json and draws benchmarks/growth.png. docs/lab/speed.md explains the curves.
 """
 
 import argparse
@@ -21,11 +20,11 @@ from pipeline.base.paths import PREPARED
 from pipeline.data.splits import Split
 from pipeline.stages.saved import load_splits
 
-PRESET = "article"  # whose steps are short, so that what they cost besides products shows
+PRESET = "article"  # its steps are short, so that costs besides matrix products show
 
 
 def pace(batch_size: int, members: int | None, images: int, rounds: int, split: Split) -> float:
-    """Median images a second of a solo run, or of a compiled population together, over epochs of `images`."""
+    """Median images/s of a solo run, or of all members of a compiled population, in epochs of `images`."""
     steps, compiled = max(images // batch_size, 1), "always" if members else "never"
     paces = population.contestant(PRESET, batch_size, members, "float32", compiled, steps, rounds, split)
     next(paces)

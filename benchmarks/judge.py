@@ -1,10 +1,10 @@
-"""What the judge reads right of MNIST's test images, sharp, soft and grey, against the bars; a miss is exit status 1.
+"""The judge's accuracy on MNIST's test images, sharp, blurred and faded, against bars. A miss is exit status 1.
 
-    python -m benchmarks.judge                               # about a minute on 2 cores
-    python -m benchmarks.judge models/judge.safetensors      # of a trained one: seconds
+    python -m benchmarks.judge                               # train one: about a minute on 2 cores
+    python -m benchmarks.judge models/judge.safetensors      # a trained one: seconds
 
-Samples of a VAE are softer and greyer than the data: beside each bar stands what a judge reaches that was trained in
-the same way on unaltered images. The unit tests hold the same of a tenth of the training.
+Samples of a VAE are softer and greyer than the data. Beside each bar stands the accuracy of a judge that was trained in
+the same way on unaltered images. The unit tests check the same after a tenth of the training.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pipeline.stages.saved import load_judge, load_splits
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:
-    """A Gaussian blur beyond whose edges all is black; written apart from the judge's own."""
+    """A Gaussian blur, black outside the picture. Independent of the blur in the judge's training."""
     reach = int(4 * sigma)
     kernel = torch.exp(-torch.arange(-reach, reach + 1).float().square() / (2 * sigma**2))
     kernel /= kernel.sum()
@@ -35,7 +35,7 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
 
 
 def views(images: Tensor) -> Iterator[tuple[str, Tensor, float, float | None]]:
-    """Name, images, bar, and what training on unaltered images reaches."""
+    """Name, images, bar, and the accuracy of a judge trained on unaltered images."""
     yield "sharp", images, 0.994, None
     yield "blurred by 1 pixel", blurred(images, 1.0), 0.992, 0.989
     yield "blurred by 1.5", blurred(images, 1.5), 0.985, 0.951
@@ -47,7 +47,7 @@ def views(images: Tensor) -> Iterator[tuple[str, Tensor, float, float | None]]:
 
 
 def trained() -> judge.Judge:
-    """By params.yaml, as the judge stage trains it."""
+    """A judge trained by params.yaml, as in the judge stage."""
     params = load(judge.JudgeParams, "judge")
     network = judge.build(params.seed)
     train, validation = load_splits(PREPARED, "train", "validation")

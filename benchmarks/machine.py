@@ -1,7 +1,7 @@
-"""The machine that figures are of: its name, how fast it multiplies and copies, how much memory a command takes.
+"""The machine behind the figures: its name, how fast it multiplies and copies, how much memory a command takes.
 
-A share of the matmul rate is the time that the products of a step would take by themselves ÷ the time of the step: the
-products are measured in the same run, in the very shapes of the model, forward and backward.
+The share of the matmul rate is the time of a step's matrix products alone ÷ the time of the step. The products are
+measured in the same run, in the shapes of the model, forward and backward.
 """
 
 import importlib.metadata
@@ -23,13 +23,13 @@ from pipeline.data.splits import CLASSES
 from pipeline.model.cvae import CVAE
 
 PACKAGES = ("torch", "torchvision", "lightning", "pythae", "numpy", "scikit-learn", "mlflow", "dvc", "optuna")
-SAMPLED = 0.2  # seconds between two looks at a process tree
+INTERVAL = 0.2  # seconds between two looks at a process tree
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """What stands beside every figure."""
+    """The description that each figure carries."""
     return {
-        "processor": _processor(),
+        "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -40,8 +40,8 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
-    """Its name and instructions, as the kernel tells them."""
+def _cpu() -> str:
+    """The name and vector instructions of the CPU, from /proc/cpuinfo where it exists."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -53,7 +53,7 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what takes part, where it is installed."""
+    """Versions of the packages involved, where they are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -64,13 +64,13 @@ def versions() -> dict[str, str]:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Waits until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], object], device: torch.device, rounds: int = 5, least: float = 0.05) -> float:
-    """Median seconds of one call, over rounds of so many calls that a round takes `least` seconds."""
+    """Median seconds of one call, over rounds that each make enough calls to take `least` seconds."""
     work()
     wait(device)
     began, calls = time.perf_counter(), 0
@@ -89,14 +89,17 @@ def seconds(work: Callable[[], object], device: torch.device, rounds: int = 5, l
 
 
 def products(model: CVAE, batch_size: int) -> list[tuple[int, int, int]]:
-    """Each product of a training step as (m, k, n), an (m, k) matrix by a (k, n) one: of every dense layer forward, the
-    gradient of its weight and, where something before it learns, the gradient of what it reads."""
+    """The matrix products of a training step as (m, k, n): an (m, k) matrix times a (k, n) one.
+
+    Each dense layer has one forward, one for the gradient of its weight and, if something before it is trained, one
+    for the gradient of its input.
+    """
     shapes = []
     for layer in (part for part in model.modules() if isinstance(part, nn.Linear)):
         m, k, n = batch_size, layer.in_features, layer.out_features
         shapes += [(m, k, n), (n, m, k)]
         first = layer is next(part for part in model.encoder.modules() if isinstance(part, nn.Linear))
-        if not first and k != CLASSES:  # labels and pixels learn nothing
+        if not first and k != CLASSES:  # labels and pixels have no gradient
             shapes.append((m, n, k))
     return shapes
 
@@ -108,10 +111,10 @@ def flops(shapes: Sequence[tuple[int, int, int]]) -> int:
 def matmul_seconds(
     shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype, device: torch.device, rounds: int = 5
 ) -> float:
-    """Seconds that the products take one after another, and nothing between them.
+    """Seconds of the products, one after another with nothing in between.
 
-    In turn, as in a step, each with operands of its own: the same two matrices multiplied again and again lie in a
-    core's own cache, and are 1.1 times as fast.
+    Each has its own operands, as in a step. The same two matrices, multiplied again and again, would stay in a core's
+    cache and be 1.1 times as fast.
     """
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
@@ -138,7 +141,7 @@ def peak_memory(
 ) -> tuple[float, float, int]:
     """Seconds, peak GiB and exit status of a command with all the processes it starts (Linux).
 
-    Proportional set sizes, so that a page which several processes share is counted once; looked at five times a second.
+    Uses proportional set sizes, which count a shared page once, and looks five times a second.
     """
     peak, done = 0, threading.Event()
     began = time.perf_counter()
@@ -146,7 +149,7 @@ def peak_memory(
 
         def watch() -> None:
             nonlocal peak
-            while not done.wait(SAMPLED):
+            while not done.wait(INTERVAL):
                 peak = max(peak, sum(map(_resident, _tree(process.pid))))
 
         watcher = threading.Thread(target=watch)

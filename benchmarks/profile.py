@@ -1,10 +1,10 @@
-"""Where the time of training goes, by kind of work: products, elementwise, noise, optimizer, index, Python.
+"""Where the time of training goes: matrix products, elementwise operations, noise, optimizer, indexing, Python.
 
     python -m benchmarks.profile                    # a minute on 2 cores
-    python -m benchmarks.profile --device cuda      # also kernels a step and the share of time the GPU is idle
+    python -m benchmarks.profile --device cuda      # also kernels per step and the idle share of the GPU
 
-An operator's own time is counted, so that nothing counts twice. Watching costs time itself: shares are of the watched
-run, and what stands beside them is how long a step takes unwatched.
+Each operator counts its own time only, so nothing counts twice. The profiler costs time itself: shares are of the
+profiled run, and the time of a step without the profiler stands beside them.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pipeline.training import fit as train
 from pipeline.training.fit import TrainParams
 
 STEPS = 100
-# The first group with a word that an operator's name holds; what is no operator is Python and the autograd engine.
+# An operator belongs to the first group with a word in its name. The rest is Python and the autograd engine.
 GROUPS = {
     "optimizer": ("adam", "Adam", "Optimizer", "zero_grad"),
     "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::matmul", "conv"),
@@ -42,7 +42,7 @@ def group(name: str) -> str:
 
 
 def measure(preset: str, batch_size: int, device: str) -> dict[str, Any]:
-    """Shares of a training interval by group, and what stands beside them."""
+    """The shares of a training step by group, and the times of a step."""
     where = pick_device(device)
     changes = {"epochs": 3, "batch_size": batch_size, "precision": "auto", "device": str(where), "ema": None}
     params = parse(TrainParams, read()["train"] | changes, "train")

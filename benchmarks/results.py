@@ -1,4 +1,4 @@
-"""What `make bench` has found: benchmarks/results.json, to which each of its programs adds its part, and the bars."""
+"""benchmarks/results.json, to which each program of `make bench` adds its part, and the bars."""
 
 import contextlib
 import datetime
@@ -13,16 +13,16 @@ from benchmarks import machine
 from pipeline.base.files import write_json
 
 FOLDER = Path("benchmarks")
-Bars = dict[str, tuple[float, str]]  # a figure's name, its bar, and whether that is a least or a most
+Bars = dict[str, tuple[float, str]]  # name: bar, and "least" or "most"
 
 
 def path(*, quick: bool) -> Path:
-    """Git ignores those of a quick run."""
+    """The results file. Git ignores that of a quick run."""
     return FOLDER / ("results-quick.json" if quick else "results.json")
 
 
 def signed(device: torch.device) -> dict[str, Any]:
-    """What stands beside every part: when, on what, with what."""
+    """Date, commit, machine and versions, which each part carries."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
@@ -32,7 +32,7 @@ def signed(device: torch.device) -> dict[str, Any]:
 
 
 def add(where: Path, part: dict[str, Any]) -> None:
-    """Takes the place of what the file has under the same names, and leaves the rest; `bars` are put together."""
+    """Replaces the entries of the file that `part` names and keeps the rest. `bars` are merged."""
     found: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError):
         found = json.loads(where.read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def add(where: Path, part: dict[str, Any]) -> None:
 
 
 def verdicts(figures: dict[str, float | None], bars: Bars) -> dict[str, dict[str, Any]]:
-    """Each figure beside its bar; what was not measured meets none."""
+    """Each figure beside its bar. `met` is None if it was not measured."""
     rows: dict[str, dict[str, Any]] = {}
     for name, (bar, kind) in bars.items():
         value = figures.get(name)
@@ -59,6 +59,6 @@ def show(rows: dict[str, dict[str, Any]]) -> None:
 
 
 def _commit() -> str | None:
-    """Of the working copy, with a + where files differ from it."""
+    """The commit of the working copy, with a + if files have changed."""
     done = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None

@@ -1,17 +1,16 @@
-"""Ours against what a user would write or pick instead, side by side in one run: `make bench`, or `make bench-quick`.
+"""Training speed against what a user would write or pick instead, side by side: `make bench`, or `make bench-quick`.
 
-    python -m benchmarks.run            # on 2 cores about 25 minutes
-    python -m benchmarks.run --quick    # about two: fewer rounds of fewer images
+    python -m benchmarks.run            # about 25 minutes on 2 cores
+    python -m benchmarks.run --quick    # about two minutes: fewer rounds of fewer images
     python -m benchmarks.run --device cuda
 
-Contenders train in turn, a round each, from the same weights; ours with larger batches from those of
-`model.init: dark`, and with a rate and a KL weight that take longer to rise. A ratio is the median over rounds of that
-round's two figures, so that a busy machine slows both sides of it. At the end of its rounds each has trained to the end
-of its learning rate, and the elbo on validation stands beside its speed: `ours` is the fastest setting that reaches the
-elbo of those that train as the loop does. The exit status is 1 where a contender of the same model and batch size ends
-elsewhere. On a processor, all but ours run in processes of their own.
+Contenders train in turn, one round each, from the same initial weights. A ratio is the median over rounds of that
+round's two figures, so that a busy machine slows both sides. At the end, each has reached the end of its learning-rate
+schedule, and its elbo on validation stands beside its speed. `ours` is the fastest of our settings whose elbo is not
+worse. The exit status is 1 if a contender of the same model and batch size ends at another elbo. benchmarks/README.md
+describes the comparison.
 
-Adds to benchmarks/results.json and draws results.png, or with --quick results-quick.json and .png, which git ignores.
+Adds to benchmarks/results.json and draws results.png. --quick writes results-quick.json and .png, which git ignores.
 """
 
 import argparse
@@ -38,22 +37,22 @@ from pipeline.model.cvae import PRESETS, Init, build
 from pipeline.stages.saved import load_splits
 from pipeline.training.fit import TrainParams, compiler
 
-BATCH = 128  # of the yardsticks
-WARMUP = 0.3  # share of the steps in which a larger batch's rate rises to its peak, and its KL weight to 1
-# Share of the elbo that the same training may differ by, with other orders of images and other noise: five epochs of
-# the article model, by the loop, by Lightning and by fit(), ended between -123.9 and -139.9 in five races, of the
-# strong one between -105.0 and -107.6. After the 138 steps of --quick only who does not learn is found out.
+BATCH = 128  # of all contenders but ours
+WARMUP = 0.3  # share of the steps in which the rate and the KL weight of our larger batches rise
+# How much the elbo of equal trainings may differ, as a share, because of the order of images and the noise. Measured in
+# five races of five epochs: the article's model ended between -123.9 and -139.9, strong between -105.0 and -107.6.
+# After the 138 steps of --quick, this only detects a contender that does not learn.
 NOISE = {"article": 0.08, "strong": 0.04}
 NOISE_OF_QUICK = 0.08
 LARGEST_CHART = 100_000  # bytes
-BARS: results.Bars = {  # what is aimed at on 2 CPU cores
+BARS: results.Bars = {  # on 2 CPU cores
     "strong_ratio": (5.0, "least"),
     "article_ratio": (5.0, "least"),
     "strong_lightning_ratio": (1.3, "least"),
     "article_lightning_ratio": (1.3, "least"),
     "strong_share_float32": (0.70, "least"),
     "strong_share_bfloat16": (0.55, "least"),
-    "article_population_16_ratio": (1.6, "least"),
+    "article_population_16_ratio": (1.15, "least"),
 }
 BARS_ON_CUDA: results.Bars = {
     "strong_images_per_second": (3e6, "least"),
@@ -64,7 +63,7 @@ BARS_ON_CUDA: results.Bars = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One who takes part: a contender at a batch size, in a precision, compiled or not."""
+    """A contender with its batch size and precision, compiled or not."""
 
     contender: str
     batch_size: int = BATCH
@@ -73,7 +72,7 @@ class Entry:
 
     @property
     def init(self) -> Init:
-        """Fewer steps have no time to lose at their beginning."""
+        """Larger batches have fewer steps, and gain from `dark`."""
         return "dark" if self.batch_size > BATCH else "torch"
 
     @property
@@ -84,12 +83,12 @@ class Entry:
         return "_".join(["ours", self.precision, str(self.batch_size), *compiled])
 
     def setting(self, preset: str, train: data.Split, validation: data.Split, rounds: int) -> Setting:
-        # Larger batches take fewer steps: longer ones, by the square root (Malladi 2022, of Adam), a longer way up to
-        # them (Goyal 2017), and a KL that waits until there is something to code (Sønderby 2016).
+        # Larger batches have fewer steps. They need a larger rate, by the square root (Malladi 2022, for Adam), a
+        # longer warm-up of the rate (Goyal 2017), and a warm-up of the KL weight (Sønderby 2016).
         rate = read()["train"]["learning_rate"] * math.sqrt(self.batch_size / BATCH)
         changes = {"epochs": rounds, "batch_size": self.batch_size, "learning_rate": rate, "precision": self.precision}
         changes |= {"compile": self.compile, "device": str(train.images.device), "ema": None}
-        aim = population.AIM  # kl_weight 1, at which the loss is minus the elbo
+        aim = population.AIM  # kl_weight 1: the loss is −elbo
         if self.batch_size > BATCH:
             changes["warmup"] = WARMUP
             aim = replace(aim, schedule="warmup", schedule_share=WARMUP)
@@ -98,7 +97,7 @@ class Entry:
 
 
 def entries(device: torch.device) -> Iterator[Entry]:
-    """All who take part."""
+    """All contenders in all settings that this machine can run."""
     compiles = device.type == "cuda" or compiler()
     for name in CONTENDERS:
         if name == "ours":
@@ -113,9 +112,9 @@ def entries(device: torch.device) -> Iterator[Entry]:
 
 
 def race(preset: str, train: data.Split, validation: data.Split, rounds: int) -> dict[str, Any]:
-    """All contenders' rounds in turn: seconds, images a second, elbo, share of the matmul rate."""
+    """Trains all contenders in turn. Returns their seconds, images/s, elbo and share of the matmul rate."""
     device = train.images.device
-    torch.compiler.reset()  # what another race compiled counts against the number of times a function may be
+    torch.compiler.reset()  # forget the last race: the number of times that a function may be compiled is limited
     taking_part = {entry.name: entry for entry in entries(device)}
     settings = {name: entry.setting(preset, train, validation, rounds) for name, entry in taking_part.items()}
     networks = {name: setting.network() for name, setting in settings.items()}
@@ -155,7 +154,7 @@ def race(preset: str, train: data.Split, validation: data.Split, rounds: int) ->
 
 
 def memory(preset: str, race: dict[str, Any], device: torch.device) -> dict[str, float]:
-    """Peak GiB of a process that trains one contender for a short round and nothing else; none that compiles."""
+    """Peak GiB of a process that only trains one contender for a short round. Compiled settings are left out."""
     found = {}
     for name in (name for name, entry in race.items() if not entry["compiled"]):
         program = (
@@ -170,45 +169,44 @@ def memory(preset: str, race: dict[str, Any], device: torch.device) -> dict[str,
 
 
 def alone(preset: str, wanted: str, train: data.Split, validation: data.Split) -> None:
-    """One contender, a round of 50 batches."""
+    """Trains one contender for a round of 50 batches."""
     entry = next(entry for entry in entries(train.images.device) if entry.name == wanted)
     setting = entry.setting(preset, train[: 50 * entry.batch_size], validation, 1)
     list(CONTENDERS[entry.contender](setting, setting.network()))
 
 
 def agreed(race: dict[str, Any], share: float) -> tuple[list[str], str]:
-    """Contenders of the loop's batch size whose elbo is another; and our fastest setting whose elbo is no worse.
+    """The contenders whose elbo differs, and the name of our fastest setting whose elbo is not worse.
 
-    What differs by less than `share` is alike: from the median of all that train as the loop does, since one of them
-    may end far off by chance.
+    Elbos count as equal if they differ by less than `share` from the median of the contenders with the loop's batch
+    size. (A single one of them may end far off by chance.)
     """
     same = {name: entry for name, entry in race.items() if entry["elbo"] is not None and entry["batch_size"] == BATCH}
-    usual = statistics.median(entry["elbo"] for entry in same.values())
-    apart = [name for name, entry in same.items() if abs(entry["elbo"] - usual) > share * abs(usual)]
-    good = [name for name in race if name.startswith("ours") and race[name]["elbo"] >= usual - share * abs(usual)]
-    fastest = max(good, key=lambda name: race[name]["images_per_second"], default=f"ours_float32_{BATCH}")
-    return apart, fastest
+    median = statistics.median(entry["elbo"] for entry in same.values())
+    apart = [name for name, entry in same.items() if abs(entry["elbo"] - median) > share * abs(median)]
+    good = [name for name in race if name.startswith("ours") and race[name]["elbo"] >= median - share * abs(median)]
+    return apart, max(good, key=lambda name: race[name]["images_per_second"], default=f"ours_float32_{BATCH}")
 
 
-def show(preset: str, race: dict[str, Any], chosen: str, peaks: dict[str, float]) -> None:
+def show(preset: str, race: dict[str, Any]) -> None:
     print(f"\n{preset}: images/s, × the DataLoader loop, share of the matmul rate, elbo at the end, peak memory")
     for name, entry in race.items():
         elbo = "" if entry["elbo"] is None else f"{entry['elbo']:9.2f}"
-        peak = f"{peaks[name]:6.2f} GiB" if name in peaks else ""
+        peak = "" if entry["peak_gib"] is None else f"{entry['peak_gib']:6.2f} GiB"
         print(
             f"{name:27} {entry['images_per_second']:10,.0f} {entry['ratio']:6.2f} "
-            f"{entry['share_of_matmul_rate']:6.0%} {elbo:>9} {peak}{'  <- ours' if name == chosen else ''}"
+            f"{entry['share_of_matmul_rate']:6.0%} {elbo:>9} {peak}{'  <- ours' if 'ours' in entry else ''}"
         )
 
 
 def fastest(race: dict[str, Any], precision: str, batch_size: int) -> dict[str, Any]:
-    """Ours of a precision and batch size, compiled or not; an empty entry where there is none."""
+    """Our faster entry of a precision and batch size, compiled or not. Empty if there is none."""
     names = (f"ours_{precision}_{batch_size}", f"ours_{precision}_{batch_size}_compiled")
     return max((race[name] for name in names if name in race), key=lambda entry: entry["images_per_second"], default={})
 
 
 def figures_of(races: dict[str, Any], chosen: dict[str, str], populations: dict[str, Any]) -> dict[str, float | None]:
-    """The figures that bars are set for, by their names."""
+    """The figures that have bars, by name."""
     found: dict[str, float | None] = {}
     for preset, race in races.items():
         found[f"{preset}_ratio"] = race[chosen[preset]]["ratio"]
@@ -222,17 +220,58 @@ def figures_of(races: dict[str, Any], chosen: dict[str, str], populations: dict[
     for preset, result in populations.items():
         for name, ratio in result["ratio"].items():
             if name[0].isdigit():
-                members = int(name.split()[0])  # compiled or not, whatever is faster
+                members = int(name.split()[0])  # compiled or not: the faster one counts
                 key = f"{preset}_population_{members}"
                 ratio = max(ratio, found.get(f"{key}_ratio") or 0)
                 found |= {f"{key}_ratio": ratio, f"{key}_time": members / ratio}
     return found
 
 
+def matmul_rates(device: torch.device) -> dict[str, Any]:
+    """GFLOP/s of the matrix products of a step of 256 images, by preset and precision. On a GPU, copies too."""
+    precisions = [torch.float32, *([torch.bfloat16] if has_bfloat16(device) else [])]
+    found: dict[str, Any] = {}
+    for preset, architecture in PRESETS.items():
+        shapes = machine.products(build(architecture, 0), 256)
+        found[preset] = {
+            str(dtype).removeprefix("torch."): machine.flops(shapes)
+            / machine.matmul_seconds(shapes, dtype, device)
+            / 1e9
+            for dtype in precisions
+        }
+        rates = ", ".join(f"{value:,.0f} GFLOP/s {name}" for name, value in found[preset].items())
+        print(f"matrix products of {preset} at batch 256: {rates}")
+    if device.type == "cuda":
+        found["copy_gb_per_second"] = machine.copy_bandwidth(device)
+        print(f"copies on the device: {found['copy_gb_per_second']:,.0f} GB/s")
+    return found
+
+
+def measure_populations(train: data.Split, rounds: int, *, quick: bool) -> dict[str, Any]:
+    """Populations of 16 members (on a GPU 32 too) against solo runs, by preset."""
+    sizes, steps = ([16], 32) if quick else ([16], 128)
+    if train.images.device.type == "cuda":
+        sizes, steps = [16, 32], 512
+    found = {
+        preset: population.compare(preset, BATCH, sizes, steps, rounds, train)
+        for preset in (["article"] if quick else PRESETS)
+    }
+    for preset, result in found.items():
+        for name, ratio in result["ratio"].items():
+            print(f"{preset}, {name}: {ratio:.2f} × {result['best_solo']}")
+    return found
+
+
+def images_per_second(race: dict[str, Any], chosen: str) -> dict[str, float]:
+    """Of the other contenders, and of our chosen setting as `ours`."""
+    others = {name: entry["images_per_second"] for name, entry in race.items() if not name.startswith("ours")}
+    return {**others, "ours": race[chosen]["images_per_second"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 rounds of 6,000 images")
-    parser.add_argument("--rounds", type=int, help="of which the median counts (default: 5, quick: 3)")
+    parser.add_argument("--rounds", type=int, help="number of rounds; figures are medians (default: 5, quick: 3)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, …")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (3 if arguments.quick else 5)
@@ -240,71 +279,33 @@ def main() -> None:
         raise UserError(f"--rounds must be at least 1, not {rounds}")
     device = pick_device(arguments.device)
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
-    # Each batch size is compiled for itself, as a run of its own would be; the second would else be taken for any size.
+    # Compile each batch size by itself, as in a run of its own. Otherwise the second is compiled for all sizes.
     torch._dynamo.config.automatic_dynamic_shapes = False
     if arguments.quick:
         train, validation = train[:6000], validation[:2000]
-    about = machine.describe(device)
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    print(", ".join(f"{name} {value}" for name, value in machine.describe(device).items()))
 
-    precisions = [torch.float32, *([torch.bfloat16] if has_bfloat16(device) else [])]
-    matmul: dict[str, Any] = {}
-    for preset, architecture in PRESETS.items():
-        shapes = machine.products(build(architecture, 0), 256)
-        matmul[preset] = {
-            str(dtype).removeprefix("torch."): machine.flops(shapes)
-            / machine.matmul_seconds(shapes, dtype, device)
-            / 1e9
-            for dtype in precisions
-        }
-        rates = ", ".join(f"{value:,.0f} GFLOP/s {name}" for name, value in matmul[preset].items())
-        print(f"matrix products of {preset} at batch 256: {rates}")
-    if device.type == "cuda":
-        matmul["copy_gb_per_second"] = machine.copy_bandwidth(device)
-        print(f"copies on the device: {matmul['copy_gb_per_second']:,.0f} GB/s")
-
+    matmul = matmul_rates(device)
     races = {preset: race(preset, train, validation, rounds) for preset in PRESETS}
     noise = dict.fromkeys(NOISE, NOISE_OF_QUICK) if arguments.quick else NOISE
-    apart, chosen, peaks = {}, {}, {}
+    apart, chosen = {}, {}
     for preset, result in races.items():
         apart[preset], chosen[preset] = agreed(result, noise[preset])
-        peaks[preset] = {} if arguments.quick else memory(preset, result, device)
-        show(preset, result, chosen[preset], peaks[preset])
-
-    sizes, steps = ([16], 32) if arguments.quick else ([16], 128)
-    if device.type == "cuda":
-        sizes, steps = [16, 32], 512
-    populations = {
-        preset: population.compare(preset, BATCH, sizes, steps, rounds, train)
-        for preset in (["article"] if arguments.quick else PRESETS)
-    }
-    for preset, result in populations.items():
-        for name, ratio in result["ratio"].items():
-            print(f"{preset}, {name}: {ratio:.2f} × {result['best_solo']}")
-
-    bars = BARS_ON_CUDA if device.type == "cuda" else BARS
-    rows = results.verdicts(figures_of(races, chosen, populations), bars)
+        result[chosen[preset]]["ours"] = True
+        peaks = {} if arguments.quick else memory(preset, result, device)
+        for name, entry in result.items():
+            entry["peak_gib"] = peaks.get(name)
+        show(preset, result)
+    populations = measure_populations(train, rounds, quick=arguments.quick)
+    rows = results.verdicts(figures_of(races, chosen, populations), BARS_ON_CUDA if device.type == "cuda" else BARS)
     results.show(rows)
 
     found = {
         **results.signed(device),
         "rounds": rounds,
         "images_per_round": len(train),
-        "train": {
-            preset: {
-                **{name: entry["images_per_second"] for name, entry in result.items() if not name.startswith("ours")},
-                "ours": result[chosen[preset]]["images_per_second"],
-            }
-            for preset, result in races.items()
-        },
-        "contenders": {
-            preset: {
-                name: {**entry, "peak_gib": peaks[preset].get(name)}
-                | ({"ours": True} if name == chosen[preset] else {})
-                for name, entry in result.items()
-            }
-            for preset, result in races.items()
-        },
+        "train": {preset: images_per_second(result, chosen[preset]) for preset, result in races.items()},
+        "contenders": races,
         "population": {preset: result["ratio"] for preset, result in populations.items()},
         "matmul": matmul,
         "elbos_agree": not any(apart.values()),
@@ -315,11 +316,11 @@ def main() -> None:
     with replacing(path.with_suffix(".png")) as part:
         charts.race(found).savefig(part, format="png", dpi=80)
     if arguments.quick:
-        print("\nThe bars are meant for `make bench`: in so few steps the loop is faster than it stays.")
+        print("\nThe bars are meant for `make bench`: in so few steps, the loop is faster than later.")
     print(f"\n{path} and its chart written")
     for preset, names in apart.items():
         if names:
-            print(f"{preset}: not the same elbo as its like within {noise[preset]:.0%}: {', '.join(names)}")
+            print(f"{preset}: elbo differs by more than {noise[preset]:.0%}: {', '.join(names)}")
     sys.exit(any(apart.values()))
 
 

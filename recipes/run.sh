@@ -30,17 +30,13 @@ def options():
 
 console.run(options)' "recipes/$name.yaml")
 
-base=$(git rev-parse HEAD)  # commits during the training have no effect
 dvc exp remove "recipe-$name" >/dev/null 2>&1 || true
 # shellcheck disable=SC2086
 dvc exp run --temp --name "recipe-$name" $changes "$@" "$target"
 
-found=refs/exps/$(echo "$base" | sed 's|^..|&/|')/recipe-$name
 folder=reports/recipes/$name
 mkdir -p "$folder"
-trap 'rm -f "$folder/.part"' EXIT
 for result in $results; do
-    git show "$found:reports/$result" > "$folder/.part"
-    mv "$folder/.part" "$folder/$(basename "$result")"
+    dvc get --quiet --force --rev "recipe-$name" --out "$folder/$(basename "$result")" . "reports/$result"
 done
 echo "written to $folder/: $results"

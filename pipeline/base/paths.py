@@ -15,6 +15,7 @@ COMPLETION_RUN = Path("models/completion_run.json")
 JUDGE_REPORT = Path("reports/judge.json")
 HISTORY = Path("reports/history.csv")
 METRICS = Path("reports/metrics.json")
+HEADLINE = Path("reports/headline.json")  # the ten figures that DVC compares
 PER_CLASS = Path("reports/per_class.csv")
 DOCTOR = Path("reports/doctor.json")
 FIGURES = Path("reports/figures")

@@ -17,7 +17,7 @@ from pipeline.base.device import pick_device
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, write_json
 from pipeline.base.params import load, load_key, parse, plain
-from pipeline.base.paths import DOCTOR, FIGURES, HISTORY, JUDGE, METRICS, MODEL, PER_CLASS, PREPARED, RUN
+from pipeline.base.paths import DOCTOR, FIGURES, HEADLINE, HISTORY, JUDGE, METRICS, MODEL, PER_CLASS, PREPARED, RUN
 from pipeline.data.splits import CLASSES, Split, to_unit
 from pipeline.measure import bound, doctor, judge, metrics
 from pipeline.measure.doctor import Case, Diagnosis
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 COLUMNS = 10
 DIGIT = 5  # whose traversal is shown
+# What `dvc metrics diff` and `dvc exp show` compare, after the KL weight.
+HEADLINE_FIGURES = (
+    "fitted/frechet", "prior/frechet", "fitted/class_accuracy", "prior/class_accuracy", "fitted/diversity",
+    "prior/diversity", "nll", "kl", "reconstruction",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -68,6 +73,8 @@ def main() -> None:
             "seed": params.seed,
         }
         write_json(METRICS, nested(result.figures) | {"protocol": protocol})
+        headline = {name: result.figures[name] for name in HEADLINE_FIGURES}
+        write_json(HEADLINE, {"kl_weight": aim.kl_weight} | headline)
         with replacing(PER_CLASS) as part:
             result.per_class.to_csv(part, index=False)
         diagnosis = diagnose(result, model, aim)

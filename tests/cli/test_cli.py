@@ -171,7 +171,7 @@ def test_the_report_of_the_repository_reads_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "reports").mkdir()
-    committed = json.loads((ROOT / "reports/metrics.json").read_text(encoding="utf-8"))
+    committed = json.loads((ROOT / "docs/results/default/metrics.json").read_text(encoding="utf-8"))
     (tmp_path / "reports/metrics.json").write_text(json.dumps(committed | {"collapsed": True}), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, "report") == 0

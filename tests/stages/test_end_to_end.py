@@ -433,7 +433,7 @@ def test_an_experiment_is_compared_and_lands_in_the_users_database(project: Proj
     shown = project.run("dvc", "exp", "show", "--json")
     assert "heavier" in shown
     assert "objective.kl_weight" in project.run("dvc", "params", "diff", "HEAD", "heavier")
-    assert "fitted.frechet" in project.run("dvc", "metrics", "diff", "HEAD", "heavier")
+    assert "fitted/frechet" in project.run("dvc", "metrics", "diff", "HEAD", "heavier")
 
 
 def test_every_treatment_is_reached_from_the_command_line(project: Project) -> None:

@@ -183,7 +183,7 @@ def test_the_report_of_the_repository_reads_well(
 def test_help_costs_little_more_than_python_itself() -> None:
     """Both in turn, and the cheapest of five each, so that a slow or busy machine slows both.
 
-    That nothing heavy is imported is held by test_rooms; `python -m benchmarks.commands --quick` says how long help takes.
+    That nothing heavy is imported is held by test_rooms; `python -m benchmarks.commands --quick` times the help.
     """
 
     def start(*words: str) -> None:

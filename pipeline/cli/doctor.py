@@ -3,16 +3,17 @@
 A model is measured on validation, never on test: whoever follows the doctor's advice chooses by its figures.
 """
 
-import argparse
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from pipeline.base.errors import UserError
-from pipeline.base.paths import HISTORY, PREPARED, RUN
-from pipeline.cli import draw as gallery
+from pipeline.base.paths import HISTORY, JUDGE, MODEL, PREPARED, RUN
+from pipeline.cli.options import model_file
 
 if TYPE_CHECKING:
     from pipeline.measure.doctor import Case, Diagnosis, Evidence
@@ -28,30 +29,19 @@ WIDEST = 100  # characters of a line: longer ones are hard to read
 MARK = {"severe": "✗", "warning": "!", "note": "·"}
 
 
-def add_command(commands: Any) -> None:
-    """Adds the command to an argparse's subparsers."""
-    add = commands.add_parser(
-        "doctor",
-        help="what is wrong with a model, and what to change",
-        description="Say what is wrong with a model or an MLflow run, from which figures, and what to change. A model "
-        "is measured on validation; of an evaluated run the recorded figures are read.",
-        epilog="examples:\n  cvae doctor\n  cvae doctor models/other.safetensors\n  cvae doctor runs:/RUN_ID",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add.add_argument(
-        "run",
-        nargs="?",
-        default=gallery.MODEL,
-        metavar="RUN",
-        help=f"a safetensors file, or runs:/RUN_ID of MLflow ({gallery.MODEL})",
-    )
-    add.set_defaults(act=doctor)
+def doctor(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a .safetensors, or runs:/RUN_ID of MLflow")] = str(MODEL),
+) -> None:
+    """Say what is wrong with a model, and what to change.
 
+    A model is measured on validation. Of an evaluated run the recorded figures are read.
 
-def doctor(arguments: argparse.Namespace) -> None:
-    """Gathers, diagnoses, prints."""
-    name: str = arguments.run
-    title, case, hints = of_run(name) if name.startswith("runs:/") else of_file(Path(name))
+    \b
+    cvae doctor
+    cvae doctor models/other.safetensors
+    cvae doctor runs:/RUN_ID
+    """
+    title, case, hints = of_run(run) if run.startswith("runs:/") else of_file(Path(run))
 
     from pipeline.measure.doctor import diagnose
 
@@ -79,7 +69,7 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> "tuple[s
     figures: dict[str, float] = {}
     measured = "nothing measured"
     if PREPARED.exists():
-        reader = partial(judge.read, load_judge(gallery.JUDGE, device)) if gallery.JUDGE.exists() else None
+        reader = partial(judge.read, load_judge(JUDGE, device)) if JUDGE.exists() else None
         train, validation = load_splits(PREPARED, "train", "validation", device=device)
         evaluator = Evaluator(reader, validation, train, aim.pixels, seed=0)
         figures = evaluator.fit_figures(saved.model)
@@ -121,7 +111,7 @@ def of_run(uri: str) -> "tuple[str, Case, list[str]]":
         return f"{title}, its figures on {split}", case, [_measuring(uri) if run.has_model else _training(aim)]
     if not run.has_model:
         return f"{title}, not evaluated", case, [_training(aim)]
-    _, measured, hints = of_file(gallery.model_file(uri), run.history)
+    _, measured, hints = of_file(model_file(uri), run.history)
     both = replace(measured, figures=figures | dict(measured.figures))
     return f"{title}, not evaluated: its model measured on validation", both, hints
 

@@ -3,9 +3,10 @@
 19 trainings of 3 epochs: docs/article.md says how long they took where they were timed.
 """
 
-import argparse
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
 
 from pipeline.base.errors import UserError
 from pipeline.base.paths import ARTICLE, JUDGE, PREPARED
@@ -20,25 +21,19 @@ GREYS = 32  # of the picture: digits look alike in them, and it takes a third of
 SHOWN = ("class_accuracy", "diversity")
 
 
-def add_command(commands: Any) -> None:
-    """Adds the command to an argparse's subparsers."""
-    add = commands.add_parser(
-        "reproduce",
-        help="train the source article's model at its own KL weights, and see what they are",
-        description="Train the source article's model under its loss at its KL weights, and under every conditioning "
-        f"with and without the label in its encoder; measure it on validation into {ARTICLE}/.",
-        epilog="examples:\n  cvae reproduce article\n  cvae reproduce article --epochs 20",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add.add_argument("what", choices=("article",), help="article: the collapse and its remedy")
-    add.add_argument("--epochs", type=int, default=EPOCHS, metavar="N", help=f"of each training ({EPOCHS})")
-    add.set_defaults(act=reproduce)
+def reproduce(
+    what: Annotated[Literal["article"], typer.Argument(help="article: the collapse and its remedy")],  # noqa: ARG001
+    epochs: Annotated[int, typer.Option(min=1, max=MOST_EPOCHS, metavar="N", help="of each training")] = EPOCHS,
+) -> None:
+    """Train the source article's model at its KL weights.
 
+    Also with every conditioning, with and without the label in its encoder. The figures, on validation, go to
+    reports/article.
 
-def reproduce(arguments: argparse.Namespace) -> None:
-    """Trains, measures, writes and says it."""
-    if not 1 <= arguments.epochs <= MOST_EPOCHS:
-        raise UserError(f"--epochs must be from 1 to {MOST_EPOCHS:,}, not {arguments.epochs}")
+    \b
+    cvae reproduce article
+    cvae reproduce article --epochs 20
+    """
     for path, command in ((PREPARED, "prepare"), (JUDGE, "judge")):
         if not path.exists():
             raise UserError(f"{path} not found: run `dvc repro {command}` first")
@@ -58,7 +53,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
 
     params = replace(
         load(TrainParams, "train"),
-        epochs=arguments.epochs,
+        epochs=epochs,
         batch_size=article.BATCH_SIZE,
         learning_rate=article.LEARNING_RATE,
         ema=None,

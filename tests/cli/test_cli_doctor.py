@@ -126,8 +126,8 @@ def test_a_history_counts_if_it_is_the_models_own(
         (("doctor", "params.yaml"), "params.yaml is no safetensors file"),
         (("doctor", "runs:/nonsense"), "'runs:/nonsense' names no run"),
         (("doctor", "runs:/0123abcd"), "there is no run 0123abcd"),
-        (("reproduce", "artikel"), "invalid choice: 'artikel'"),
-        (("reproduce", "article", "--epochs", "0"), "--epochs must be from 1 to 1,000, not 0"),
+        (("reproduce", "artikel"), "'article'"),
+        (("reproduce", "article", "--epochs", "0"), "'--epochs'"),
         (("reproduce", "article"), "data/prepared/mnist.safetensors not found: run `dvc repro prepare` first"),
     ],
 )

@@ -1,0 +1,129 @@
+"""`cvae complete`: completions of a picture."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.base.errors import UserError
+from pipeline.base.paths import COMPLETER, JUDGE
+from pipeline.cli.options import Model, Seed, digit_of, model_file, where_to
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_COMPLETIONS = 1000
+BLOCK = "block"
+
+
+def complete(
+    picture: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="a picture of 28 × 28 pixels, light ink on black or dark ink on white; thresholded at half grey",
+        ),
+    ],
+    mask: Annotated[
+        str,
+        typer.Option(
+            metavar="MASK",
+            help="what is hidden: top, bottom, left, right, top-left …, all-but-top-left …, block (a place that the "
+            "seed chooses), or a picture that is white where pixels are hidden",
+        ),
+    ],
+    digit: Annotated[
+        int | None, typer.Option(parser=digit_of, metavar="D", help="complete the picture as this digit")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, max=MOST_COMPLETIONS, metavar="N", help="completions")] = 8,
+    seed: Seed = 0,
+    model: Model = str(COMPLETER),
+    judge: Annotated[Path, typer.Option(metavar="FILE", help="the classifier that reads the completions")] = JUDGE,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=".png: the visible part, then the completions (if not given: the terminal, or completions.png)",
+        ),
+    ] = None,
+) -> None:
+    """Complete the hidden part of a picture.
+
+    The most likely completions come first.
+
+    \b
+    cvae complete INPUT.png --mask top --count 8 --out completions.png
+    cvae complete INPUT.png --mask all-but-bottom-left --digit 3
+    cvae complete INPUT.png --mask MASK.png
+    cvae complete INPUT.png --mask top --model runs:/RUN_ID
+    """
+    out = where_to(out, "completions.png", (".png",))
+
+    import torch
+
+    from pipeline.completion import model as completion
+    from pipeline.measure.judge import read
+    from pipeline.show import pictures
+    from pipeline.stages.saved import load_completer, load_judge
+
+    image = read_input(picture)
+    visible = read_mask(mask, seed)
+    completer, reader = load_completer(model_file(model)), load_judge(judge)
+    if not completer.latent_size:
+        raise UserError(f"{model} is the deterministic network, which has one answer: name {COMPLETER}")
+    found = completion.complete(completer, image, visible, digit, count, seed)
+    scores = found.log_likelihood.tolist()
+    read_as = read(reader, found.images.unsqueeze(1)).labels.tolist()
+    cells = torch.cat([completion.seen_part(image, visible)[None], found.images])
+    if out is None:
+        pictures.show(cells[None].numpy())
+    else:
+        captions = [f"{label}  {score:.1f}" for label, score in zip(read_as, scores, strict=True)]
+        pictures.save_png(out, pictures.captioned(cells.numpy(), ["seen", *captions]))
+    as_digit = "" if digit is None else f", as a {digit}"
+    print(f"{'' if out is None else f'{out}: '}{count:,} completions, the most likely first{as_digit}")
+    for rank, (label, score) in enumerate(zip(read_as, scores, strict=True), 1):
+        print(f"{rank:>4}  read as {label}  log p(hidden∣seen) {score:.1f} nats")
+
+
+def read_input(path: Path) -> "Tensor":
+    """The picture (28, 28) to complete, 1 where there is ink. Prints what was changed in it."""
+    import torch
+
+    from pipeline.data.splits import SIDE
+    from pipeline.show.pictures import read_grey
+
+    grey, notes = read_grey(path, SIDE)
+    edge = [*grey[0], *grey[-1], *grey[:, 0], *grey[:, -1]]
+    if sum(edge) / len(edge) > 0.5:
+        grey, notes = 1 - grey, [*notes, "dark ink on a light ground, inverted"]
+    if notes:
+        print(f"{path}: {'; '.join(notes)}")
+    return torch.from_numpy(grey >= 0.5).float()
+
+
+def read_mask(name: str, seed: int) -> "Tensor":
+    """What is visible (28, 28) bool under a mask's name or file; `seed` chooses where a block is.
+
+    Raises UserError where everything or nothing is visible.
+    """
+    import torch
+
+    from pipeline.completion import model as completion
+    from pipeline.data.splits import SIDE
+    from pipeline.show.pictures import read_grey
+
+    masks = completion.named_masks()
+    if name in masks:
+        return masks[name]
+    if name == BLOCK:
+        return completion.random_block(seed)
+    if not Path(name).exists():
+        raise UserError(f"--mask {name} is no file and none of {', '.join([*masks, BLOCK])}")
+    grey, _ = read_grey(Path(name), SIDE)
+    visible = torch.from_numpy(grey < 0.5)
+    if visible.all():
+        raise UserError(f"--mask {name} hides nothing: paint white what is to be hidden")
+    if not visible.any():
+        raise UserError(f"--mask {name} hides everything")
+    return visible

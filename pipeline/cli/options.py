@@ -1,0 +1,110 @@
+"""What several commands have in common: options, checks, and how pictures are delivered."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pipeline.base.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.model.density import Sampler
+    from pipeline.stages.saved import Saved
+
+MOST_SAMPLES = 100_000
+ROW = 10  # pictures of a row
+FRAME_MILLISECONDS = 60
+
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 2, metavar="N", help="the same seed gives the same pictures")]
+SamplerName = Annotated[
+    Literal["fitted", "prior"] | None, typer.Option(help="where z comes from; if not given, as in params.yaml")
+]
+Model = Annotated[str, typer.Option(metavar="MODEL", help="a safetensors file, or runs:/RUN_ID of MLflow")]
+
+
+def digits_of(text: str) -> list[int]:
+    """`8`, `1,7` and `0-9` as digits, in the given order. Raises UserError for anything else."""
+    digits: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last) if dash else (first, first)
+        if not all(len(end) == 1 and end in "0123456789" for end in ends) or ends[0] > ends[1]:
+            raise UserError(f"{text!r} names no digits: give one as 8, some as 1,7, a range as 0-9")
+        digits.extend(range(int(ends[0]), int(ends[1]) + 1))
+    return list(dict.fromkeys(digits))
+
+
+def digit_of(text: str) -> int:
+    """One digit. Raises UserError for anything else."""
+    if len(text) != 1 or text not in "0123456789":
+        raise UserError(f"{text!r} is no digit: give one from 0 to 9")
+    return int(text)
+
+
+def check_count(count: int, pictures_each: int) -> None:
+    """Raises UserError where so many would make more than MOST_SAMPLES pictures in all."""
+    most = MOST_SAMPLES // pictures_each
+    if count > most:
+        raise UserError(f"--count must be from 1 to {most:,}, not {count:,}")
+
+
+def where_to(out: Path | None, usual: str, suffixes: tuple[str, ...]) -> Path | None:
+    """The file to write: --out, or `usual`; None draws on the terminal. Raises UserError for a bad --out."""
+    from pipeline.show.pictures import on_terminal
+
+    if out is None:
+        return None if on_terminal() else Path(usual)
+    if out.suffix not in suffixes:
+        raise UserError(f"--out {out} must end in {' or '.join(suffixes)}")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a file")
+    return out
+
+
+def model_file(name: str) -> Path:
+    """The file that --model names; an MLflow run's model is fetched first."""
+    if not name.startswith("runs:/"):
+        return Path(name)
+    from pipeline.tracking.package import download_model
+
+    return download_model(name, Path())
+
+
+def open_model(name: str, sampler: "Sampler | None") -> "tuple[Saved, Sampler]":
+    """The model of --model, and the sampler of --sampler or of params.yaml."""
+    from pipeline.base.params import load
+    from pipeline.model.density import SampleParams
+    from pipeline.stages.saved import load_cvae
+
+    sampler = sampler or load(SampleParams, "sample").sampler
+    return load_cvae(model_file(name)), sampler
+
+
+def deliver(images: "Tensor", out: Path | None, said: str, back: bool = False) -> None:
+    """Shows images (R, C, 28, 28) in [0, 1] and says what they are.
+
+    `out` is a .png (a sheet of R rows), a .gif (an animation of C frames; with `back` it returns to its start), or
+    None for the terminal.
+    """
+    import torch
+
+    from pipeline.model.density import sheet
+    from pipeline.show import pictures
+
+    if out is None:
+        pictures.show(images.numpy())
+        print(said)
+        return
+    rows, columns = images.shape[:2]
+    if out.suffix == ".gif":
+        blank = images.new_zeros(-rows % min(rows, ROW), *images.shape[1:])
+        whole = torch.cat([images, blank])
+        order = [*range(columns), *(range(columns - 2, 0, -1) if back else ())]
+        pictures.save_gif(out, [sheet(whole[:, at], min(rows, ROW)) for at in order], FRAME_MILLISECONDS)
+    else:
+        pictures.save_png(out, sheet(images.flatten(0, 1), columns))
+    print(f"{out}: {said}")

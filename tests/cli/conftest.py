@@ -1,0 +1,51 @@
+"""A small project to work in, and `cvae` in this process."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import Answer, Cvae
+from imports import ROOT
+from settings import model_params
+
+from pipeline.base.params import read
+from pipeline.cli.main import main
+from pipeline.model.cvae import build, resolve
+from pipeline.model.density import Density
+from pipeline.stages.saved import save_cvae
+
+
+@pytest.fixture
+def cvae(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cvae:
+    """Runs `cvae WORDS`."""
+
+    def run(words: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["cvae", *shlex.split(words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Answer(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with params.yaml and an untrained model of two latent dimensions."""
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    saved = read(ROOT / "params.yaml")
+    saved["model"] |= {"latent_size": 2, "encoder_hidden": [8], "decoder_hidden": [8]}
+    density = Density(
+        weights=torch.ones(10, 1),
+        means=torch.arange(10.0)[:, None, None].expand(10, 1, 2),
+        roots=torch.eye(2).expand(10, 1, 2, 2),
+    )
+    model = build(resolve(model_params(latent_size=2, encoder_hidden=(8,), decoder_hidden=(8,))), 0)
+    with torch.no_grad():
+        for weight in (*model.decoder.parameters(), model.pixels.weight):
+            weight *= 5  # so that latents and labels change the pictures
+    (tmp_path / "models").mkdir()
+    save_cvae(tmp_path / "models/cvae.safetensors", model, density, saved)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -103,7 +103,11 @@ def of_run(uri: str) -> "tuple[str, Case, list[str]]":
         raise UserError(f"{uri} ({run.name}) is no training of this project: it has no params of an objective")
     aim = parse(ObjectiveParams, settings["objective"], f"{uri}: objective")
     split = "test" if "test/kl" in run.metrics else "validation"
-    figures = {name.removeprefix(f"{split}/"): run.metrics[name] for name in run.metrics if name.startswith(split)}
+    figures = {
+        name.removeprefix(f"{split}/"): run.metrics[name] for name in run.metrics if name.startswith(f"{split}/")
+    }
+    if run.metrics and not figures:
+        raise UserError(f"{uri} ({run.name}) was recorded by an older version, with other names: train it again")
     model = settings["model"]
     case = numbers.Case(aim, figures, run.history, model.get("prior"), model.get("conditioning"))
     title = f"run {run.name}, {_words(case)}"
@@ -178,6 +182,7 @@ def width() -> int:
 def screen(title: str, case: "Case", diagnosis: "Diagnosis", hints: Sequence[str], columns: int) -> str:
     """All that is said of a case, in lines of at most so many columns."""
     from pipeline.base import console
+    from pipeline.cli.findings import words
 
     known = {name: case.figures[name] for name in HEADLINE if name in case.figures}
     lines = _folded(title, columns, "")
@@ -185,9 +190,10 @@ def screen(title: str, case: "Case", diagnosis: "Diagnosis", hints: Sequence[str
         lines += _folded(console.figures(known), columns, "")
     for found in diagnosis.findings:
         lines += ["", f"{MARK[found.severity]} {found.name}  ({found.severity})"]
-        lines += _folded(found.says, columns, "  ")
+        explained = words(case, found)
+        lines += _folded(explained.says, columns, "  ")
         lines += _folded("from " + ", ".join(_evidence(one) for one in found.evidence), columns, "  ")
-        lines += _folded(f"→ {found.remedy}", columns, "  ")
+        lines += _folded(f"→ {explained.remedy}", columns, "  ")
     lines.append("")
     if diagnosis.fine:
         lines += _folded(f"nothing found: {', '.join(diagnosis.fine)}", columns, "")

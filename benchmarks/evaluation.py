@@ -81,13 +81,13 @@ def main() -> None:
     few, ratios = test[:PROBE], []
     for _ in range(3):
         times = []
-        for neighbours in (bound.NEIGHBOURS, params.nll_draws + 1):
-            before, bound.NEIGHBOURS = bound.NEIGHBOURS, neighbours
+        for neighbours in (bound.ONE_BY_ONE, params.nll_draws + 1):
+            before, bound.ONE_BY_ONE = bound.ONE_BY_ONE, neighbours
             began = time.perf_counter()
             bound.log_likelihood(model, few, aim.pixels, params.nll_draws, params.seed)
             machine.wait(device)
             times.append(time.perf_counter() - began)
-            bound.NEIGHBOURS = before
+            bound.ONE_BY_ONE = before
         ratios.append(times[1] / times[0])
     found["neighbours_ratio"] = statistics.median(ratios)
     print(f"image by image against all at once, {PROBE} images: {found['neighbours_ratio']:.2f} times as fast")

@@ -49,8 +49,9 @@ from pipeline.measure.evaluator import COLLAPSED_DIVERSITY, Evaluator
 from pipeline.measure.judge import Reader
 from pipeline.model import likelihood, prior
 from pipeline.model.cvae import CVAE, Architecture, ModelParams, build, resolve
-from pipeline.model.density import SAMPLERS, Components, Density
-from pipeline.model.likelihood import LIKELIHOODS, ON_BINARY_PIXELS
+from pipeline.model.density import Components, Density
+from pipeline.model.likelihood import LIKELIHOODS, names_on
+from pipeline.model.samples import SAMPLERS
 from pipeline.stages.saved import load_judge, load_splits
 from pipeline.training import population
 from pipeline.training.fit import TrainParams
@@ -125,7 +126,7 @@ def settings(names: Sequence[likelihood.Name], *, schedules: bool) -> list[Setti
         Setting(name, kind, pixels)
         for name in names
         for pixels in both
-        if pixels == "grey" or name in ON_BINARY_PIXELS
+        if pixels == "grey" or name in names_on("binary")
         for kind in PRIORS
     ]
     return [*found, *(Setting("bernoulli", "standard", treatment=name) for name in TREATMENTS if schedules)]

@@ -33,8 +33,8 @@ from benchmarks.treatments import (
 from pipeline.base import console
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
-from pipeline.model.density import SAMPLERS
-from pipeline.model.likelihood import EXACT_ON_LEVELS
+from pipeline.model.likelihood import names_on
+from pipeline.model.samples import SAMPLERS
 from pipeline.show import plots as figures
 
 DOC, PICTURE = Path("docs/lab/treatments.md"), Path("docs/lab/treatments.png")
@@ -249,7 +249,7 @@ def render(folder: Path) -> str:
         parts += [""]
     rows = [row for row in results.rows if row.sampler == "fitted" and row.setting.treatment == "constant"]
     parts += ["**The fit**, nats per image, at the weight chosen for the fitted sampler", ""]
-    bits = ["bits_per_dimension"] if any(row.setting.likelihood in EXACT_ON_LEVELS for row in rows) else []
+    bits = ["bits_per_dimension"] if any(row.setting.likelihood in names_on("levels") for row in rows) else []
     columns = [FIT[0], *bits, *FIT[1:]]
     parts += _table(["likelihood", "prior", "β", *columns], [[*_head(row), *map(row.shown, columns)] for row in rows])
     parts += ["", *_schedules(results)]

@@ -69,7 +69,8 @@ def sample(
     import torch
 
     from pipeline.base.params import load
-    from pipeline.model.density import SampleParams, draw
+    from pipeline.model.samples import SampleParams
+    from pipeline.model.samples import sample as draw
     from pipeline.show import pictures
 
     shown = shown or load(SampleParams, "sample").shown
@@ -110,15 +111,15 @@ def interpolate(
 
     import torch
 
-    from pipeline.model import density
+    from pipeline.model import samples
 
     saved, sampler = open_model(model, sampler)
     # Two seeds: the way from 3 to 3 is between two threes.
     start, end = (
-        density.codes(saved.model, saved.density, torch.full((count,), digit), sampler, one)
+        samples.latents(saved.model, saved.density, torch.full((count,), digit), sampler, one)
         for digit, one in ((first, seed), (last, seed + 1))
     )
-    images = density.interpolate(saved.model, start, end, (first, last), steps)
+    images = samples.interpolate(saved.model, start, end, (first, last), steps)
     deliver(images, out, f"from {first} to {last}, {sampler} sampler, seed {seed}", back=True)
 
 
@@ -142,7 +143,7 @@ def traverse(
 
     import torch
 
-    from pipeline.model import density
+    from pipeline.model import samples
     from pipeline.stages.saved import load_cvae
 
     loaded = load_cvae(model_file(model)).model
@@ -151,7 +152,7 @@ def traverse(
         raise UserError(f"--dimension must be from 0 to {size - 1} for this model, not {dimension}")
     values = torch.linspace(-SPREAD, SPREAD, steps)
     dimensions = range(size) if dimension is None else [dimension]
-    images = torch.stack([density.traverse(loaded, digit, one, values).squeeze(1) for one in dimensions])
+    images = torch.stack([samples.traverse(loaded, digit, one, values).squeeze(1) for one in dimensions])
     along = f"each of {size} dimensions, one per row" if dimension is None else f"dimension {dimension}"
     deliver(images, out, f"{digit} along {along}, from −{SPREAD:g} to {SPREAD:g}", back=True)
 
@@ -178,11 +179,11 @@ def morph(
     check_count(count, 10 * steps)
     out = where_to(out, "morph.png", (".png", ".gif"))
 
-    from pipeline.model import density
+    from pipeline.model import samples
 
     saved, sampler = open_model(model, sampler)
-    z = density.styles(saved.model, saved.density, count, sampler, seed)
-    images = density.morph(saved.model, z, steps)
+    z = samples.styles(saved.model, saved.density, count, sampler, seed)
+    images = samples.morph(saved.model, z, steps)
     deliver(images, out, f"one style per row in all ten digits, {sampler} sampler, seed {seed}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pipeline.measure.doctor import Case, Finding, best_sigma, losses
-from pipeline.model.density import SAMPLERS
+from pipeline.model.samples import SAMPLERS
 
 
 class Words(NamedTuple):

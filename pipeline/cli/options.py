@@ -10,7 +10,7 @@ from pipeline.base.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.model.density import Sampler
+    from pipeline.model.samples import Sampler
     from pipeline.stages.saved import Saved
 
 MOST_SAMPLES = 100_000
@@ -77,7 +77,7 @@ def model_file(name: str) -> Path:
 def open_model(name: str, sampler: "Sampler | None") -> "tuple[Saved, Sampler]":
     """The model of --model, and the sampler of --sampler or of params.yaml."""
     from pipeline.base.params import load
-    from pipeline.model.density import SampleParams
+    from pipeline.model.samples import SampleParams
     from pipeline.stages.saved import load_cvae
 
     sampler = sampler or load(SampleParams, "sample").sampler
@@ -92,7 +92,7 @@ def deliver(images: "Tensor", out: Path | None, said: str, back: bool = False) -
     """
     import torch
 
-    from pipeline.model.density import sheet
+    from pipeline.model.samples import sheet
     from pipeline.show import pictures
 
     if out is None:

@@ -46,7 +46,8 @@ def reproduce(
     from pipeline.base.params import load, load_key, plain
     from pipeline.measure import evaluator as evaluation
     from pipeline.measure import judge
-    from pipeline.model import density as sample
+    from pipeline.model import samples
+    from pipeline.model.density import Components
     from pipeline.stages.saved import load_judge, load_splits
     from pipeline.training.fit import TrainParams
     from pipeline.weight import article
@@ -59,7 +60,7 @@ def reproduce(
         ema=None,
         augment=0,
     )
-    components, device = load_key(sample.Components, "sample", "components"), pick_device(params.device)
+    components, device = load_key(Components, "sample", "components"), pick_device(params.device)
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
     reader = partial(judge.read, load_judge(JUDGE, device))
     quick = train[: evaluation.QUICK_TRAIN]
@@ -78,9 +79,9 @@ def reproduce(
                 model = members.model(row)
                 results.append(article.measure(member, model, evaluator, components))
                 if member.is_articles and member.weight in article.CONTRAST:
-                    labels = sample.rows_of_digits(COLUMNS).to(device)
-                    images = sample.draw(model, None, labels, "prior", params.seed)
-                    sheets[_weight(member.weight)] = sample.sheet(images, COLUMNS)
+                    labels = samples.rows_of_digits(COLUMNS).to(device)
+                    images = samples.sample(model, None, labels, "prior", params.seed)
+                    sheets[_weight(member.weight)] = samples.sheet(images, COLUMNS)
     protocol = {
         "split": "validation",
         "images": len(validation),

@@ -13,14 +13,14 @@ import torch
 from pipeline.base.errors import UserError
 from pipeline.completion import model as completion
 from pipeline.data.splits import CLASSES, SIDE
-from pipeline.model import density as sample
+from pipeline.model import samples
 from pipeline.stages.saved import Saved, kind, load_completer, load_cvae
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-USUAL: sample.Sampler = "fitted"
+USUAL: samples.Sampler = "fitted"
 MOST_COMPLETIONS = 1000
 
 
@@ -52,10 +52,10 @@ class Generator:
             raise UserError(f"digit must be a whole number from 0 to {CLASSES - 1}, not {digit!r}")
         if seed != int(seed) or not 0 <= seed < 2**63:
             raise UserError(f"seed must be a whole number from 0 on, not {seed!r}")
-        if sampler not in sample.SAMPLERS:
-            raise UserError(f"sampler must be one of {', '.join(sample.SAMPLERS)}, not {sampler!r}")
+        if sampler not in samples.SAMPLERS:
+            raise UserError(f"sampler must be one of {', '.join(samples.SAMPLERS)}, not {sampler!r}")
         label = torch.tensor([int(digit)])
-        return sample.draw(self.saved.model, self.density, label, sampler, int(seed))[0, 0].numpy()
+        return samples.sample(self.saved.model, self.density, label, sampler, int(seed))[0, 0].numpy()
 
 
 class Completer:

@@ -23,8 +23,9 @@ from pipeline.data.splits import CLASSES, PIXELS, SIDE, Split, to_unit
 from pipeline.measure.bound import importance_weighted
 from pipeline.measure.metrics import mean_distance
 from pipeline.model import likelihood
-from pipeline.model.cvae import Model, Size, mlp, one_hot
+from pipeline.model.cvae import Model, Size
 from pipeline.model.gaussian import Normal
+from pipeline.model.networks import mlp, one_hot
 from pipeline.model.prior import Gaussians, Prior
 from pipeline.training.fit import View
 from pipeline.training.objective import ELBO
@@ -174,18 +175,15 @@ class HiddenAlone(Model):
         return F.linear(self.whole.decode_features(z, context), self.weight, self.bias)
 
 
-class BinaryPixels(likelihood.Likelihood):
-    """The Bernoulli likelihood of those of the 784 pixels that `where` (784,) bool says, all 0 or 1.
-
-    log p = −Σ log(1 + e^(±logit)): one expression in place of the cross entropy's two.
-    """
+class BinaryPixels(likelihood.Bernoulli):
+    """The Bernoulli likelihood of those of the 784 pixels where `where` (784,) bool is true."""
 
     def __init__(self, where: Tensor) -> None:
         super().__init__()
         self.where = where
 
     def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
-        return -F.softplus((1 - 2 * pixels[..., self.where]) * outputs).sum(-1)
+        return super().log_prob(outputs, pixels[..., self.where])
 
 
 def log_likelihood(model: Completer, images: Tensor, condition: Tensor, k: int, source: torch.Generator) -> Tensor:

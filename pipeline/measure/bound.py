@@ -11,7 +11,7 @@ from pipeline.model.cvae import CVAE, Model
 
 ACTIVE = 0.01  # Burda 2016, section 5.2
 ROWS = 4096  # codes decoded at once: their activations still fit a processor's cache
-NEIGHBOURS = 64  # draws of one image from which on a processor decodes them by themselves (model.Neighbours)
+ONE_BY_ONE = 64  # with k from here on, a CPU decodes one image's latents at a time (CVAE.decode_one_image)
 
 
 def active_dimensions(mu: Tensor) -> Tensor:
@@ -34,18 +34,18 @@ def log_likelihood(model: CVAE, split: Split, pixels: Pixels, k: int, seed: int)
 def importance_weighted(model: Model, images: Tensor, condition: Tensor, k: int, source: torch.Generator) -> Tensor:
     """The same for images (N, 1, 28, 28) in [0, 1] and any model's condition (N, ...).
 
-    Nearly all of its time is the decoder's, once for each draw. On a processor the draws of an image are decoded by
-    themselves: a dense decoder then skips what they have in common (model.Neighbours), in 0.58 of the time, and
-    convolutions stay in the processor's cache (model.CACHED), in 0.75.
+    Nearly all of its time goes to the decoder, which runs k times per image. On a CPU a CVAE decodes the samples of
+    one image at a time: a dense decoder then skips idle units, and activations of convolutions stay in the cache.
     """
-    near = model.decoder_of_neighbours() if k >= NEIGHBOURS and images.device.type == "cpu" else None
+    one_by_one = k >= ONE_BY_ONE and images.device.type == "cpu"
 
     def explain(z: Tensor, x: Tensor, context: Any) -> Tensor:
-        """log p(x∣z) of codes (D, N, latent) and pixels (N, 784), (D, N)."""
-        if near is None:
+        """log p(x∣z) of latents (D, N, latent) and pixels (N, 784), (D, N)."""
+        if not (one_by_one and isinstance(model, CVAE)):
             return model.likelihood.log_prob(model.decode(z, context), x)
-        alone = zip(z.unbind(1), x.split(1), context.split(1), strict=True)
-        return torch.stack([model.likelihood.log_prob(near(codes, one), pixels) for codes, pixels, one in alone], 1)
+        rows = zip(z.unbind(1), context.split(1), x.split(1), strict=True)
+        outputs = ((model.decode_one_image(latents, label), pixels) for latents, label, pixels in rows)
+        return torch.stack([model.likelihood.log_prob(output, pixels) for output, pixels in outputs], 1)
 
     images_at_once, draws_at_once = max(ROWS // k, 1), min(k, ROWS)
     bound = torch.empty(len(images), device=images.device)

@@ -12,8 +12,8 @@ from typing import Literal
 
 from pipeline.data.splits import PIXELS
 from pipeline.measure.evaluator import COLLAPSED_DIVERSITY
-from pipeline.model.density import SAMPLERS
 from pipeline.model.gaussian import LOG_2PI
+from pipeline.model.samples import SAMPLERS
 from pipeline.training.fit import COLLAPSED_KL
 from pipeline.training.objective import ObjectiveParams
 

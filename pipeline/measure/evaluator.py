@@ -22,8 +22,9 @@ from pipeline.measure import bound, metrics
 from pipeline.measure.judge import Reader, Reading
 from pipeline.measure.metrics import ClassImages
 from pipeline.model.cvae import CVAE
-from pipeline.model.density import SAMPLERS, Density, Sampler, draw, encoded, fit_density, posteriors
-from pipeline.model.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
+from pipeline.model.density import Density, fit_density, posterior_samples, posteriors
+from pipeline.model.likelihood import Bernoulli, Gaussian
+from pipeline.model.samples import SAMPLERS, Sampler, sample
 from pipeline.training.fit import labelled, validate
 
 COLLAPSED_DIVERSITY = 0.2
@@ -101,7 +102,7 @@ class Evaluator:
     def nll(self, model: CVAE, k: int) -> dict[str, float]:
         """nll in nats per image, with k latents of each image; bits_per_dimension where the likelihood is exact."""
         nll = -float(bound.log_likelihood(model, self.split, self.pixels, k, self.seed).double().mean())
-        if isinstance(model.likelihood, DiscretizedLogistic):
+        if model.likelihood.sums_to_one_on == "levels":
             return {"nll": nll, "bits_per_dimension": nll / (PIXELS * math.log(2))}
         return {"nll": nll}
 
@@ -171,14 +172,14 @@ class Evaluator:
     def _samples_by_class(self, model: CVAE, density: Density | None, sampler: Sampler) -> pd.DataFrame:
         """As many samples of each class as the split has images."""
         digits = self.split.labels
-        return self._by_class(self._judged(draw(model, density, digits, sampler, self.seed), digits))
+        return self._by_class(self._judged(sample(model, density, digits, sampler, self.seed), digits))
 
     def _by_class(self, fake: Pictures) -> pd.DataFrame:
         return compare(self._real, fake)
 
     def _log_density(self, model: CVAE, density: Density, split: Split) -> float:
         # Other noise than that of the latents the density was fitted to.
-        z = encoded(model, split, self.pixels, epoch_seed(self.seed, 2))
+        z = posterior_samples(model, split, self.pixels, epoch_seed(self.seed, 2))
         return float(density.log_prob(z, split.labels).mean())
 
 

@@ -1,22 +1,25 @@
-"""p(z∣y): what codes of a label are like before any image is seen.
+"""p(z∣y): the distribution of latents given a label, before any image is seen.
 
-A model's `prior()` answers one of the two densities below, as its weights have it at that moment: ask once, then use it
-for many codes. Codes are z (..., N, latent); a context is what the model makes of its condition, for the CVAE the
-labels (N,). Log-densities and divergences are in nats.
-To add one: write a density with these four methods and let CVAE.prior build it; CONTRIBUTING.md lists the tests.
+A model's `prior()` gives a density, Gaussians or Mixtures, with its present weights: ask once, then use it for many
+latents. Latents are z (..., N, latent). A context is what the model makes of its condition, for the CVAE the labels
+(N,). Log-densities and divergences are in nats.
+
+To add a prior: write a PriorWeights class and name it in PRIORS. params, tests and CVAE follow from there.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pipeline.data.splits import CLASSES, PIXELS, SIDE
 from pipeline.model.gaussian import Normal
+from pipeline.model.networks import DARK
 
-Name = Literal["standard", "class", "mixture"]
+Encode = Callable[[Tensor, Tensor], Normal]  # images (N, 1, 28, 28) and labels (N,) to q(z∣x,y)
 
 
 class Prior(Protocol):
@@ -28,7 +31,7 @@ class Prior(Protocol):
     def kl(self, q: Normal, z: Tensor, context: Any) -> Tensor:
         """KL(q(z∣x,y) ‖ p(z∣y)) by latent dimension, (N, latent); z is a sample of q.
 
-        A prior that does not factorise gives every dimension the same share: only the sum then means anything.
+        A prior that does not factorise gives every dimension the same share: only the sum then has a meaning.
         """
 
     def sample(self, context: Any, generator: torch.Generator) -> Tensor:
@@ -40,7 +43,7 @@ class Prior(Protocol):
 
 @dataclass(frozen=True)
 class Gaussians:
-    """One diagonal Gaussian for each context, (N, latent), which `of` gives. KL in closed form."""
+    """One diagonal Gaussian for each context, (N, latent), which `of` gives. Its KL has a closed form."""
 
     of: Callable[[Any], Normal]
 
@@ -67,8 +70,7 @@ def by_label(p: Normal) -> Gaussians:
 class Mixtures:
     """C diagonal Gaussians of equal weight for each label: components (10, C, latent).
 
-    What a VampPrior is once its pseudo-inputs are encoded (Tomczak & Welling 2018, here for each label). Its KL has
-    no closed form: log q(z∣x,y) − log p(z∣y) at the one sample z is right on average.
+    Its KL has no closed form: log q(z∣x,y) − log p(z∣y) at one sample z of q is an unbiased estimate.
     """
 
     components: Normal
@@ -79,8 +81,8 @@ class Mixtures:
         return by_component.logsumexp(-1) - math.log(mu.shape[1])
 
     def kl(self, q: Normal, z: Tensor, labels: Tensor) -> Tensor:
-        whole = q.log_prob(z) - self.log_prob(z, labels)
-        return (whole / z.shape[-1]).unsqueeze(-1).expand_as(z)
+        total = q.log_prob(z) - self.log_prob(z, labels)
+        return (total / z.shape[-1]).unsqueeze(-1).expand_as(z)
 
     def sample(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         mu, log_var = self.components
@@ -90,3 +92,63 @@ class Mixtures:
 
     def mean(self, labels: Tensor) -> Tensor:
         return self.components.mu.mean(1)[labels]
+
+
+class PriorWeights(nn.Module):
+    """What a prior learns, as a part of the model."""
+
+    has_components: ClassVar[bool] = False  # whether it reads model.prior_components
+
+    def __init__(self, latent_size: int, components: int) -> None:  # noqa: ARG002
+        super().__init__()
+
+    def density(self, encode: Encode, zeros: Tensor) -> Prior:
+        """p(z∣y) with the present weights; `encode` is the model's, zeros (10, latent) have its type and device."""
+        raise NotImplementedError
+
+
+class Standard(PriorWeights):
+    """N(0, I) for every label: nothing to learn."""
+
+    def density(self, encode: Encode, zeros: Tensor) -> Prior:  # noqa: ARG002
+        return by_label(Normal(zeros, zeros))
+
+
+class ByClass(PriorWeights):
+    """A learned Gaussian for each label, at first N(0, I)."""
+
+    def __init__(self, latent_size: int, components: int) -> None:
+        super().__init__(latent_size, components)
+        self.mu = nn.Parameter(torch.zeros(CLASSES, latent_size))
+        self.log_var = nn.Parameter(torch.zeros(CLASSES, latent_size))
+
+    def density(self, encode: Encode, zeros: Tensor) -> Prior:  # noqa: ARG002
+        return by_label(Normal(self.mu, self.log_var))
+
+
+class VampPrior(PriorWeights):
+    """A mixture of the encoder's posteriors of learned pictures, here some for each label (Tomczak & Welling 2018).
+
+    It has the form of what it should match: the aggregate posterior is a mixture of posteriors too.
+    """
+
+    has_components = True
+
+    def __init__(self, latent_size: int, components: int) -> None:
+        super().__init__(latent_size, components)
+        # Logits of grey values (10, C, 784), each picture different from the others.
+        self.pseudo_inputs = nn.Parameter(torch.randn(CLASSES, components, PIXELS) + DARK)
+
+    def density(self, encode: Encode, zeros: Tensor) -> Prior:  # noqa: ARG002
+        pictures = self.pseudo_inputs
+        labels = torch.arange(CLASSES, device=pictures.device).repeat_interleave(pictures.shape[1])
+        encoded = encode(pictures.sigmoid().view(-1, 1, SIDE, SIDE), labels).to(pictures.dtype)
+        return Mixtures(Normal(*(part.view(*pictures.shape[:2], -1) for part in encoded)))
+
+
+PRIORS: dict[str, type[PriorWeights]] = {"standard": Standard, "class": ByClass, "mixture": VampPrior}
+
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = Literal[tuple(PRIORS)]  # the names that params allow

@@ -22,7 +22,7 @@ from pipeline.data.splits import CLASSES, Split, to_unit
 from pipeline.measure import bound, doctor, judge, metrics
 from pipeline.measure.doctor import Case, Diagnosis
 from pipeline.measure.evaluator import EvaluateParams, Evaluation, Evaluator, nested, with_split
-from pipeline.model import density as sample
+from pipeline.model import samples
 from pipeline.model.cvae import CVAE
 from pipeline.model.density import Density, posteriors
 from pipeline.show import plots as figures
@@ -44,7 +44,7 @@ HEADLINE_FIGURES = (
 
 def main() -> None:
     params = load(EvaluateParams, "evaluate")
-    sampler, shown = load_key(sample.Sampler, "sample", "sampler"), load_key(sample.Shown, "sample", "shown")
+    sampler, shown = load_key(samples.Sampler, "sample", "sampler"), load_key(samples.Shown, "sample", "shown")
     device = pick_device(load_key(str, "train", "device"))
     experiment = load(tracking.TrackingParams, "tracking").experiment
     for path in (RUN, HISTORY):
@@ -106,32 +106,32 @@ def pictures(
     test: Split,
     aim: ObjectiveParams,
     result: Evaluation,
-    sampler: sample.Sampler,
-    shown: sample.Shown,
+    sampler: samples.Sampler,
+    shown: samples.Shown,
 ) -> Iterator[tuple[str, "Figure"]]:
     """Every figure with its name. Codes come from fixed seeds, so that two runs' pictures compare."""
-    labels = sample.rows_of_digits(COLUMNS).to(test.labels.device)
-    drawn = {name: sample.draw(model, density, labels, name, seed=0) for name in sample.SAMPLERS}
+    labels = samples.rows_of_digits(COLUMNS).to(test.labels.device)
+    drawn = {name: samples.sample(model, density, labels, name, seed=0) for name in samples.SAMPLERS}
     first = torch.cat([test.of_class(digit).images[:COLUMNS] for digit in range(CLASSES)])
-    sheets = {"real": sample.sheet(to_unit(first), COLUMNS)}
-    sheets |= {name: sample.sheet(images, COLUMNS) for name, images in drawn.items()}
+    sheets = {"real": samples.sheet(to_unit(first), COLUMNS)}
+    sheets |= {name: samples.sheet(images, COLUMNS) for name, images in drawn.items()}
     notes = {name: _note(result.figures, name) for name in sheets}
     title = f"Samples of each digit, β = {aim.kl_weight:g}, {sampler} sampler{', draws' if shown == 'draw' else ''}"
-    asked = sample.draw(model, density, labels, sampler, 0, shown)
-    yield "samples", figures.sample_grid(sample.sheet(asked, COLUMNS), title)
+    asked = samples.sample(model, density, labels, sampler, 0, shown)
+    yield "samples", figures.sample_grid(samples.sheet(asked, COLUMNS), title)
     yield "samplers", figures.sampler_grids(sheets, notes)
 
     mu, _ = posteriors(model, test, aim.pixels)
     yield "latent_space", figures.latent_space(mu.cpu().numpy(), test.labels.cpu().numpy())
 
     few = torch.cat([(test.labels == digit).nonzero()[: COLUMNS // 2, 0] for digit in range(CLASSES)])
-    inputs, outputs = to_unit(test.images[few]), sample.decode(model, mu[few], test.labels[few])
-    yield "reconstructions", figures.reconstructions(sample.sheet(torch.stack([inputs, outputs], 1), COLUMNS))
+    inputs, outputs = to_unit(test.images[few]), samples.decode(model, mu[few], test.labels[few])
+    yield "reconstructions", figures.reconstructions(samples.sheet(torch.stack([inputs, outputs], 1), COLUMNS))
 
     values = torch.linspace(-3, 3, 11, device=mu.device)
     dimensions = bound.active_dimensions(mu).tolist()
-    rows = [sample.traverse(model, DIGIT, dimension, values) for dimension in dimensions]
-    moved = sample.sheet(torch.cat(rows), len(values)) if rows else None
+    rows = [samples.traverse(model, DIGIT, dimension, values) for dimension in dimensions]
+    moved = samples.sheet(torch.cat(rows), len(values)) if rows else None
     title = f"Digit {DIGIT} along each active dimension of z, from −3 to 3"
     yield "traversal", figures.traversal(moved, [f"z{dimension}" for dimension in dimensions], title)
 

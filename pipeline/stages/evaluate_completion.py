@@ -20,7 +20,7 @@ from pipeline.completion import model as completion
 from pipeline.completion.model import EvaluateCompletionParams
 from pipeline.data.splits import CLASSES, PIXELS, SIDE, Split
 from pipeline.measure import judge
-from pipeline.model import density as sample
+from pipeline.model import samples
 from pipeline.show import plots as figures
 from pipeline.stages.saved import load_completer, load_judge, load_splits
 from pipeline.tracking import runs as tracking
@@ -78,7 +78,7 @@ def picture(
     seen = completion.seen_part(images, given[:, :PIXELS].view(-1, 1, SIDE, SIDE) != 0)
     columns = [seen.flatten(1), *completion.guesses(network, given, 1, source)]
     columns += [*completion.guesses(completer, given, SHOWN, source), images.flatten(1)]
-    return sample.sheet(torch.stack(columns, 1).view(-1, 1, SIDE, SIDE), len(columns))
+    return samples.sheet(torch.stack(columns, 1).view(-1, 1, SIDE, SIDE), len(columns))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from pipeline.base.device import pick_device, pick_precision
 from pipeline.base.files import replacing, sha256, write_json
 from pipeline.base.params import digest, flat, load, load_key, plain
 from pipeline.base.paths import HISTORY, MODEL, PREPARED, RUN
-from pipeline.model import density as sample
+from pipeline.model import samples
 from pipeline.model.cvae import ModelParams, build, resolve
+from pipeline.model.density import Components, fit_density
 from pipeline.stages.recording import recording, watched
 from pipeline.stages.saved import load_splits, save_cvae
 from pipeline.tracking import runs as tracking
@@ -23,7 +24,7 @@ from pipeline.training.objective import ObjectiveParams
 def main() -> None:
     # Everything is resolved, checked and printed before any work starts.
     model_params, aim = load(ModelParams, "model"), load(ObjectiveParams, "objective")
-    params, components = load(TrainParams, "train"), load_key(sample.Components, "sample", "components")
+    params, components = load(TrainParams, "train"), load_key(Components, "sample", "components")
     experiment = load(tracking.TrackingParams, "tracking").experiment
     architecture, device = resolve(model_params), pick_device(params.device)
     sections = {"model": architecture, "objective": aim, "train": params}
@@ -53,9 +54,9 @@ def main() -> None:
         run = record.run
         run.dataset("mnist", hashes["data"], str(PREPARED), "train")
         records = watched(fit(training, split, validation, params, aim), params.epochs, aim, run)
-        record.follow(records, lambda: sample.preview(training.model))
+        record.follow(records, lambda: samples.preview(training.model))
 
-        density = sample.fit_density(training.model, split, aim.pixels, components, params.seed)
+        density = fit_density(training.model, split, aim.pixels, components, params.seed)
         save_cvae(MODEL, training.model, density, saved)
         with replacing(HISTORY) as part:
             pd.DataFrame(record.rows).to_csv(part, index=False)

@@ -24,7 +24,7 @@ from pipeline.data import splits as data
 from pipeline.measure import evaluator as evaluation
 from pipeline.measure import judge
 from pipeline.measure.metrics import LOWER_IS_BETTER
-from pipeline.model import density as sample
+from pipeline.model import samples
 from pipeline.model.cvae import ModelParams, resolve
 from pipeline.model.density import Components
 from pipeline.show import plots as figures
@@ -166,7 +166,7 @@ def follow(search: Study, parent: tracking.Run, runs: tracking.SideBySide, exper
         candidate.remember_run(run.run_id, run.uri)
     if isinstance(event, Epoch):
         run.metrics(event.record.figures | event.figures, event.record.step)
-        run.image("samples_prior", sample.preview(event.model), event.record.step)
+        run.image("samples_prior", samples.preview(event.model), event.record.step)
     elif isinstance(event, Ended):
         if event.strip is not None:
             run.image("samples_prior_and_fitted", event.strip, candidate.epochs)

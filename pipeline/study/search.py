@@ -46,7 +46,8 @@ from pipeline.data.splits import CLASSES, Split
 from pipeline.measure.evaluator import Evaluator, with_split
 from pipeline.measure.metrics import LOWER_IS_BETTER, OF_SAMPLES
 from pipeline.model.cvae import CVAE, Architecture, Conditioning, build
-from pipeline.model.density import SAMPLERS, Density, Sampler, decode, prior_codes, sheet
+from pipeline.model.density import Density
+from pipeline.model.samples import SAMPLERS, Sampler, sample, sheet
 from pipeline.training import population
 from pipeline.training.fit import Record, TrainParams
 from pipeline.training.objective import ObjectiveParams, from_article_weight
@@ -861,11 +862,8 @@ def _measure(study: Study, evaluator: Evaluator, model: CVAE) -> tuple[dict[str,
 def _strip(model: CVAE, density: Density) -> np.ndarray:
     """Each digit once, from the prior and, below, from the fitted density; the same noise for every model."""
     labels = torch.arange(CLASSES, device=model.mu.weight.device)
-    codes = [
-        prior_codes(model, labels, seed=0),
-        density.sample(labels, torch.Generator(labels.device).manual_seed(0)),
-    ]
-    return sheet(torch.cat([decode(model, z, labels) for z in codes]), CLASSES)
+    images = [sample(model, density, labels, sampler, seed=0) for sampler in SAMPLERS]
+    return sheet(torch.cat(images), CLASSES)
 
 
 # Small things

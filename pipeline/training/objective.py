@@ -24,10 +24,7 @@ class ObjectiveParams:
     ]
     likelihood: Annotated[
         likelihood.Name,
-        Field(
-            description="one of bernoulli, continuous_bernoulli, gaussian, sigma_learned, sigma_optimal, "
-            "discretized_logistic (docs/treatments.md)"
-        ),
+        Field(description="p(x∣z,y) of the pixels; docs/treatments.md lists the names and says when to use which"),
     ]
     sigma: Annotated[
         Number,
@@ -66,10 +63,10 @@ class ObjectiveParams:
         if self.draws > 1 and (self.free_bits or self.schedule == "capacity"):
             other = "free_bits" if self.free_bits else "schedule capacity"
             raise ValueError(f"draws must be 1 with {other}, which is about a mean over draws, not {self.draws}")
-        if self.pixels == "binary" and self.likelihood not in likelihood.ON_BINARY_PIXELS:
+        if self.pixels == "binary" and self.likelihood not in (names := likelihood.names_on("binary")):
             raise ValueError(
                 f"pixels must be grey with likelihood {self.likelihood}, which is no probability on 0 and 1 alone, "
-                f"not {self.pixels!r}: only {', '.join(likelihood.ON_BINARY_PIXELS)} is"
+                f"not {self.pixels!r}: only {', '.join(names)} is"
             )
 
 

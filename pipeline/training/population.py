@@ -20,8 +20,9 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from pipeline.base.device import pick_precision
 from pipeline.data.splits import PIXELS, SIDE, Split
-from pipeline.model.cvae import CVAE, Architecture, one_hot
+from pipeline.model.cvae import CVAE, Architecture
 from pipeline.model.likelihood import FACTORS, Bernoulli, full
+from pipeline.model.networks import one_hot
 from pipeline.training import objective
 from pipeline.training.fit import (
     FunctionOf,

@@ -18,7 +18,8 @@ from pipeline.base.errors import UserError
 from pipeline.data.splits import Split
 from pipeline.measure.evaluator import Evaluator
 from pipeline.model.cvae import CVAE, PRESETS, Architecture, Conditioning, build
-from pipeline.model.density import SAMPLERS, Sampler, encoded
+from pipeline.model.density import posterior_samples
+from pipeline.model.samples import SAMPLERS, Sampler
 from pipeline.training import population
 from pipeline.training.fit import Record, TrainParams
 from pipeline.training.objective import ELBO, from_article_weight
@@ -144,7 +145,7 @@ def digit_in_code(model: CVAE, known: Split, unseen: Split, seed: int) -> float:
     """
 
     def codes(split: Split, seed: int) -> np.ndarray:
-        z: np.ndarray = encoded(model, split, AIM.pixels, seed).double().cpu().numpy()
+        z: np.ndarray = posterior_samples(model, split, AIM.pixels, seed).double().cpu().numpy()
         return z
 
     def digits(labels: Tensor) -> np.ndarray:

@@ -35,8 +35,8 @@ from pipeline.base.errors import UserError
 from pipeline.data.splits import Split
 from pipeline.measure.judge import Reader
 from pipeline.model.cvae import Architecture
-from pipeline.model.density import SAMPLERS
 from pipeline.model.likelihood import LIKELIHOODS
+from pipeline.model.samples import SAMPLERS
 
 SETUP_ = Setup(
     architecture=Architecture(2, (8,), (8,), "concat", encoder_sees_label=True),
@@ -207,12 +207,12 @@ def test_seeds_and_samplers_differ_and_the_fit_of_one_model_does_not(done: Path)
 
 
 def test_all_likelihoods_priors_and_pixels_are_asked_for() -> None:
-    found = settings(list(LIKELIHOODS), schedules=True)  # type: ignore[arg-type]
+    found = settings(list(LIKELIHOODS), schedules=True)
     assert len(found) == len(set(found)) == 6 * 3 + 3 + 4
     assert {setting.likelihood for setting in found if setting.pixels == "binary"} == {"bernoulli"}
 
 
-@pytest.mark.parametrize("setting", settings(list(LIKELIHOODS), schedules=True), ids=str)  # type: ignore[arg-type]
+@pytest.mark.parametrize("setting", settings(list(LIKELIHOODS), schedules=True), ids=str)
 def test_every_setting_is_trained_and_measured(setting: Setting) -> None:
     bench = treatments.Bench(SETUP_, Given())
     (row,) = Measure(setting, (("fitted", "tuned", 0.5),), 1)(bench)

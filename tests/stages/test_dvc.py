@@ -17,7 +17,7 @@ from pipeline.data import download
 from pipeline.measure import evaluator as evaluation
 from pipeline.measure import judge
 from pipeline.model import cvae as model
-from pipeline.model import density as sample
+from pipeline.model import samples
 from pipeline.study import search as study
 from pipeline.tracking import runs as tracking
 from pipeline.training import fit as train
@@ -35,7 +35,7 @@ OWNERS: dict[str, type[Any]] = {
     "model": model.ModelParams,
     "objective": objective.ObjectiveParams,
     "train": train.TrainParams,
-    "sample": sample.SampleParams,
+    "sample": samples.SampleParams,
     "evaluate": evaluation.EvaluateParams,
     "completion": completion.CompletionParams,
     "evaluate_completion": completion.EvaluateCompletionParams,

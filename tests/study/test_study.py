@@ -31,7 +31,7 @@ from pipeline.base.errors import UserError
 from pipeline.measure import evaluator as evaluation
 from pipeline.measure.evaluator import Evaluator
 from pipeline.measure.metrics import OF_SAMPLES
-from pipeline.model import density as sample
+from pipeline.model import density
 from pipeline.model.cvae import Architecture
 from pipeline.study import search as study
 from pipeline.study.search import Began, Candidate, Ended, Epoch, Event, Setting, Study, TuneParams, open_study, search
@@ -86,9 +86,9 @@ def gaussian(rows: np.ndarray, components: int, _seed: int) -> Any:
 @pytest.fixture(scope="module", autouse=True)
 def quick_mixtures() -> Iterator[Callable[..., Any]]:
     """Puts `gaussian` in the place of the search, which it gives back."""
-    searched = sample._mixture
+    searched = density._mixture
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "_mixture", gaussian)
+        patch.setattr(density, "_mixture", gaussian)
         yield searched
 
 

@@ -1,0 +1,170 @@
+"""Samples: latents from the sampler that was asked for, and pictures where they belong."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from latents import density, model, source
+
+from pipeline.data.splits import to_unit
+from pipeline.model import likelihood, prior, samples
+from pipeline.model.cvae import CVAE, Architecture, build
+from pipeline.model.samples import SAMPLERS, Sampler, decode, latents, sample
+
+SMALL = Architecture(2, (16,), (16,), "concat", encoder_sees_label=True)
+LABELS = torch.arange(10)
+
+
+def learned(name: prior.Name) -> CVAE:
+    """A model with a learned prior that differs by label; of `class`, mean y and variance 1 + y."""
+    ours = build(replace(SMALL, prior=name, prior_components=3), 0)
+    with torch.no_grad():
+        for key, weight in ours.prior_weights.named_parameters():
+            values = LABELS.log1p() if key == "log_var" else LABELS
+            weight.add_(values.view(10, *[1] * (weight.ndim - 1)))
+    return ours
+
+
+def z_of(count: int) -> torch.Tensor:
+    return torch.randn(count, 2, generator=source())
+
+
+def test_latents_of_the_standard_prior_are_standard_normal() -> None:
+    z = latents(model(), None, torch.zeros(50_000, dtype=torch.int64), "prior", seed=0)
+    assert torch.allclose(z.mean(0), torch.zeros(2), atol=0.02)
+    assert torch.allclose(torch.cov(z.T), torch.eye(2), atol=0.03)
+
+
+@pytest.mark.parametrize("name", ["class", "mixture"])
+def test_latents_of_a_learned_prior_are_its_samples(name: prior.Name) -> None:
+    z = latents(learned(name), None, LABELS, "prior", seed=0)
+    assert torch.equal(z, learned(name).prior().sample(LABELS, source()).detach())
+    assert not z.requires_grad
+
+
+def test_latents_of_the_fitted_sampler_are_the_density_s_which_it_requires() -> None:
+    assert torch.equal(latents(model(), density(), LABELS, "fitted", 5), density().sample(LABELS, source(5)))
+    with pytest.raises(ValueError, match="needs a density"):
+        latents(model(), None, LABELS, "fitted", 5)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_repeat_with_the_seed_and_leave_the_global_generator(sampler: Sampler) -> None:
+    torch.manual_seed(0)
+    before, first = torch.random.get_rng_state(), sample(model(), density(), LABELS, sampler, seed=5)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(sample(model(), density(), LABELS, sampler, seed=5), first)
+    assert not torch.equal(sample(model(), density(), LABELS, sampler, seed=6), first)
+
+
+@pytest.mark.parametrize("count", [1, 1000, 2001])
+def test_any_number_of_latents_is_decoded_row_by_row_to_the_likelihood_s_mean(count: int) -> None:
+    z, labels = z_of(count), torch.arange(count) % 10
+    images = decode(model(), z, labels)
+    assert images.shape == (count, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.allclose(images.flatten(1), model().decode(z, labels).sigmoid(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", likelihood.LIKELIHOODS)
+def test_an_image_of_any_likelihood_lies_between_black_and_white(name: likelihood.Name) -> None:
+    for seed in (None, 0):
+        images = decode(build(SMALL, 0, name, sigma=2.0), z_of(10), LABELS, seed)
+        assert images.dtype == torch.float32
+        assert 0 <= images.min() <= images.max() <= 1
+
+
+def test_a_sample_may_be_shown_with_sampled_pixels_whose_mean_is_the_usual_image() -> None:
+    shown = sample(model(), density(), LABELS, "fitted", seed=4, shown="draw")
+    assert set(shown.unique().tolist()) == {0, 1}
+    assert torch.equal(sample(model(), density(), LABELS, "fitted", seed=4, shown="draw"), shown)
+    many = decode(model(), torch.zeros(3000, 2), torch.zeros(3000, dtype=torch.int64), seed=1)
+    assert torch.allclose(many.mean(0), decode(model(), torch.zeros(1, 2), LABELS[:1])[0], atol=0.05)
+
+
+def test_a_mixture_of_labels_may_take_the_place_of_a_label() -> None:
+    assert torch.equal(decode(model(), z_of(10), torch.eye(10)), decode(model(), z_of(10), LABELS))
+
+
+@pytest.mark.parametrize("gap", [0, 2])
+def test_a_sheet_shows_each_image_whole_at_its_place_dark_on_white(gap: int) -> None:
+    images = to_unit(torch.randint(0, 256, (6, 1, 28, 28), generator=source(), dtype=torch.uint8))
+    picture = samples.sheet(images, columns=3, gap=gap)
+    expected = np.full((2 * 28 + gap, 3 * 28 + 2 * gap), 255, np.uint8)
+    for index, image in enumerate(images):
+        top, left = (index // 3) * (28 + gap), (index % 3) * (28 + gap)
+        expected[top : top + 28, left : left + 28] = 255 - (image[0] * 255).round().byte().numpy()
+    assert np.array_equal(picture, expected)
+
+
+def test_a_preview_has_a_row_for_each_digit_and_the_same_noise_every_time() -> None:
+    labels = samples.rows_of_digits(10)
+    assert labels.view(10, 10).tolist() == [[digit] * 10 for digit in range(10)]
+    first = samples.preview(model())
+    assert first.shape == (298, 298)
+    assert np.array_equal(samples.preview(model()), first)
+
+
+@pytest.mark.parametrize("name", prior.PRIORS)
+def test_a_traversal_moves_one_dimension_from_the_prior_s_mean(name: prior.Name) -> None:
+    ours, values = learned(name), torch.tensor([-3.0, 0.0, 3.0])
+    z = ours.prior().mean(torch.full((3,), 4)).detach()
+    z = torch.stack([z[:, 0], values], 1)
+    assert torch.equal(samples.traverse(ours, 4, 1, values), decode(ours, z, torch.full((3,), 4)))
+
+
+def test_an_interpolation_begins_and_ends_at_its_latents_and_digits() -> None:
+    first, last = torch.randn(2, 4, 2, generator=source())
+    images = samples.interpolate(model(), first, last, (3, 8), 7)
+    assert images.shape == (4, 7, 28, 28)
+    for end, z, digit in ((0, first, 3), (-1, last, 8)):
+        assert torch.allclose(images[:, end], decode(model(), z, torch.full((4,), digit)).squeeze(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("angle", [0.3, 3.0])
+def test_latents_turn_evenly_and_keep_their_length(angle: float) -> None:
+    first = torch.tensor([2.0, 0.0])
+    last = 2 * torch.tensor([angle, angle + torch.pi / 2]).cos() * torch.tensor([1.0, -1.0])
+    path = samples._turn(first, last, torch.linspace(0, 1, 9)[:, None])
+    steps = (path[1:] - path[:-1]).norm(dim=1)
+    assert torch.allclose(path.norm(dim=1), torch.full((9,), 2.0), atol=1e-5)
+    assert torch.allclose(steps, steps[:1].expand(8), atol=1e-5)
+    assert torch.allclose(path[[0, -1]], torch.stack([first, last]), atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [[3.0, 6.0], [-1.0, -2.0]])
+def test_latents_on_one_line_through_zero_move_straight(first: list[float]) -> None:
+    a, b = torch.tensor(first), torch.tensor([1.0, 2.0])
+    path = samples._turn(a, b, torch.linspace(0, 1, 3)[:, None])
+    assert torch.allclose(path, torch.stack([a, (a + b) / 2, b]), atol=1e-6)
+
+
+def test_a_style_has_the_same_noise_in_the_prior_of_each_label() -> None:
+    same = samples.styles(model(), density(), 3, "prior", seed=1)
+    assert torch.equal(same, same[:, :1].expand(-1, 10, -1))
+    z = samples.styles(learned("class"), density(), 3, "prior", seed=1)
+    noise = (z - LABELS[:, None]) / (1 + LABELS[:, None]).sqrt()
+    assert torch.allclose(noise, same, atol=1e-5)
+    assert torch.pdist(noise[:, 0]).min() > 0
+
+
+def test_a_fitted_style_has_the_same_place_in_the_gaussian_of_each_class() -> None:
+    z = samples.styles(model(), density(), 20_000, "fitted", seed=1)
+    mean, covariance = density().moments()
+    for digit in (0, 3):
+        assert torch.allclose(z[:, digit].mean(0), mean[digit], atol=0.1)
+        assert torch.allclose(torch.cov(z[:, digit].T), covariance[digit], atol=0.2)
+    noise = (z[:, 0] - mean[0]) / covariance[0].diagonal().sqrt()  # the covariance of class 0 is round
+    assert torch.corrcoef(torch.cat([noise, z[:, 3]], 1).T)[:2, 2:].diagonal().min() > 0.6
+    assert torch.allclose((z[:, 7] - mean[7]), (z[:, 0] - mean[0]), atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_morph_passes_each_digit_s_latents_under_its_label(steps: int) -> None:
+    z = torch.randn(3, 10, 2, generator=source())
+    images = samples.morph(model(), z, steps)
+    assert images.shape == (3, 10 * steps, 28, 28)
+    for row in range(3):
+        assert torch.allclose(images[row, ::steps], decode(model(), z[row], LABELS).squeeze(1), atol=1e-6)

@@ -33,7 +33,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.machine import wait
 from pipeline import SPINNING, SPINS
-from pipeline.data.splits import FILES, Split, to_unit
+from pipeline.data.idx import FILES
+from pipeline.data.splits import Split, to_unit
 from pipeline.model.cvae import CVAE, PRESETS, Init, build
 from pipeline.training import fit as train
 from pipeline.training import objective

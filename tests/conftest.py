@@ -53,6 +53,7 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> "dict[str, data.Split]":
     from pipeline.base.errors import UserError
     from pipeline.data import download
     from pipeline.data import splits as data
+    from pipeline.stages.prepare import read_published
 
     folder = tmp_path_factory.mktemp("mnist")
     try:
@@ -61,8 +62,8 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> "dict[str, data.Split]":
         if os.environ.get("CI"):
             raise
         pytest.skip(f"MNIST can't be had: {error}")
-    train, validation = data.split(*data.read_idx_pair(folder, *data.FILES["train"]), 5000, 0)
-    test = data.as_split(*data.read_idx_pair(folder, *data.FILES["test"]))
+    train, validation = data.split(*read_published(folder, "train"), 5000, 0)
+    test = data.as_split(*read_published(folder, "test"))
     return {"train": train, "validation": validation, "test": test}
 
 

@@ -1,4 +1,4 @@
-"""MNIST: fetched, checked, parsed, split and augmented, as tensors on a device.
+"""MNIST: downloaded, read, split, and as tensors on a device.
 
 Imports base.
 """

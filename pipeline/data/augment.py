@@ -1,8 +1,8 @@
-"""Augmentation: copies of training images, each turned, sheared, stretched and shifted by amounts of its own.
+"""Augmentation: copies of training images, each turned, sheared, stretched and shifted by random amounts.
 
-A handwritten digit that leans a little more is as likely as the one that was seen; a network that sees it too learns
-what digits have in common, not these 55,000. The copies are a little softer than the images, so that the last epochs
-belong to the images themselves (train.augment_until).
+A digit that leans a little more is as likely as the one in the data set. A network that sees such copies overfits the
+55,000 training images less. The copies are a little softer than the images, so the last epochs use the images
+themselves (train.augment_until).
 """
 
 import math
@@ -21,9 +21,9 @@ SHIFT = 0.3 * 2 / SIDE  # 0.3 pixels, as a share of half a picture
 
 
 def move(images: Tensor, strength: float, source: torch.Generator) -> Tensor:
-    """Images (N, 1, 28, 28) uint8, each moved by normally distributed amounts; the same bytes at strength 0.
+    """Images (N, 1, 28, 28) uint8, each moved by normally distributed amounts; at strength 0 they don't change.
 
-    By bicubic interpolation, since bilinear makes digits twice as soft; what comes from beyond the edge is 0.
+    The interpolation is bicubic, because bilinear makes digits twice as soft. Pixels from beyond the edge are 0.
     """
     count, device = len(images), images.device
     turn, shear, wide, high, right, down = torch.randn(6, count, generator=source, device=device) * strength

@@ -14,8 +14,10 @@ def study() -> None:
     """List the trials of the study, the best first."""
     from pipeline.base.paths import TRIALS
     from pipeline.measure.metrics import LOWER_IS_BETTER
-    from pipeline.stages.tune import exported, read_setting
-    from pipeline.study.search import NoStudy, open_study
+    from pipeline.stages.study.inputs import read_setting
+    from pipeline.stages.study.outputs import exported
+    from pipeline.study.queue import open_study
+    from pipeline.study.storage import NoStudy
 
     setting = read_setting()
     try:
@@ -30,21 +32,20 @@ def study() -> None:
         front, table, promoted = {trial.number for trial in found.front()}, found.table(), found.note("promoted")
         where = f"{found.done()} of {setting.tune.trials} trials"
     objectives, sampler = setting.tune.objectives, setting.tune.sampler_of_latents
-    values = [f"value_{name}" for name in objectives]
-    beside = [f"validation/{sampler}/{name}" for name in ("class_accuracy", "diversity") if name not in objectives]
-    columns = [*setting.space(), *values, *(name for name in beside if name in table)]
+    columns = {name: name for name in setting.space()}
+    columns |= {name: setting.figure(name) for name in (*objectives, "class_accuracy", "diversity")}
+    columns = {name: column for name, column in columns.items() if column in table}
     table["open"], table["poor"] = table["state"] != "COMPLETE", table["feasible"].eq(other=False)
-    table = table.sort_values(["open", "poor", values[0]], ascending=[True, True, objectives[0] in LOWER_IS_BETTER])
+    lower_first = objectives[0] in LOWER_IS_BETTER
+    table = table.sort_values(["open", "poor", columns[objectives[0]]], ascending=[True, True, lower_first])
     rows = []
     for cells in table.astype(object).where(table.notna(), "").to_dict("records"):
         star = " ★" if cells["trial"] in front else ""
-        rows.append((f"{cells['trial']}{star}", cells["state"].lower(), *(cells[name] for name in columns)))
-    titles = [name.removeprefix("value_").removeprefix(f"validation/{sampler}/") for name in columns]
+        rows.append((f"{cells['trial']}{star}", cells["state"].lower(), *(cells[name] for name in columns.values())))
     note = f"★ best{', the front' if len(objectives) > 1 else ''}; measured on validation, {sampler} sampler"
     if promoted is not None:
         note += f"; trial {promoted} was promoted"
-    title = f"Study {setting.name()}: {where}"
-    console.table(title, ("trial", "state", *titles), rows, note=note)
+    console.table(f"Study {setting.name()}: {where}", ("trial", "state", *columns), rows, note=note)
 
 
 def promote(
@@ -59,8 +60,11 @@ def promote(
     cvae promote --trial 7
     """
     from pipeline.base import params
-    from pipeline.stages.tune import exported_best, read_setting
-    from pipeline.study.search import NoStudy, open_study
+    from pipeline.stages.study.inputs import read_setting
+    from pipeline.stages.study.outputs import exported
+    from pipeline.study.queue import open_study
+    from pipeline.study.storage import NoStudy
+    from pipeline.study.trials import Chosen
     from pipeline.tracking import runs as tracking
     from pipeline.tracking.local import tracking_uri
 
@@ -69,21 +73,20 @@ def promote(
         found = open_study(setting, Path(), create=False)
         chosen = found.choose(trial)
     except NoStudy:
-        best = exported_best(setting.name())
-        if best is None or trial not in (None, best.number):
+        kept = exported(setting.name())
+        if kept is None or trial not in (None, kept[0]["trial"]):
             raise
-        chosen = best
+        chosen = Chosen.from_summary(kept[0])
     if not chosen.feasible and trial is None:
         raise UserError(
             f"no complete trial of study {setting.name()} reaches tune.least_class_accuracy: "
-            f"`cvae promote --trial {chosen.number}` takes the best of them all the same"
+            f"`cvae promote --trial {chosen.number}` takes the nearest one all the same"
         )
     before = params.write(chosen.sets)
     for (section, key), value in chosen.sets.items():
         old, new = json.dumps(before[section, key]), json.dumps(value)
         print(f"params.yaml: {section}.{key} {old} → {new}{'  (as it was)' if old == new else ''}")
-    # Optuna takes no tag on a trial that has ended: the study says which one it was.
-    if found is not None:
+    if found is not None:  # Optuna takes no notes on a trial that has ended
         found.remember("promoted", chosen.number)
     if chosen.run_id and chosen.tracking_uri:
         stores = dict.fromkeys([tracking_uri(Path()), chosen.tracking_uri])  # the folder may have moved

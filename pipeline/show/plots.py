@@ -161,7 +161,7 @@ def study_weights(
 ) -> "Figure":
     """A study's figures against the KL weight, a panel a metric: of both samplers, complete trials and pruned ones.
 
-    table: study.Study.table's rows.
+    table: as study.trials.Trials.table gives it.
     """
     across = min(len(metrics), 3)
     down = -(-len(metrics) // across)
@@ -236,9 +236,9 @@ def _equal_sums(axes: "Axes", right: float, bottom: float, top: float) -> None:
 
 
 def pareto(table: pd.DataFrame, objectives: Sequence[str], front: Sequence[int]) -> "Figure":
-    """The first two objectives against each other; the trials of the front are joined and named by their KL weight."""
-    x, y = (f"value_{name}" for name in objectives[:2])
-    known = table.dropna(subset=[x, y])
+    """The first two objectives, such as `validation/kl`, of all trials; those of the front carry their KL weight."""
+    x, y = objectives[:2]
+    known = table[table["state"] == "COMPLETE"]
     best = known[known["trial"].isin(front)].sort_values(x)
     figure = _figure(6.2, 4.8)
     axes = figure.subplots()
@@ -247,34 +247,33 @@ def pareto(table: pd.DataFrame, objectives: Sequence[str], front: Sequence[int])
     axes.plot(best[x], best[y], "o-" if len(objectives) == 2 else "o", color=ACCENT, linewidth=1, label="front")
     for at, to, beta in zip(best[x], best[y], best["kl_weight"], strict=True):
         axes.annotate(f"{beta:.2g}", (at, to), xytext=(6, 5), textcoords="offset points", fontsize=8, color=INK)
-    for name, axis in zip(objectives[:2], (axes.xaxis, axes.yaxis), strict=True):
-        if name == "frechet":
+    for name, axis in zip((x, y), (axes.xaxis, axes.yaxis), strict=True):
+        if name.endswith("/frechet"):
             _logarithmic(axis)
     axes.legend(frameon=False, fontsize=9)
-    _plain(axes, _titled(objectives[0]), _titled(objectives[1]))
+    _plain(axes, _titled(x), _titled(y))
     axes.set_title("Trials that no other beats in everything, by KL weight", fontsize=11, color=INK, loc="left")
     return figure
 
 
 def study_history(table: pd.DataFrame, objective: str, lower_is_better: bool) -> "Figure":
-    """Values in the order of the trials, and the best so far of the complete ones."""
-    column = f"value_{objective}"
-    known = table.dropna(subset=[column])
+    """An objective, such as `validation/kl`, in the order of the trials, and the best of the complete ones so far."""
+    known = table.dropna(subset=[objective])
     complete, pruned = known[known["state"] == "COMPLETE"], known[known["state"] == "PRUNED"]
     meets = complete["feasible"].astype(bool)
     eligible = complete[meets] if meets.any() else complete
     figure = _figure(6.4, 3.4)
     axes = figure.subplots()
-    axes.scatter(pruned["trial"], pruned[column], s=30, facecolors="none", edgecolors=FAINT, label="pruned")
-    axes.scatter(complete["trial"], complete[column], s=34, color=INK, label="complete")
+    axes.scatter(pruned["trial"], pruned[objective], s=30, facecolors="none", edgecolors=FAINT, label="pruned")
+    axes.scatter(complete["trial"], complete[objective], s=34, color=INK, label="complete")
     poor = complete[~meets]
     if len(poor):
         axes.scatter(
-            poor["trial"], poor[column], s=60, marker="x", color=ACCENT, label="below the least class_accuracy"
+            poor["trial"], poor[objective], s=60, marker="x", color=ACCENT, label="below the least class_accuracy"
         )
-    best = eligible[column].cummin() if lower_is_better else eligible[column].cummax()
+    best = eligible[objective].cummin() if lower_is_better else eligible[objective].cummax()
     axes.step(eligible["trial"], best, where="post", color=ACCENT, linewidth=1.4, label="best so far")
-    if objective == "frechet":
+    if objective.endswith("/frechet"):
         _logarithmic(axes.yaxis)
     axes.locator_params(axis="x", integer=True)
     axes.legend(frameon=False, fontsize=9)
@@ -377,7 +376,8 @@ def _legend(figure: "Figure") -> tuple[list[Any], list[str]]:
 
 
 def _titled(metric: str) -> str:
-    return f"{metric}: {BETTER[metric]}" if metric in BETTER else metric
+    name = metric.rpartition("/")[2]
+    return f"{name}: {BETTER[name]}" if name in BETTER else name
 
 
 def _figure(width: float, height: float) -> "Figure":

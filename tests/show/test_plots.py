@@ -223,11 +223,9 @@ def trials(states: list[str]) -> pd.DataFrame:
     for name in ("frechet", "class_accuracy", "diversity"):
         for sampler in ("prior", "fitted"):
             table[f"validation/{sampler}/{name}"] = 0.3 + weight / 200
-    table["value_frechet"] = table["validation/fitted/frechet"]
-    table["value_reconstruction"] = table["validation/reconstruction"]
     table["feasible"] = True
     unknown = ~table["state"].isin(["COMPLETE", "PRUNED"])
-    table.loc[unknown, [name for name in table.columns if "_" in name and name != "kl_weight"]] = np.nan
+    table.loc[unknown, [name for name in table.columns if "/" in name]] = np.nan
     table["feasible"] = table["feasible"].astype(object).where(~unknown, None)
     return table
 
@@ -242,8 +240,8 @@ def test_a_study_is_drawn_whatever_became_of_its_trials(states: list[str]) -> No
     for figure in (
         figures.study_weights(table, ["frechet", "kl"], {"frechet": 0.4}, 1.0),
         figures.rate_distortion(table),
-        figures.study_history(table, "frechet", lower_is_better=True),
-        figures.pareto(table, ["reconstruction", "frechet"], [0]),
+        figures.study_history(table, "validation/fitted/frechet", lower_is_better=True),
+        figures.pareto(table, ["validation/reconstruction", "validation/fitted/frechet"], [0]),
     ):
         saved(figure)
 
@@ -279,16 +277,18 @@ def test_names_that_would_lie_on_one_another_are_one() -> None:
 
 
 def test_the_best_so_far_never_gets_worse() -> None:
-    table = trials(["COMPLETE"] * 4).assign(value_frechet=[3.0, 5.0, 1.0, 2.0])
-    (line,) = figures.study_history(table, "frechet", lower_is_better=True).axes[0].lines
+    table = trials(["COMPLETE"] * 4).assign(**{"validation/fitted/frechet": [3.0, 5.0, 1.0, 2.0]})
+    (line,) = figures.study_history(table, "validation/fitted/frechet", lower_is_better=True).axes[0].lines
     assert list(np.asarray(line.get_ydata())) == [3.0, 3.0, 1.0, 1.0]
-    (line,) = figures.study_history(table, "frechet", lower_is_better=False).axes[0].lines
+    (line,) = figures.study_history(table, "validation/fitted/frechet", lower_is_better=False).axes[0].lines
     assert list(np.asarray(line.get_ydata())) == [3.0, 5.0, 5.0, 5.0]
 
 
 def test_what_misses_the_constraint_is_no_best_so_far() -> None:
-    table = trials(["COMPLETE"] * 3).assign(value_frechet=[1.0, 5.0, 4.0], feasible=[False, True, True])
-    (line,) = figures.study_history(table, "frechet", lower_is_better=True).axes[0].lines
+    table = trials(["COMPLETE"] * 3).assign(
+        **{"validation/fitted/frechet": [1.0, 5.0, 4.0]}, feasible=[False, True, True]
+    )
+    (line,) = figures.study_history(table, "validation/fitted/frechet", lower_is_better=True).axes[0].lines
     assert list(np.asarray(line.get_ydata())) == [5.0, 4.0]
 
 

@@ -1,6 +1,7 @@
 """dvc.yaml and params.yaml held to the code: nothing read is undeclared, nothing declared is unread."""
 
 import ast
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.measure import evaluator as evaluation
 from pipeline.measure import judge
 from pipeline.model import cvae as model
 from pipeline.model import samples
-from pipeline.study import search as study
+from pipeline.study import space as study
 from pipeline.tracking import runs as tracking
 from pipeline.training import fit as train
 from pipeline.training import objective
@@ -44,10 +45,17 @@ OWNERS: dict[str, type[Any]] = {
 }
 
 
+def nodes(stage: str) -> Iterator[ast.AST]:
+    """The source of a stage, and of the modules of stages/ that it imports, directly or not."""
+    for module in closure(f"pipeline.stages.{stage}"):
+        if room(module) == "stages":
+            yield from ast.walk(source(module))
+
+
 def keys_read(stage: str) -> set[str]:
     """`section` for each load(Owner, "section") of a stage, `section.key` for each load_key(rule, "section", "key")."""
     found = set()
-    for node in ast.walk(source(f"pipeline.stages.{stage}")):
+    for node in nodes(stage):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("load", "load_key"):
             found.add(".".join(ast.literal_eval(argument) for argument in node.args[1:]))
     return found
@@ -74,10 +82,10 @@ def test_a_stage_declares_the_params_it_reads(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_declares_the_files_it_names(stage: str) -> None:
-    """Every name that a stage's module imports from base.paths is a dep or an output of it."""
+    """Every name that a stage imports from base.paths is a dep or an output of it."""
     names = {
         alias.name
-        for node in ast.walk(source(f"pipeline.stages.{stage}"))
+        for node in nodes(stage)
         if isinstance(node, ast.ImportFrom) and node.module == "pipeline.base.paths"
         for alias in node.names
     }

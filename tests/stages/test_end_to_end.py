@@ -270,7 +270,7 @@ def test_the_study_leaves_a_table_a_best_weight_and_pictures(project: Project) -
     assert set(trials["state"]) == {"COMPLETE", "PRUNED"}
     complete = trials[trials["state"] == "COMPLETE"]
     chosen = trials[trials["trial"] == best["trial"]].iloc[0]
-    assert best["values"] == {"frechet": pytest.approx(complete["value_frechet"].min())}
+    assert best["values"] == {"frechet": pytest.approx(complete["validation/fitted/frechet"].min())}
     assert (best["kl_weight"], best["run_id"]) == (pytest.approx(chosen["kl_weight"]), chosen["run_id"])
     assert 0.1 <= best["kl_weight"] <= 10
     assert best["real"]["class_accuracy"] > 0.8
@@ -389,7 +389,7 @@ def test_ctrl_c_ends_a_study_cleanly(project: Project, tmp_path: Path) -> None:
                 break
         rest = process.stdout.read()
     assert process.returncode == 130
-    assert re.search(r"^\d+ of 40 trials are done; the same command goes on$", rest, re.MULTILINE)
+    assert re.search(r"^\d+ of 40 trials are done; the same command continues$", rest, re.MULTILINE)
     assert "Traceback" not in rest
     new = {run_id: run for run_id, run in project.runs().items() if run_id not in known}
     assert {str(run["status"]) for run in new.values()} <= {"FINISHED", "KILLED"}

@@ -15,8 +15,10 @@ from postgres import Server
 from test_study import SETTING, abandoned, brought, events, having, opened, program, states
 
 from pipeline.base.errors import UserError
-from pipeline.study import search as study
-from pipeline.study.search import Began, Candidate, Ended, Epoch, open_study
+from pipeline.study import storage
+from pipeline.study.queue import Candidate, open_study
+from pipeline.study.search import Began, Ended, Epoch, losers
+from pipeline.study.trials import counts
 
 pytestmark = pytest.mark.slow
 COUNT = itertools.count()
@@ -83,7 +85,7 @@ def test_a_killed_study_goes_on_and_its_count_ends_exact(tmp_path: Path) -> None
         process.send_signal(signal.SIGKILL)
     setting = having(trials=6, population=2)
     before = opened(tmp_path, setting)
-    done = {trial.number: trial.values for trial in before.trials() if study._counts(trial)}
+    done = {trial.number: trial.values for trial in before.trials() if counts(trial)}
     assert "RUNNING" in states(before)
     assert done
     after = brought(tmp_path, setting)
@@ -99,8 +101,8 @@ def test_a_process_killed_in_its_turn_holds_nobody_up(tmp_path: Path) -> None:
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from pipeline.study import search as study
-with study._turn(study.storage_url(Path())):
+from pipeline.study import storage
+with storage.turn(storage.storage_url(Path())):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -146,7 +148,7 @@ def test_hearts_beat_by_one_clock_whatever_the_time_zone(
         candidate = abandoned(first, "elsewhere:lock")
         for beaten_again in (False, True):
             if beaten_again:
-                first._storage.record_heartbeat(candidate.trial._trial_id)
+                first.database.record_heartbeat(candidate.trial._trial_id)
             monkeypatch.setenv("PGTZ", here)
             other = opened(tmp_path, setting)
             assert other.ask(1) == []
@@ -163,7 +165,7 @@ def test_hearts_beat_by_one_clock_whatever_the_time_zone(
 
 AWAY = """
 import sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = [{tests!r} + "/study", {tests!r}, {root!r}]
 from pathlib import Path
 import test_study as t
 from pipeline.base import console
@@ -203,13 +205,13 @@ def test_a_server_that_goes_away_is_one_line_and_the_study_goes_on_once_it_is_ba
     assert "secret" not in errors
     setting = having(trials=6, population=2)
     before = opened(tmp_path, setting)
-    done = {trial.number: trial.values for trial in before.trials() if study._counts(trial)}
+    done = {trial.number: trial.values for trial in before.trials() if counts(trial)}
     assert done
     after = brought(tmp_path, setting)
     assert after.done() == 6
     assert not {"RUNNING", "WAITING"} & set(states(after))
     assert all(after.trials()[number].values == values for number, values in done.items())
-    assert not list((tmp_path / study.WORKERS).iterdir())
+    assert not list((tmp_path / ".workers").iterdir())
 
 
 @pytest.fixture
@@ -222,7 +224,7 @@ def called_back(server: Server) -> Iterator[None]:
 def test_while_its_server_is_away_whatever_is_asked_of_a_study_is_one_line(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(storage, "HEARTBEAT_SECONDS", 0.01)
     found = opened(tmp_path, having(trials=2, epochs=1, population=1))
     stream = events(found)
     candidate = next(event.candidate for event in stream if isinstance(event, Epoch))
@@ -237,7 +239,7 @@ def test_while_its_server_is_away_whatever_is_asked_of_a_study_is_one_line(
         lambda: found.remember("mlflow_run", "r"),
         lambda: candidate.remember_run("r", "uri"),
         lambda: found.report(candidate),
-        lambda: found.losers([candidate], 1),
+        lambda: losers(found, [candidate], 1),
         lambda: found.tell(candidate, "PRUNED"),
         lambda: found.put_back([candidate], KeyboardInterrupt()),
         lambda: found.ask(1),
@@ -316,7 +318,7 @@ def test_a_missing_database_is_named(server: Server, tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_study_nothing_is_made(database: str, server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no study was made yet, run `cvae tune`") as caught:
+    with pytest.raises(UserError, match=r"there is no study in .* yet: run `cvae tune`") as caught:
         open_study(SETTING, tmp_path, create=False)
     one_line(caught.value)
     assert server.query("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", database) == [(0,)]

@@ -33,8 +33,12 @@ from pipeline.measure.evaluator import Evaluator
 from pipeline.measure.metrics import OF_SAMPLES
 from pipeline.model import density
 from pipeline.model.cvae import Architecture
-from pipeline.study import search as study
-from pipeline.study.search import Began, Candidate, Ended, Epoch, Event, Setting, Study, TuneParams, open_study, search
+from pipeline.study import search as searching
+from pipeline.study import space, storage, workers
+from pipeline.study.queue import Candidate, Study, open_study
+from pipeline.study.search import Began, Bench, Ended, Epoch, Event, search
+from pipeline.study.space import Setting, TuneParams
+from pipeline.study.trials import counts
 from pipeline.training import population
 
 CPU = torch.device("cpu")
@@ -68,7 +72,7 @@ TRAIN, VALIDATION = banded(12, 0), banded(7, 1)
 
 
 @pytest.fixture(autouse=True)
-def _own_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+def _owndatabase(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
 
 
@@ -122,7 +126,7 @@ def opened(folder: Path, setting: Setting = SETTING) -> Study:
 
 def events(found: Study) -> Generator[Event, None, None]:
     evaluator = evaluation.Evaluator(judge, VALIDATION, TRAIN, found.setting.aim.pixels, 0)
-    yield from search(found, TRAIN, VALIDATION, evaluator, CPU)
+    yield from search(found, Bench(TRAIN, VALIDATION, evaluator, CPU))
 
 
 def brought(folder: Path, setting: Setting = SETTING) -> Study:
@@ -141,7 +145,7 @@ def states(found: Study) -> list[str]:
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    result = doctest.testmod(study)
+    result = doctest.testmod(space)
     assert result.attempted > 0
     assert result.failed == 0
 
@@ -260,7 +264,7 @@ def test_the_table_has_both_samplers_of_every_trial(finished: tuple[Study, list[
     table = found.table()
     names = [f"validation/{sampler}/{name}" for sampler in ("prior", "fitted") for name in OF_SAMPLES]
     assert table[[*names, "validation/elbo", "validation/active_units", "kl_weight"]].notna().all(axis=None)
-    assert table["value_frechet"].tolist() == table["validation/fitted/frechet"].tolist()
+    assert table["validation/fitted/frechet"].tolist() == table["validation/fitted/frechet"].tolist()
     assert (table["validation/elbo"] == -table["validation/reconstruction"] - table["validation/kl"]).all()
     assert table["asked"].tolist()[:3] == ["params.yaml", "the article, the bound", ""]
 
@@ -268,10 +272,10 @@ def test_the_table_has_both_samplers_of_every_trial(finished: tuple[Study, list[
 def test_the_best_is_the_complete_trial_of_the_lowest_value(finished: tuple[Study, list[Event]]) -> None:
     found, _ = finished
     table = found.table()
-    best = table[table["state"] == "COMPLETE"].sort_values("value_frechet").iloc[0]
+    best = table[table["state"] == "COMPLETE"].sort_values("validation/fitted/frechet").iloc[0]
     chosen = found.choose()
     assert (chosen.number, chosen.kl_weight) == (best["trial"], best["kl_weight"])
-    assert chosen.values == {"frechet": best["value_frechet"]}
+    assert chosen.values == {"frechet": best["validation/fitted/frechet"]}
     assert chosen.sets == {("objective", "kl_weight"): best["kl_weight"]}
     assert found.choose(chosen.number) == chosen
 
@@ -315,7 +319,7 @@ def test_half_of_a_study_lays_the_range_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("ends", "weights", "middle"), [((0.1, 10.0), [], 1.0), ((1.0001, 1.0002), [], 1.0001)])
 def test_a_weight_in_the_widest_gap_is_in_the_range(ends: Any, weights: list[float], middle: float) -> None:
-    assert study.widest_gap(ends, weights) == middle
+    assert space.widest_gap(ends, weights) == middle
 
 
 @pytest.mark.slow
@@ -342,20 +346,20 @@ def test_several_objectives_give_a_front_and_prune_nothing(tmp_path: Path) -> No
         beaten = any(a <= reconstruction and b <= kl and (a, b) != (reconstruction, kl) for a, b in values.values())
         assert (number in front) == (not beaten)
     assert found.choose().number in front
-    assert found.table()[["value_reconstruction", "value_kl"]].notna().all(axis=None)
+    assert found.table()[["validation/reconstruction", "validation/kl"]].notna().all(axis=None)
 
 
 @pytest.mark.slow
 def test_of_metrics_that_should_be_high_the_highest_is_best(tmp_path: Path) -> None:
     found = brought(tmp_path, having(trials=4, epochs=2, objectives=("elbo",), pruner="none"))
-    assert found.choose().values["elbo"] == found.table()["value_elbo"].max()
+    assert found.choose().values["elbo"] == found.table()["validation/elbo"].max()
 
 
 def test_the_bound_itself_can_be_asked_for(tmp_path: Path) -> None:
     found = brought(tmp_path, having(trials=2, epochs=1, objectives=("nll", "active_units"), population=2))
     table = found.table()
-    assert (table["value_nll"] < -table["validation/elbo"] + 1).all()
-    assert set(table["value_active_units"]) <= set(range(5))
+    assert (table["validation/nll"] < -table["validation/elbo"] + 1).all()
+    assert set(table["validation/active_units"]) <= set(range(5))
 
 
 @pytest.mark.slow
@@ -420,18 +424,18 @@ def test_a_member_that_diverges_is_an_answer_and_the_others_go_on(
 
 
 def test_the_population_is_as_large_as_asked_or_as_leaves_something_to_learn() -> None:
-    assert study.batch_size(having(population=9), CPU) == 9
-    assert study.batch_size(having(trials=3), CPU) == 4
-    assert study.batch_size(having(trials=21), CPU) == 7
-    assert study.batch_size(having(trials=10_000), CPU) == 16
+    assert searching.batch_size(having(population=9), CPU) == 9
+    assert searching.batch_size(having(trials=3), CPU) == 4
+    assert searching.batch_size(having(trials=21), CPU) == 7
+    assert searching.batch_size(having(trials=10_000), CPU) == 16
 
 
 def test_several_draws_leave_room_for_fewer_members(monkeypatch: pytest.MonkeyPatch) -> None:
     several = dataclasses.replace(SETTING, aim=objective_params(draws=50))
     needed = 16 * population.member_bytes(SETTING.architecture, SETTING.train.batch_size)
     monkeypatch.setattr(population, "_memory", lambda _: 2 * needed)
-    assert study.batch_size(having(trials=10_000), CPU) == 16
-    assert study.batch_size(having(several, trials=10_000), CPU) < 4
+    assert searching.batch_size(having(trials=10_000), CPU) == 16
+    assert searching.batch_size(having(several, trials=10_000), CPU) < 4
 
 
 # Being interrupted, dying, going on
@@ -467,7 +471,7 @@ def test_an_interrupted_search_ends_cleanly_and_goes_on(tmp_path: Path) -> None:
 
 PROGRAM = """
 import os, sys, time
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = [{tests!r} + "/study", {tests!r}, {root!r}]
 from pathlib import Path
 import test_study as t
 from pipeline.study.search import Epoch
@@ -497,7 +501,7 @@ def test_a_killed_study_goes_on_and_its_count_ends_exact(tmp_path: Path) -> None
                 break
         process.send_signal(signal.SIGKILL)
     before = opened(tmp_path, having(trials=6, population=2))
-    done = {trial.number: trial.values for trial in before.trials() if study._counts(trial)}
+    done = {trial.number: trial.values for trial in before.trials() if counts(trial)}
     assert "RUNNING" in states(before)
     assert done
     after = brought(tmp_path, having(trials=6, population=2))
@@ -505,7 +509,7 @@ def test_a_killed_study_goes_on_and_its_count_ends_exact(tmp_path: Path) -> None
     assert "RUNNING" not in states(after)
     assert "WAITING" not in states(after)
     assert all(after.trials()[number].values == values for number, values in done.items())
-    assert not list((tmp_path / study.WORKERS).iterdir())
+    assert not list((tmp_path / ".workers").iterdir())
 
 
 @pytest.mark.slow
@@ -524,7 +528,7 @@ def test_several_processes_share_one_new_study(tmp_path: Path) -> None:
 
 BUSY = """
 import sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = [{tests!r} + "/study", {tests!r}, {root!r}]
 from pathlib import Path
 import test_study as t
 from pipeline.study.search import Epoch
@@ -536,7 +540,7 @@ with found.at_work():
             candidate.epochs = 1
             candidate.remember_run("run", "uri")
             found.report(candidate)
-            found._storage.record_heartbeat(candidate.trial._trial_id)
+            found.database.record_heartbeat(candidate.trial._trial_id)
             found.tell(candidate, "COMPLETE")
             found.table()
 """
@@ -559,7 +563,7 @@ def test_processes_that_write_all_the_time_wait_for_one_another(tmp_path: Path) 
 def test_a_file_that_another_program_keeps_to_itself_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.1)
     found = opened(tmp_path, having(trials=2, population=1))
     stream = events(found)
     candidate = next(event.candidate for event in stream if isinstance(event, Epoch))
@@ -583,7 +587,7 @@ def abandoned(found: Study, worker: str) -> Candidate:
 
 def outlive(found: Study, seconds: int) -> None:
     """Makes every heart of the study have beaten last so long ago."""
-    path = study._sqlite_path(found._url)
+    path = storage.sqlite_path(found._url)
     assert path is not None
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, ?)", (f"-{seconds} seconds",))
@@ -595,19 +599,19 @@ def test_another_machines_trial_is_left_alone_while_its_heart_beats_and_retried_
     candidate = abandoned(found, "elsewhere:lock")
     assert found.ask(1) == []
     assert states(found) == ["RUNNING"]
-    outlive(found, study.GRACE_SECONDS + 30)
+    outlive(found, storage.GRACE_SECONDS + 30)
     (again,) = found.ask(1)
     assert again.kl_weight == candidate.kl_weight
     assert states(found) == ["FAIL", "RUNNING"]
     again.trial.set_user_attr("worker", "elsewhere:lock")
-    outlive(found, study.GRACE_SECONDS + 30)
+    outlive(found, storage.GRACE_SECONDS + 30)
     (new,) = found.ask(1)  # once is enough: another weight's turn
     assert new.kl_weight != candidate.kl_weight
 
 
 def test_this_machines_dead_are_known_at_once(tmp_path: Path) -> None:
     found = opened(tmp_path, having(trials=1))
-    candidate = abandoned(found, f"{study._machine()}:{tmp_path / 'no lock here'}")
+    candidate = abandoned(found, f"{workers.machine()}:{tmp_path / 'no lock here'}")
     (again,) = found.ask(1)
     assert again.kl_weight == candidate.kl_weight
     assert states(found) == ["FAIL", "RUNNING"]
@@ -620,7 +624,7 @@ def test_a_living_process_keeps_its_trials(tmp_path: Path) -> None:
         other = opened(tmp_path, having(trials=1))
         with other.at_work():
             assert other.ask(1) == []
-            outlive(found, study.GRACE_SECONDS + 30)  # it slept, as a laptop does
+            outlive(found, storage.GRACE_SECONDS + 30)  # it slept, as a laptop does
             assert other.ask(1) == []
         assert states(found) == ["RUNNING"]
 
@@ -628,7 +632,7 @@ def test_a_living_process_keeps_its_trials(tmp_path: Path) -> None:
 def test_a_trial_that_was_taken_over_is_no_longer_ours_to_tell(tmp_path: Path) -> None:
     found = opened(tmp_path, having(trials=1, epochs=1))
     slept = abandoned(found, "elsewhere:lock")
-    outlive(found, study.GRACE_SECONDS + 30)
+    outlive(found, storage.GRACE_SECONDS + 30)
     (heir,) = found.ask(1)
     slept.figures = heir.figures = {"validation/fitted/frechet": 1.0}
     found.report(slept)
@@ -655,14 +659,14 @@ def test_an_interruption_right_after_telling_loses_nothing(tmp_path: Path, monke
     again = brought(tmp_path, having(trials=3, population=3, epochs=1))
     assert again.done() == 3
     assert "RUNNING" not in states(again)
-    assert not list((tmp_path / study.WORKERS).iterdir())
+    assert not list((tmp_path / ".workers").iterdir())
 
 
 @pytest.mark.slow
 def test_what_fails_of_itself_is_tried_twice_and_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = having(trials=2, population=2, epochs=1, pruner="none")
     with monkeypatch.context() as broken:
-        broken.setattr(study, "_measure", lambda *_: 1 / 0)
+        broken.setattr(searching, "_measure", lambda *_: 1 / 0)
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):
                 list(events(opened(tmp_path, setting)))
@@ -711,14 +715,14 @@ def test_whoever_finds_nothing_left_to_ask_waits_for_the_others(
 
         monkeypatch.setattr(time, "sleep", sleep)
         assert list(events(waiting)) == []
-    assert waits == [study.WAIT_SECONDS]
+    assert waits == [searching.WAIT_SECONDS]
 
 
 def test_hearts_beat_while_a_population_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(storage, "HEARTBEAT_SECONDS", 0.01)
     found = opened(tmp_path, having(trials=2, epochs=1))
     beats: list[int] = []
-    monkeypatch.setattr(found._storage, "record_heartbeat", beats.append)
+    monkeypatch.setattr(found.database, "record_heartbeat", beats.append)
     with found.at_work():
         candidates = found.ask(2)
         first = len(beats)
@@ -771,7 +775,7 @@ def test_of_a_front_the_one_nearest_to_its_ideal_corner_is_chosen(tmp_path: Path
 def test_the_database_is_the_users_own_file(tmp_path: Path) -> None:
     inside = tmp_path / ".dvc/tmp/exps/standalone/tmpab12"
     inside.mkdir(parents=True)
-    assert study.storage_url(inside, {}) == f"sqlite:///{tmp_path.resolve() / 'optuna.db'}"
+    assert storage.storage_url(inside, {}) == f"sqlite:///{tmp_path.resolve() / 'optuna.db'}"
     open_study(SETTING, inside, create=True)
     with closing(sqlite3.connect(tmp_path / "optuna.db")) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -788,8 +792,8 @@ def test_the_database_is_the_users_own_file(tmp_path: Path) -> None:
         ("sqlite:////abs/o.db", "sqlite:////abs/o.db"),
     ],
 )
-def test_optuna_storage_names_another_database(given: str, used: str) -> None:
-    assert study.storage_url(Path(), {"OPTUNA_STORAGE": given}) == used
+def test_optunadatabase_names_another_database(given: str, used: str) -> None:
+    assert storage.storage_url(Path(), {"OPTUNA_STORAGE": given}) == used
 
 
 def mlflows(path: Path) -> str:
@@ -809,8 +813,14 @@ def rubbish(path: Path) -> str:
         (mlflows, "is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE"),
         (rubbish, "can't be used .*file is not a database"),
         (lambda _: "postgresql://127.0.0.1:9/db?password=secret", "postgresql.psycopg://127.0.0.1:9/db can't be used"),
-        (lambda _: "mysql://me:secret@host/db", "OPTUNA_STORAGE mysql://host/db is no sqlite:///FILE or postgresql://"),
-        (lambda _: "postgresql://me:secret@host:x/db", "OPTUNA_STORAGE postgresql://host:x/db is no sqlite:///FILE or"),
+        (
+            lambda _: "mysql://me:secret@host/db",
+            "OPTUNA_STORAGE mysql://host/db is not sqlite:///FILE or",
+        ),
+        (
+            lambda _: "postgresql://me:secret@host:x/db",
+            "OPTUNA_STORAGE postgresql://host:x/db is not sqlite:///",
+        ),
         (lambda _: "postgresql://me:a@secret@host/db", "OPTUNA_STORAGE postgresql://host/db: write an @ in .* as %40"),
         (lambda _: "postgresql://me:secret@127.0.0.1:9/db", "postgresql.psycopg://127.0.0.1:9/db can't be used"),
         (lambda path: f"sqlite:///{path}/no/such/file/x.db", "can't be used"),
@@ -833,7 +843,7 @@ def test_a_database_that_cannot_be_used_is_one_line(
 
 @pytest.mark.slow
 def test_a_server_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "ANSWER_SECONDS", 2)  # the least that libpq knows
+    monkeypatch.setattr(storage, "ANSWER_SECONDS", 2)  # the least that libpq knows
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://me:secret@127.0.0.1:{silent.getsockname()[1]}/db"
         with pytest.raises(UserError, match=r"can't be used .*timeout"):
@@ -841,7 +851,7 @@ def test_a_server_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypat
 
 
 def test_where_there_is_no_study_nothing_is_made(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no study was made yet, run `cvae tune`"):
+    with pytest.raises(UserError, match=r"there is no study in .* yet: run `cvae tune`"):
         open_study(SETTING, tmp_path, create=False)
     assert not list(tmp_path.iterdir())
     opened(tmp_path)
@@ -854,7 +864,3 @@ def test_a_study_of_another_space_under_the_same_name_is_refused(tmp_path: Path)
     opened(tmp_path, having(study="mine", trials=99))
     with pytest.raises(UserError, match="the study 'mine' has another space, other data or another model"):
         opened(tmp_path, having(study="mine", kl_weight=(0.5, 2.0)))
-
-
-def test_a_value_that_is_not_finite_is_left_out_of_the_figures() -> None:
-    assert study._finite({"a": 1.0, "b": math.nan, "c": math.inf}) == {"a": 1.0}

@@ -1,0 +1,169 @@
+"""The database of studies: its address, its lock, and every error of it as a UserError of one line."""
+
+import os
+import re
+import sqlite3
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from filelock import FileLock
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import home
+from pipeline.base.params import digest
+
+DATABASE = "optuna.db"
+HEARTBEAT_SECONDS = 60
+GRACE_SECONDS = 120  # a trial whose last heartbeat is older is taken for dead
+PATIENCE_SECONDS = 60  # how long we wait while another process locks a SQLite file
+ANSWER_SECONDS = 10  # how long we wait for a PostgreSQL server to answer
+
+
+class NoStudy(UserError):
+    """There is no such study in its database."""
+
+
+def storage_url(root: Path, environment: Mapping[str, str] = os.environ) -> str:
+    """OPTUNA_STORAGE, or else the SQLite file optuna.db in the user's project folder; SQLite paths are absolute.
+
+    Raises UserError for another kind of database: heartbeats need SQLite or PostgreSQL.
+    """
+    url = environment.get("OPTUNA_STORAGE") or f"sqlite:///{DATABASE}"
+    if url.startswith("sqlite:///"):
+        return f"sqlite:///{home(root) / url.removeprefix('sqlite:///')}"
+    if re.match(r"postgres(ql)?(\+psycopg)?://", url):
+        with suppress(ValueError, ArgumentError):  # a port that is not a number, an unclosed bracket
+            parsed = sqlalchemy.make_url(url).set(drivername="postgresql+psycopg")
+            if "@" in (parsed.host or ""):  # the rest of a password would be looked up as a host name
+                raise UserError(f"OPTUNA_STORAGE {shown(url)}: write an @ in the password as %40")
+            return parsed.render_as_string(hide_password=False)
+    raise UserError(f"OPTUNA_STORAGE {shown(url)} is not sqlite:///FILE or postgresql://USER@HOST/DATABASE")
+
+
+def open_storage(url: str, retry: Callable[[optuna.Study, FrozenTrial], None]) -> RDBStorage:
+    """Optuna's storage at `url`, whose tables are made where there are none. Call it inside `turn` and `one_line`.
+
+    `retry` is called for each trial whose heartbeats have stopped.
+    """
+    path = sqlite_path(url)
+    storage = RDBStorage(
+        url,
+        engine_kwargs={"connect_args": {"timeout": PATIENCE_SECONDS}} if path else {"pool_pre_ping": True},
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        grace_period=GRACE_SECONDS,
+        heartbeat_stale_trial_callback=retry,
+    )
+    _translate_errors(storage.engine, url)
+    weakref.finalize(storage, storage.engine.dispose)  # closes the connections to a server
+    if path is not None:
+        with closing(sqlite3.connect(path, PATIENCE_SECONDS)) as database:
+            database.execute("PRAGMA journal_mode=WAL")  # readers need not wait for a writer; kept in the file
+    return storage
+
+
+def has_studies(url: str) -> bool:
+    """Whether the database has Optuna's tables; a SQLite file is not created. Raises UserError for MLflow's."""
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
+        return False
+    with _connected(url) as connection:
+        tables = set(sqlalchemy.inspect(connection).get_table_names())
+    if "experiments" in tables and "studies" not in tables:  # see optuna/optuna#2866
+        raise UserError(f"{shown(url)} is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE")
+    return "studies" in tables
+
+
+@contextmanager
+def turn(url: str) -> Iterator[None]:
+    """Holds a lock that only one process at a time can have, of all that use this database."""
+    path = sqlite_path(url)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            yield
+        return
+    with _connected(url) as connection:  # the lock ends with the connection, so a killed process blocks nobody
+        key = int(digest("cvae study"), 16) % 2**63
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
+        yield
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides Optuna's warnings about experimental features, and about heartbeats, which we send ourselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", message="Heartbeat of storage")
+        yield
+
+
+@contextmanager
+def one_line(url: str) -> Iterator[None]:
+    """Turns every error of opening a database into a UserError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise _unusable(url, "psycopg is not installed", "pip install 'psycopg[binary]'") from error
+    except (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        raise _unusable(url, getattr(cause, "orig", cause)) from error
+    except RuntimeError as error:  # tables of another Optuna; the message says how to upgrade them
+        raise _unusable(url, error) from error
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of a SQLite address; None for a server."""
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+
+
+def shown(url: str) -> str:
+    """The address without its password."""
+    return url if sqlite_path(url) else re.sub(r"//.*@", "//", url).partition("?")[0]
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[sqlalchemy.Connection]:
+    """A connection of its own, outside of any transaction."""
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    _translate_errors(engine, url)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        yield connection
+
+
+def _translate_errors(engine: sqlalchemy.Engine, url: str) -> None:
+    """Makes each database error of this engine a UserError; prepares connections to PostgreSQL."""
+
+    @sqlalchemy.event.listens_for(engine, "handle_error")
+    def _(context: sqlalchemy.ExceptionContext) -> UserError | None:
+        known = context.sqlalchemy_exception
+        # Optuna handles IntegrityError itself. A stale connection, found before its use, is replaced.
+        if known is None or isinstance(known, IntegrityError) or context.is_pre_ping:
+            return None
+        return _unusable(url, context.original_exception)
+
+    if engine.dialect.name == "postgresql":
+        engine.dispose()  # connections from before have none of the following
+
+        @sqlalchemy.event.listens_for(engine, "do_connect")
+        def _(_dialect: Any, _record: Any, _words: Any, options: dict[str, Any]) -> None:
+            options.setdefault("connect_timeout", ANSWER_SECONDS)
+
+        @sqlalchemy.event.listens_for(engine, "connect")
+        def _(connection: Any, _: Any) -> None:
+            # Optuna compares heartbeats in the session's local time: all sessions use UTC.
+            connection.execute("SET TIME ZONE 'UTC'")
+            connection.commit()
+
+
+def _unusable(url: str, reason: Any, remedy: str = "see OPTUNA_STORAGE") -> UserError:
+    return UserError(f"Optuna's database {shown(url)} can't be used ({' '.join(str(reason).split())[:300]}): {remedy}")

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import re
+import sys
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -137,47 +138,23 @@ def _said(errors: list[ErrorDetails]) -> str:
 
 
 def write(changes: Mapping[tuple[str, str], Any], path: Path | str = FILE) -> dict[tuple[str, str], Any]:
-    """Sets (section, key) values in the file, and nothing else: comments and layout stay. Returns the values before.
+    """Sets (section, key) values in the file; comments and layout stay. Returns the values before.
 
-    Raises UserError where the file has no such key. Each value must stand on one line, as a scalar.
+    Raises UserError where the file has no such key.
     """
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
 
-    content = read(path)
-    path = Path(path)
-    with open(path, encoding="utf-8", newline="") as file:  # line ends stay as they are
-        text = file.read()
-    marked = YAML().load(text)  # knows the line and column of each value
-    lines, before = text.split("\n"), {}
+    content, path, before = read(path), Path(path), {}
+    yaml = YAML()
+    yaml.width = sys.maxsize
+    marked = yaml.load(path.read_text(encoding="utf-8"))
     for (section, key), value in changes.items():
         if key not in content.get(section, {}):
             raise UserError(f"{path}: {section}.{key} is missing")
         before[section, key] = content[section][key]
-        row, start = marked[section].lc.value(key)
-        line = lines[row]
-        comment = re.search(r"\s+#.*$|\s*$", line[start:])
-        end = start + (comment.start() if comment else len(line[start:]))
-        new = json.dumps(value)  # numbers, words, true, false and null are written alike in JSON and YAML
-        # A comment keeps its column where the spaces before it can give way.
-        rest = line[end:]
-        spare = len(rest) - len(rest.lstrip(" "))
-        room = max(spare - (len(new) - (end - start)), 1) if rest.strip() else 0
-        lines[row] = line[:start] + new + " " * room + rest.lstrip(" ")
-    changed = "\n".join(lines)
-    expected = {name: dict(values) if isinstance(values, Mapping) else values for name, values in content.items()}
-    for (section, key), value in changes.items():
-        expected[section][key] = value
-    try:
-        written = YAML(typ="safe", pure=True).load(changed)
-    except YAMLError:
-        written = None
-    if written != expected:
-        raise UserError(
-            f"{path}: its values can't be changed in place: write each on a line of its own, an empty one as null"
-        )
-    with replacing(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
-        file.write(changed)
+        marked[section][key] = value
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+        yaml.dump(marked, file)
     return before
 
 

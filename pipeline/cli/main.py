@@ -12,7 +12,7 @@ import typer
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.cli import complete, doctor, draw, report, reproduce, stages, study, ui, weight
+from pipeline.cli import complete, doctor, draw, params, report, reproduce, stages, study, ui, weight
 
 NAME = "cvae"
 ABOUT = """\
@@ -39,6 +39,7 @@ COMMANDS = (
     complete.complete,
     weight.weight,
     report.report,
+    params.params,
     study.study,
     study.promote,
     doctor.doctor,

@@ -35,10 +35,7 @@ class ObjectiveParams:
     ]
     schedule: Annotated[
         Schedule,
-        Field(
-            description="of kl_weight: constant | warmup (rises from 0 once) | cyclical (repeatedly) | "
-            "capacity (kl_weight · |kl − C|, where C rises)"
-        ),
+        Field(description="of kl_weight: constant | warmup | cyclical | capacity (kl_weight · |kl − C|, C rises)"),
     ]
     schedule_share: Annotated[
         Number, Field(gt=0, le=1, description="share of all steps (of each cycle) in which the weight, or C, rises")

@@ -142,7 +142,7 @@ class Condition(nn.Module):
 
 
 class Model(nn.Module):
-    """What training, checkpoints and the bound ask of a model."""
+    """What the objective, training, checkpoints and the bound ask of a model."""
 
     latent_size: int
     likelihood: likelihood.Likelihood

@@ -35,8 +35,8 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """Outputs (..., 784) to expected pixels in [0, 1]."""
-        raise NotImplementedError
+        """Outputs (..., 784) to expected pixels in [0, 1]; unless a class says otherwise, their sigmoid."""
+        return outputs.float().sigmoid()
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Outputs (..., 784) to a sample of the pixels."""
@@ -59,9 +59,6 @@ class Bernoulli(Likelihood):
             return log_prob_by_products(logits, pixels)
         return -F.binary_cross_entropy_with_logits(logits, pixels.expand_as(logits), reduction="none").sum(-1)
 
-    def mean(self, outputs: Tensor) -> Tensor:
-        return outputs.float().sigmoid()
-
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.bernoulli(self.mean(outputs), generator=generator)
 
@@ -70,8 +67,8 @@ def log_prob_by_products(logits: Tensor, pixels: Tensor) -> Tensor:
     """Bernoulli.log_prob without a gradient: logits (..., D) to (...) nats per image.
 
     log p = Σ x η − max(η, 0) + log sigmoid(|η|). The last factor lies in [½, 1], so that the product of 112 of them is
-    a normal number in float32: 7 logarithms take the place of 784. It needs less than half the time of the cross
-    entropy, of 500 samples of z 1.7 ms per image in place of 3.6, which is a sixth of nll on a CPU.
+    a normal number in float32: 7 logarithms take the place of 784. This takes half the time of the cross entropy: for 500
+    samples of z 0.24 ms in place of 0.48, where nll takes 4.3 ms per image on the same CPU.
     """
     linear = torch.addcmul(logits.clamp_min(0), logits, pixels, value=-1).sum(-1)
     factors = logits.abs().sigmoid_().unflatten(-1, (-1, math.gcd(logits.shape[-1], FACTORS)))
@@ -137,9 +134,6 @@ class Gaussian(Likelihood):
 
     def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
         return gaussian((pixels - full(outputs).sigmoid()).square(), self.log_sigma)
-
-    def mean(self, outputs: Tensor) -> Tensor:
-        return outputs.float().sigmoid()
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Values below 0 and above 1 are possible."""

@@ -1,7 +1,7 @@
 """The loss in nats per image: reconstruction + kl_weight · kl, and what may be done to the KL on the way."""
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 from torch import Tensor
@@ -9,8 +9,7 @@ from torch import Tensor
 from pipeline.base.params import Neutral, Number, params
 from pipeline.data.splits import PIXELS, Pixels, to_unit
 from pipeline.model import likelihood
-from pipeline.model.gaussian import Normal
-from pipeline.model.prior import Prior
+from pipeline.model.cvae import Model
 
 Schedule = Literal["constant", "warmup", "cyclical", "capacity"]
 
@@ -82,20 +81,6 @@ ELBO = ObjectiveParams(  # of grey pixels as coins, all along
 )
 
 
-class Autoencoder(Protocol):
-    """What the objective asks of a model.
-
-    `context` is what it makes of its condition, once for the other three: for the CVAE the label as it is.
-    """
-
-    likelihood: likelihood.Likelihood
-
-    def context(self, condition: Tensor) -> Any: ...
-    def encode(self, images: Tensor, context: Any) -> Normal: ...
-    def decode(self, z: Tensor, context: Any) -> Tensor: ...
-    def prior(self) -> Prior: ...
-
-
 class Terms(NamedTuple):
     """The two terms of the evidence lower bound, in nats per image: reconstruction (N,), and kl by latent dimension.
 
@@ -111,7 +96,7 @@ class Terms(NamedTuple):
         return self.kl_by_dimension.sum(-1)
 
 
-def terms(model: Autoencoder, images: Tensor, condition: Tensor, noise: Tensor) -> Terms:
+def terms(model: Model, images: Tensor, condition: Tensor, noise: Tensor) -> Terms:
     """Reconstruction and KL with one draw z = mu + exp(log_var / 2) · noise (the reparameterisation trick).
 
     images: (N, 1, 28, 28) in [0, 1], or grey ones as uint8; condition: the CVAE's labels (N,), or a row of numbers for

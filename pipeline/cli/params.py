@@ -34,8 +34,8 @@ def owners() -> dict[str, type]:
     from pipeline.measure.evaluator import EvaluateParams
     from pipeline.measure.judge import JudgeParams
     from pipeline.model.cvae import ModelParams
-    from pipeline.model.density import SampleParams
-    from pipeline.study.search import TuneParams
+    from pipeline.model.samples import SampleParams
+    from pipeline.study.space import TuneParams
     from pipeline.tracking.runs import TrackingParams
     from pipeline.training.fit import TrainParams
     from pipeline.training.objective import ObjectiveParams

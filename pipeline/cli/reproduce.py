@@ -1,6 +1,6 @@
-"""`cvae reproduce`: the source article's experiment, its figures in reports/article/, and what they say.
+"""`cvae reproduce`: the source article's experiment, with its figures in reports/article/ and what they say.
 
-19 trainings of 3 epochs: docs/article.md says how long they took where they were timed.
+It trains 19 models for 3 epochs. docs/article.md says how long that takes.
 """
 
 import time
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EPOCHS = 3
 MOST_EPOCHS = 1000
 COLUMNS = 10
-GREYS = 32  # of the picture: digits look alike in them, and it takes a third of the space
+GREYS = 32  # grey levels of the picture: digits look the same, and the file is a third as large
 SHOWN = ("class_accuracy", "diversity")
 
 
@@ -41,47 +41,25 @@ def reproduce(
     from dataclasses import replace
     from functools import partial
 
-    from pipeline.base import console
     from pipeline.base.device import pick_device
     from pipeline.base.params import load, load_key, plain
-    from pipeline.measure import evaluator as evaluation
     from pipeline.measure import judge
-    from pipeline.model import samples
+    from pipeline.measure.evaluator import QUICK_TRAIN, Evaluator
     from pipeline.model.density import Components
     from pipeline.stages.saved import load_judge, load_splits
     from pipeline.training.fit import TrainParams
     from pipeline.weight import article
 
-    params = replace(
-        load(TrainParams, "train"),
-        epochs=epochs,
-        batch_size=article.BATCH_SIZE,
-        learning_rate=article.LEARNING_RATE,
-        ema=None,
-        augment=0,
-    )
+    changes: dict[str, Any] = {"batch_size": article.BATCH_SIZE, "learning_rate": article.LEARNING_RATE}
+    params = replace(load(TrainParams, "train"), epochs=epochs, ema=None, augment=0.0, **changes)
     components, device = load_key(Components, "sample", "components"), pick_device(params.device)
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
     reader = partial(judge.read, load_judge(JUDGE, device))
-    quick = train[: evaluation.QUICK_TRAIN]
-    evaluator = evaluation.Evaluator(reader, validation, quick, article.AIM.pixels, params.seed)
+    evaluator = Evaluator(reader, validation, train[:QUICK_TRAIN], article.AIM.pixels, params.seed)
     real = evaluator.ceiling()
 
-    began, results, sheets = time.perf_counter(), [], {}
-    stacks = article.stacks()
-    with console.bar("reproduce", len(stacks) * params.epochs) as bar:
-        for index, stack in enumerate(stacks):
-            members = article.start(stack, params, device)
-            shape = f"{stack[0].conditioning}, {_encoder(sees=stack[0].encoder_sees_label)}"
-            for _ in article.fit(stack, members, train, validation, params):
-                bar.show(index * params.epochs + members.epoch, f"{len(stack)} weights, {shape}")
-            for row, member in enumerate(stack):
-                model = members.model(row)
-                results.append(article.measure(member, model, evaluator, components))
-                if member.is_articles and member.weight in article.CONTRAST:
-                    labels = samples.rows_of_digits(COLUMNS).to(device)
-                    images = samples.sample(model, None, labels, "prior", params.seed)
-                    sheets[_weight(member.weight)] = samples.sheet(images, COLUMNS)
+    began = time.perf_counter()
+    results, sheets = _train_all(train, evaluator, params, components)
     protocol = {
         "split": "validation",
         "images": len(validation),
@@ -92,25 +70,49 @@ def reproduce(
         "seconds": round(time.perf_counter() - began, 1),
     }
     write(results, sheets, real, protocol)
-    say(results, real, protocol)
+    show(results, real, protocol)
+
+
+def _train_all(train: Any, evaluator: Any, params: Any, components: int) -> "tuple[list[Result], dict[str, Any]]":
+    """The results of all members, and sheets of the article's own model's samples by weight."""
+    from pipeline.base import console
+    from pipeline.model.samples import rows_of_digits, sample, sheet
+    from pipeline.weight import article
+
+    results, sheets, device = [], {}, train.images.device
+    stacks = article.stacks()
+    with console.bar("reproduce", len(stacks) * params.epochs) as bar:
+        for index, stack in enumerate(stacks):
+            members = article.start(stack, params, device)
+            shape = f"{stack[0].conditioning}, {_encoder(sees=stack[0].encoder_sees_label)}"
+            for _ in article.fit(stack, members, train, evaluator.split, params):
+                bar.show(index * params.epochs + members.epoch, f"{len(stack)} weights, {shape}")
+            for row, member in enumerate(stack):
+                model = members.model(row)
+                results.append(article.measure(member, model, evaluator, components))
+                if member.is_articles and member.weight in article.CONTRAST:
+                    images = sample(model, None, rows_of_digits(COLUMNS).to(device), "prior", params.seed)
+                    sheets[_weight(member.weight)] = sheet(images, COLUMNS)
+    return results, sheets
 
 
 def write(results: "list[Result]", sheets: dict[str, Any], real: dict[str, float], protocol: dict[str, Any]) -> None:
-    """The table, the sentences and the picture as files."""
+    """Writes the table, the conclusions and the picture."""
     import pandas as pd
     from PIL import Image
 
     from pipeline.base.files import replacing, write_json
-    from pipeline.show import plots as figures
+    from pipeline.cli.claims import claims
+    from pipeline.show import plots
     from pipeline.weight import article
 
     with replacing(ARTICLE / "results.csv") as part:
         pd.DataFrame([result.row() for result in results]).to_csv(part, index=False, float_format="%.6g")
-    write_json(ARTICLE / "article.json", {"claims": article.claims(results), "real": real, "protocol": protocol})
+    write_json(ARTICLE / "article.json", {"claims": claims(results), "real": real, "protocol": protocol})
     own = {_weight(weight): article.find(results, weight) for weight in article.CONTRAST}
     titles = {name: f"{name},  β = {_beta(result.member.kl_weight)}" for name, result in own.items()}
     notes = {titles[name]: _note(result) for name, result in own.items()}
-    figure = figures.sampler_grids({titles[name]: sheets[name] for name in own}, notes)
+    figure = plots.sampler_grids({titles[name]: sheets[name] for name in own}, notes)
     with replacing(ARTICLE / "grids.png") as part:
         figure.savefig(part, format="png")
         with Image.open(part) as image:
@@ -118,9 +120,10 @@ def write(results: "list[Result]", sheets: dict[str, Any], real: dict[str, float
         small.save(part, format="PNG", optimize=True)
 
 
-def say(results: "list[Result]", real: dict[str, float], protocol: dict[str, Any]) -> None:
-    """Both tables, the sentences, and where to look."""
+def show(results: "list[Result]", real: dict[str, float], protocol: dict[str, Any]) -> None:
+    """Prints the tables, the conclusions, and where the files are."""
     from pipeline.base import console
+    from pipeline.cli.claims import claims
     from pipeline.weight import article
 
     own = [result for result in results if result.member.is_articles]
@@ -131,10 +134,10 @@ def say(results: "list[Result]", real: dict[str, float], protocol: dict[str, Any
             (
                 _weight(result.member.weight),
                 _beta(result.member.kl_weight),
-                result.active_units,
-                f"{result.kl:.2f}",
-                f"{result.elbo:.1f}",
-                *(f"{result.samples['prior'][name]:.3f}" for name in SHOWN),
+                result.figures["active_units"],
+                f"{result.figures['kl']:.2f}",
+                f"{result.figures['elbo']:.1f}",
+                *(f"{result.figures[f'prior/{name}']:.3f}" for name in SHOWN),
             )
             for result in own
         ],
@@ -144,20 +147,25 @@ def say(results: "list[Result]", real: dict[str, float], protocol: dict[str, Any
         rows = [result for result in results if result.member.weight == weight]
         console.table(
             f"Every shape at {_weight(weight)}",
-            ("conditioning, encoder", "active", "digit in code", "accuracy", "diversity"),
+            ("conditioning, encoder", "active", "digit in latent", "accuracy", "diversity"),
             [
-                (_shape(one), one.active_units, f"{one.digit_in_code:.3f}", *(_both(one, name) for name in SHOWN))
-                for one in rows
+                (
+                    _shape(result),
+                    result.figures["active_units"],
+                    f"{result.figures['digit_in_latent']:.3f}",
+                    *(_both(result, name) for name in SHOWN),
+                )
+                for result in rows
             ],
             note="★ the article's own; the last two: prior sampler, then fitted",
         )
-    for number, claim in enumerate(article.claims(results), 1):
+    for number, claim in enumerate(claims(results), 1):
         print(f"{number}. {claim}")
     print(f"\n{ARTICLE}/ written: results.csv, article.json, grids.png")
 
 
 def _weight(weight: float) -> str:
-    from pipeline.weight.article import named
+    from pipeline.cli.claims import named
 
     return f"w = {named(weight)}"
 
@@ -173,7 +181,7 @@ def _shape(result: "Result") -> str:
 
 
 def _both(result: "Result", metric: str) -> str:
-    return " ".join(f"{result.samples[sampler][metric]:.3f}" for sampler in result.samples)
+    return " ".join(f"{result.figures[f'{sampler}/{metric}']:.3f}" for sampler in ("prior", "fitted"))
 
 
 def _encoder(*, sees: bool) -> str:
@@ -181,5 +189,6 @@ def _encoder(*, sees: bool) -> str:
 
 
 def _note(result: "Result") -> str:
-    prior = result.samples["prior"]
-    return f"active {result.active_units}   accuracy {prior['class_accuracy']:.2f}   diversity {prior['diversity']:.2f}"
+    found = result.figures
+    accuracy, diversity = found["prior/class_accuracy"], found["prior/diversity"]
+    return f"active {found['active_units']}   accuracy {accuracy:.2f}   diversity {diversity:.2f}"

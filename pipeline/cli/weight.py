@@ -24,7 +24,7 @@ def weight(
     if given is None or not 0 <= given < float("inf"):
         raise UserError(f"a weight must be a finite number of at least 0, not {given}")
 
-    from pipeline.training.objective import from_article_weight, to_article_weight
+    from pipeline.weight.convert import from_article_weight, to_article_weight
 
     if article is None:
         beta, article = given, to_article_weight(given, batch_size)

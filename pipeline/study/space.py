@@ -18,7 +18,8 @@ from pipeline.measure.metrics import OF_SAMPLES
 from pipeline.model.cvae import Architecture, Conditioning
 from pipeline.model.samples import Sampler
 from pipeline.training.fit import TrainParams
-from pipeline.training.objective import ObjectiveParams, from_article_weight
+from pipeline.training.objective import ObjectiveParams
+from pipeline.weight.convert import from_article_weight
 
 Metric = Literal[
     "reconstruction", "kl", "elbo", "nll", "active_units", "class_accuracy", "diversity", "frechet", "precision",

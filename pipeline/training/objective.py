@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.base.params import Neutral, Number, params
-from pipeline.data.splits import PIXELS, Pixels, to_unit
+from pipeline.data.splits import Pixels, to_unit
 from pipeline.model import likelihood
 from pipeline.model.cvae import Model
 
@@ -183,21 +183,3 @@ def pressure(step: int, steps: int, aim: ObjectiveParams) -> tuple[float, float 
 def draws(epoch: int, epochs: int, aim: ObjectiveParams) -> int:
     """Of z for each image in an epoch, the first of which is 0."""
     return aim.draws if epoch >= aim.draws_after * epochs else 1
-
-
-def from_article_weight(weight: float, batch_size: int) -> float:
-    """β for a loss with pixel-mean reconstruction and batch-summed KL: β = w · 784 · B.
-
-    >>> round(from_article_weight(1e-5, 128), 2)
-    1.0
-    """
-    return weight * PIXELS * batch_size
-
-
-def to_article_weight(kl_weight: float, batch_size: int) -> float:
-    """The article's factor of the same balance: w = β / (784 · B).
-
-    >>> to_article_weight(100_352, 128)
-    1.0
-    """
-    return kl_weight / (PIXELS * batch_size)

@@ -1,9 +1,7 @@
 """The source article's experiment in our units: what its KL weights do to its model, and what else helps.
 
-The article averages the Bernoulli reconstruction over pixels and images, but sums the KL over the batch. Its weight w
-then weighs the KL as β = w · 784 · B does in nats per image, and the two losses differ by a constant factor, to which
-Adam is blind: so its model is trained here by our objective at that β. Everything is measured on unseen images that
-nothing was fitted to; the test split is not read.
+The article's loss is ours at β = w · 784 · B (weight/convert.py), up to a constant factor, which Adam ignores. So our
+objective at that β trains its model. All figures are measured on validation.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,19 +17,19 @@ from pipeline.data.splits import Split
 from pipeline.measure.evaluator import Evaluator
 from pipeline.model.cvae import CVAE, PRESETS, Architecture, Conditioning, build
 from pipeline.model.density import posterior_samples
-from pipeline.model.samples import SAMPLERS, Sampler
+from pipeline.model.samples import SAMPLERS
 from pipeline.training import population
 from pipeline.training.fit import Record, TrainParams
-from pipeline.training.objective import ELBO, from_article_weight
+from pipeline.training.objective import ELBO
+from pipeline.weight.convert import from_article_weight
 
 BATCH_SIZE = 128
-LEARNING_RATE = 2e-3  # of ours: Adam does not see how a loss is scaled
-TUNED = 1e-5  # what the article arrives at, from 1
-WEIGHTS = (1.0, 1e-3, 1e-4, TUNED, 1e-6)  # of the article's own model: from collapse past the bound
-CONTRAST = (1.0, TUNED)  # of each other shape
+LEARNING_RATE = 2e-3  # for our loss; Adam ignores the factor between the two losses
+TUNED = 1e-5  # the weight at which the article arrives, starting from 1
+WEIGHTS = (1.0, 1e-3, 1e-4, TUNED, 1e-6)  # of the article's own model: from collapse to below the evidence lower bound
+CONTRAST = (1.0, TUNED)  # of the other shapes
 CONDITIONINGS: tuple[Conditioning, ...] = ("sum", "mean", "product", "concat")
-MATTERS = 0.1  # of a share: one sample in ten
-AIM = ELBO  # but for the weight, of which each member has its own
+AIM = ELBO  # each member has a KL weight of its own
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Member:
 
     @property
     def kl_weight(self) -> float:
-        """The same balance in nats per image."""
+        """The weight in our units."""
         return from_article_weight(self.weight, BATCH_SIZE)
 
     @property
@@ -59,42 +57,24 @@ class Member:
 
 @dataclass(frozen=True)
 class Result:
-    """A member and its figures on unseen images, by the project's words.
-
-    digit_in_code: share of unseen images whose digit a linear discriminant reads from a draw of q(z∣x,y), fitted to
-    draws of training images; it says how much the code tells of what the label should.
-    """
+    """A member and its figures on validation: `elbo`, `digit_in_latent`, `prior/frechet`, …"""
 
     member: Member
-    reconstruction: float
-    kl: float
-    active_units: int
-    digit_in_code: float
-    samples: Mapping[Sampler, Mapping[str, float]]
-
-    @property
-    def elbo(self) -> float:
-        return -(self.reconstruction + self.kl)
+    figures: Mapping[str, float]
 
     def row(self) -> dict[str, float | str | bool]:
         """One flat row of a table."""
-        words = {f"{name}_{metric}": value for name in SAMPLERS for metric, value in self.samples[name].items()}
         return {
             "article_weight": self.member.weight,
             "kl_weight": self.member.kl_weight,
             "conditioning": self.member.conditioning,
             "encoder_sees_label": self.member.encoder_sees_label,
-            "active_units": self.active_units,
-            "reconstruction": self.reconstruction,
-            "kl": self.kl,
-            "elbo": self.elbo,
-            "digit_in_code": self.digit_in_code,
-            **words,
+            **self.figures,
         }
 
 
 def stacks() -> list[list[Member]]:
-    """The members by shape, the article's own first: those of one shape train at once."""
+    """The members by shape, the article's own first. Members of one shape train at once."""
     own = [Member(weight) for weight in WEIGHTS]
     others = [
         [Member(weight, conditioning, sees) for weight in CONTRAST]
@@ -105,7 +85,7 @@ def stacks() -> list[list[Member]]:
 
 
 def start(stack: Sequence[Member], params: TrainParams, device: torch.device) -> population.Population:
-    """The stack untrained: one set of first weights for all."""
+    """The untrained members of one shape, all with the same first weights."""
     models = [build(member.architecture, params.seed, AIM.likelihood) for member in stack]
     return population.start(models, [member.kl_weight for member in stack], params, device)
 
@@ -113,7 +93,7 @@ def start(stack: Sequence[Member], params: TrainParams, device: torch.device) ->
 def fit(
     stack: Sequence[Member], members: population.Population, train: Split, validation: Split, params: TrainParams
 ) -> Iterator[dict[int, Record]]:
-    """population.fit. Raises UserError where a member diverges: there would be nothing to compare."""
+    """population.fit. Raises UserError where a member diverges, as its figures could not be compared."""
     for records in population.fit(members, train, validation, params, AIM):
         for row in (row for row, record in records.items() if record.diverged):
             raise UserError(
@@ -124,27 +104,24 @@ def fit(
 
 
 def measure(member: Member, model: CVAE, evaluator: Evaluator, components: int) -> Result:
-    """A trained member's figures on the evaluator's images."""
-    fit = evaluator.fit_figures(model)
+    """The figures of a trained member on the evaluator's split."""
     density = evaluator.density(model, components)
-    return Result(
-        member=member,
-        reconstruction=fit["reconstruction"],
-        kl=fit["kl"],
-        active_units=int(fit["active_units"]),
-        digit_in_code=digit_in_code(model, evaluator.train, evaluator.split, evaluator.seed),
-        samples={name: evaluator.samples(model, density, name) for name in SAMPLERS},
-    )
+    figures = evaluator.fit_figures(model)
+    figures["digit_in_latent"] = digit_in_latent(model, evaluator.train, evaluator.split, evaluator.seed)
+    for sampler in SAMPLERS:
+        samples = evaluator.samples(model, density, sampler)
+        figures |= {f"{sampler}/{name}": value for name, value in samples.items()}
+    return Result(member, figures)
 
 
-def digit_in_code(model: CVAE, known: Split, unseen: Split, seed: int) -> float:
-    """Share of unseen images whose digit a linear discriminant, fitted to the known ones, reads from their codes.
+def digit_in_latent(model: CVAE, train: Split, held_out: Split, seed: int) -> float:
+    """Share of held-out images whose digit a linear discriminant, fitted to `train`, reads from a latent.
 
-    From draws of q(z∣x,y), not from its means: those may differ by next to nothing, and in a collapsed code still
-    tell digits apart, which no decoder would notice.
+    Latents are samples of q(z∣x,y), not its means. The means of a collapsed model may differ enough to tell digits
+    apart, but by so little that no decoder notices.
     """
 
-    def codes(split: Split, seed: int) -> np.ndarray:
+    def latents(split: Split, seed: int) -> np.ndarray:
         z: np.ndarray = posterior_samples(model, split, AIM.pixels, seed).double().cpu().numpy()
         return z
 
@@ -152,11 +129,8 @@ def digit_in_code(model: CVAE, known: Split, unseen: Split, seed: int) -> float:
         found: np.ndarray = labels.cpu().numpy()
         return found
 
-    discriminant = LinearDiscriminantAnalysis().fit(codes(known, seed), digits(known.labels))
-    return float(discriminant.score(codes(unseen, seed + 1), digits(unseen.labels)))
-
-
-# What the figures say
+    discriminant = LinearDiscriminantAnalysis().fit(latents(train, seed), digits(train.labels))
+    return float(discriminant.score(latents(held_out, seed + 1), digits(held_out.labels)))
 
 
 def find(
@@ -165,92 +139,3 @@ def find(
     """The result of one member."""
     wanted = Member(weight, conditioning, encoder_sees_label)
     return next(result for result in results if result.member == wanted)
-
-
-def claims(results: Sequence[Result]) -> list[str]:
-    """Sentences that follow from the figures, whichever way these turn out."""
-    return [_of_units(results), _of_the_bound(results), _of_the_price(results), _of_the_label(results)]
-
-
-def _of_units(results: Sequence[Result]) -> str:
-    one, tuned = find(results, 1.0), find(results, TUNED)
-    size = one.member.architecture.latent_size
-    ratio = one.member.kl_weight / tuned.member.kl_weight
-    words = (
-        f"The article's w = 1 is β = {one.member.kl_weight:,.0f} and its w = {named(TUNED)} is β = "
-        f"{tuned.member.kl_weight:.2f}, {ratio:,.0f} times less: "
-    )
-    figures = (
-        f"{one.active_units} of {size} units active, kl {one.kl:.2g} nats and diversity "
-        f"{one.samples['prior']['diversity']:.2f} at the first, {tuned.active_units}, {tuned.kl:.1f} and "
-        f"{tuned.samples['prior']['diversity']:.2f} at the second"
-    )
-    if one.active_units == 0 < tuned.active_units:
-        return f"{words}{figures}, so that the collapse is a matter of units."
-    return f"{words}{figures}, so that here the weight alone does not decide over collapse."
-
-
-def _of_the_bound(results: Sequence[Result]) -> str:
-    own = [result for result in results if result.member.is_articles]
-    best = max(own, key=lambda result: result.elbo)
-    tuned = find(results, TUNED)
-    tried = f"of the {len(own)} weights trained"
-    apart = abs(tuned.member.kl_weight - 1)
-    bound = f"w = {named(TUNED)} at batch {BATCH_SIZE} is the evidence lower bound to within {apart:.2%} of its KL"
-    if best is tuned:
-        others = max((result for result in own if result is not tuned), key=lambda result: result.elbo)
-        return (
-            f"{bound}, and {tried} it reaches the highest elbo, {tuned.elbo:.1f} nats against {others.elbo:.1f} at "
-            f"the next best, w = {named(others.member.weight)}."
-        )
-    return (
-        f"{bound}, yet {tried} w = {named(best.member.weight)} reaches the highest elbo, {best.elbo:.1f} nats against "
-        f"its {tuned.elbo:.1f}."
-    )
-
-
-def _of_the_price(results: Sequence[Result]) -> str:
-    one, tuned = find(results, 1.0), find(results, TUNED)
-    diversity = [result.samples["prior"]["diversity"] for result in (one, tuned)]
-    accuracy = [result.samples["prior"]["class_accuracy"] for result in (one, tuned)]
-    moved = (
-        f"From w = 1 to {named(TUNED)} diversity under the prior goes from {diversity[0]:.2f} to {diversity[1]:.2f} "
-        f"and class_accuracy from {accuracy[0]:.2f} to {accuracy[1]:.2f}"
-    )
-    if not (diversity[0] < diversity[1] and accuracy[0] > accuracy[1]):
-        return f"{moved}: here neither pays for the other."
-    return (
-        f"{moved}: the one is bought with the other, as the code tells the digit (a linear discriminant reads "
-        f"{tuned.digit_in_code:.0%} of them from it) and the prior does not know which was asked for."
-    )
-
-
-def _of_the_label(results: Sequence[Result]) -> str:
-    blind, seeing = find(results, TUNED), find(results, TUNED, encoder_sees_label=True)
-    freed = blind.digit_in_code - seeing.digit_in_code >= MATTERS
-    helped = _accuracy(seeing) - _accuracy(blind) >= MATTERS
-    outcome = (
-        "the code no longer has to carry what the label says"
-        if freed and helped
-        else "the code tells the digit less, and yet samples are no better"
-        if freed
-        else "samples are better, though the code tells the digit as before"
-        if helped
-        else "that alone changes little"
-    )
-    best = max((result for result in results if result.member.weight == TUNED), key=_accuracy)
-    encoder = "sees the label" if best.member.encoder_sees_label else "does not see it"
-    return (
-        f"Where the article's encoder is shown the label, digits are read from {seeing.digit_in_code:.0%} of the codes "
-        f"and class_accuracy is {_accuracy(seeing):.2f}: {outcome}; of all shapes at w = {named(TUNED)} the highest "
-        f"class_accuracy is {_accuracy(best):.2f}, with {best.member.conditioning} and an encoder that {encoder}."
-    )
-
-
-def _accuracy(result: Result) -> float:
-    return result.samples["prior"]["class_accuracy"]
-
-
-def named(weight: float) -> str:
-    """A weight as a person writes it: 1e-5, not 1e-05."""
-    return f"{weight:g}".replace("e-0", "e-")

@@ -1,6 +1,5 @@
 """The objective: divergences and bounds as the papers define them, in nats per image at any batch size."""
 
-import dataclasses
 import doctest
 import itertools
 import math
@@ -17,7 +16,7 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from pipeline.base.errors import UserError
 from pipeline.base.params import parse
 from pipeline.model import likelihood
-from pipeline.model.cvae import CVAE, PRESETS, Architecture, build
+from pipeline.model.cvae import CVAE, Architecture, build
 from pipeline.training import objective
 from pipeline.training.objective import ObjectiveParams, Terms
 
@@ -99,24 +98,6 @@ def test_the_balance_of_the_terms_does_not_depend_on_the_batch_size(weight: floa
     first, second = (objective.loss(objective.terms(model, *data), weight) for data in (once, twice))
     assert first.item() == pytest.approx(second.item())
     assert torch.allclose(gradient(model, first), gradient(model, second))
-
-
-@pytest.mark.parametrize("preset", ["article", "strong"])
-@pytest.mark.parametrize(("weight", "size"), [(1e-5, 128), (1.0, 4), (1e-4, 16)])
-def test_the_article_s_loss_points_the_way_of_ours_at_the_converted_weight(
-    preset: str, weight: float, size: int
-) -> None:
-    """Pixel-mean BCE + w · batch-summed KL has our gradients at β = w · 784 · B, divided by 784."""
-    model = build(dataclasses.replace(PRESETS[preset], encoder_hidden=(12,), decoder_hidden=(12,)), 0).double()
-    images, labels, noise = batch(size, model.latent_size)
-
-    mu, log_var = model.encode(images, labels)
-    chances = model.decode(mu + (log_var / 2).exp() * noise, labels).sigmoid()
-    article = F.binary_cross_entropy(chances, images.flatten(1)) - weight * 0.5 * torch.sum(
-        1 + log_var - mu.pow(2) - log_var.exp()
-    )
-    ours = objective.loss(objective.terms(model, images, labels, noise), objective.from_article_weight(weight, size))
-    assert torch.allclose(784 * gradient(model, article), gradient(model, ours), rtol=1e-6, atol=1e-12)
 
 
 def random_terms(count: int = 12) -> Terms:
@@ -270,11 +251,5 @@ def test_binary_pixels_under_a_density_are_refused_in_one_line(name: str) -> Non
 
 def test_the_examples_in_the_docstrings_hold() -> None:
     outcome = doctest.testmod(objective)
-    assert outcome.attempted >= 5
+    assert outcome.attempted >= 3
     assert outcome.failed == 0
-
-
-def test_article_weights_convert_there_and_back() -> None:
-    assert objective.from_article_weight(1e-5, 128) == pytest.approx(1.00352)
-    assert objective.from_article_weight(1, 128) == 100_352
-    assert objective.to_article_weight(objective.from_article_weight(3e-4, 50), 50) == pytest.approx(3e-4)

@@ -53,9 +53,7 @@ class ModelParams:
         Init | None,
         Field(description="first weights: torch (both presets) | he (conv and resnet) | dark (he, with dark pixels)"),
     ]
-    prior: Annotated[
-        priors.Name, Field(description="p(z∣y); docs/treatments.md lists the names and says when to use which")
-    ]
+    prior: Annotated[priors.Name, Field(description="p(z∣y): docs/treatments.md has the list")]
     prior_components: Annotated[int, Field(ge=1, le=1000, description="components per label, of a mixture")]
 
     def __post_init__(self) -> None:

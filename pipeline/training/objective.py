@@ -21,10 +21,7 @@ class ObjectiveParams:
     kl_weight: Annotated[
         Number, Field(ge=0, description="β of reconstruction + β · kl; 1 is the evidence lower bound (`cvae weight`)")
     ]
-    likelihood: Annotated[
-        likelihood.Name,
-        Field(description="p(x∣z,y) of the pixels; docs/treatments.md lists the names and says when to use which"),
-    ]
+    likelihood: Annotated[likelihood.Name, Field(description="p(x∣z,y) of the pixels: docs/treatments.md has the list")]
     sigma: Annotated[
         Number,
         Field(gt=0, description="of gaussian, in grey values from 0 to 1; half of it acts like a quarter of kl_weight"),

@@ -43,9 +43,6 @@ def of_values(ours: Likelihood, output: float, values: Tensor) -> Tensor:
     return ours.log_prob(torch.full((len(values), 1), output, dtype=torch.float64), values[:, None]).exp()
 
 
-# Normalised
-
-
 @pytest.mark.parametrize("name", names_on("binary"))
 def test_the_probabilities_of_all_binary_images_sum_to_one(name: likelihood.Name) -> None:
     images = torch.tensor(list(itertools.product((0.0, 1.0), repeat=8)), dtype=torch.float64)
@@ -65,9 +62,6 @@ def test_a_density_integrates_to_one(name: likelihood.Name, output: float) -> No
     unit = (1 - torch.linspace(0, math.pi, 20_001, dtype=torch.float64).cos()) / 2
     x = unit if name == "continuous_bernoulli" else 11 * unit - 5
     assert torch.trapezoid(of_values(build(name, 1), output, x), x).item() == pytest.approx(1, abs=1e-6)
-
-
-# Right
 
 
 def test_binary_pixels_have_the_log_probability_of_independent_coins() -> None:
@@ -154,9 +148,6 @@ def test_a_pixel_of_the_logistic_can_be_certainly_black_or_white(log_scale: floa
         assert of_values(logistic(1, log_scale), output, torch.tensor([level])).item() > 0.98
 
 
-# Stable, and with a gradient
-
-
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_gradients_agree_with_finite_differences(name: likelihood.Name) -> None:
     """Near λ = ½ and at the outer levels too."""
@@ -199,9 +190,6 @@ def test_a_pixel_that_contradicts_its_logit_costs_the_logit(logit: float) -> Non
     assert torch.autograd.grad(cost.sum(), outputs)[0].unique().tolist() == [math.copysign(1, logit)]
 
 
-# What all share
-
-
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_samples_of_z_are_scored_together_and_half_precision_in_full(name: likelihood.Name) -> None:
     ours, outputs, pixels = build(name).float(), normal(4, 3, 784).bfloat16(), grey(3, 784).float()
@@ -220,9 +208,6 @@ def test_samples_have_the_mean_and_repeat_with_the_seed(name: likelihood.Name) -
     assert torch.equal(samples, again)
     assert torch.allclose(samples.mean(0), ours.mean(outputs), atol=0.006)
     assert 0 <= ours.mean(outputs).min() <= ours.mean(outputs).max() <= 1
-
-
-# The optimal σ
 
 
 def test_the_optimal_sigma_explains_the_batch_best_in_train_mode() -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+CHECKED = Path("reports/params.txt")  # says that every value of params.yaml is allowed
 RAW = Path("data/raw")
 PREPARED = Path("data/prepared/mnist.safetensors")
 

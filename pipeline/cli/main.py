@@ -12,7 +12,20 @@ import typer
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.cli import complete, doctor, draw, params, report, reproduce, stages, study, ui, weight
+from pipeline.cli import (
+    compare,
+    complete,
+    doctor,
+    draw,
+    experiment,
+    params,
+    report,
+    reproduce,
+    stages,
+    study,
+    ui,
+    weight,
+)
 
 NAME = "cvae"
 ABOUT = """\
@@ -20,7 +33,8 @@ Train a conditional VAE on MNIST and find out which KL weight, and why.
 
 \b
   dvc repro                                     run the whole pipeline; what is up to date is left alone
-  dvc exp run -S objective.kl_weight=1          the same with another KL weight
+  cvae try objective.kl_weight=1                train and evaluate with another KL weight
+  cvae compare                                  what was tried, side by side
   cvae report                                   the headline figures of the last evaluation
   cvae doctor                                   what is wrong with the model, and what to change
   cvae sample 0-9 --count 12 --seed 1           samples, on the terminal or into a PNG
@@ -40,6 +54,7 @@ COMMANDS = (
     weight.weight,
     report.report,
     params.params,
+    compare.compare,
     study.study,
     study.promote,
     doctor.doctor,
@@ -55,6 +70,7 @@ app = typer.Typer(
 )
 for name, words in stages.STAGES.items():
     app.command(name, help=words)(stages.command(name))
+app.command("try")(experiment.experiment)
 for act in COMMANDS:
     app.command(act.__name__)(act)
 

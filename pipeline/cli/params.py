@@ -17,49 +17,23 @@ def params(
     cvae params
     cvae params --schema > params.schema.json
     """
-    from pipeline.base.params import FILE, load
+    from pipeline.base.params import FILE
+    from pipeline.stages import check
 
     if schema:
         print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
         return
-    for section, owner in owners().items():
-        load(owner, section)
+    check.load_all()
     print(f"{FILE}: every value is allowed")
-
-
-def owners() -> dict[str, type]:
-    """The class of each section, in the order of the file."""
-    from pipeline.completion.model import CompletionParams, EvaluateCompletionParams
-    from pipeline.data.download import DataParams
-    from pipeline.measure.evaluator import EvaluateParams
-    from pipeline.measure.judge import JudgeParams
-    from pipeline.model.cvae import ModelParams
-    from pipeline.model.samples import SampleParams
-    from pipeline.study.space import TuneParams
-    from pipeline.tracking.runs import TrackingParams
-    from pipeline.training.fit import TrainParams
-    from pipeline.training.objective import ObjectiveParams
-
-    return {
-        "data": DataParams,
-        "judge": JudgeParams,
-        "model": ModelParams,
-        "objective": ObjectiveParams,
-        "train": TrainParams,
-        "sample": SampleParams,
-        "evaluate": EvaluateParams,
-        "tune": TuneParams,
-        "completion": CompletionParams,
-        "evaluate_completion": EvaluateCompletionParams,
-        "tracking": TrackingParams,
-    }
 
 
 def json_schema() -> dict[str, Any]:
     """What an editor needs to complete and check params.yaml."""
     from pydantic import TypeAdapter
 
-    sections = {section: _tidied(TypeAdapter(owner).json_schema()) for section, owner in owners().items()}
+    from pipeline.stages.check import SECTIONS
+
+    sections = {section: _tidied(TypeAdapter(owner).json_schema()) for section, owner in SECTIONS.items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",

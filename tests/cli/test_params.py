@@ -10,9 +10,10 @@ from imports import ROOT
 from ruamel.yaml import YAML
 
 from pipeline.base.params import SECTIONS, load, parse, plain, read
-from pipeline.cli.params import json_schema, owners
+from pipeline.cli.params import json_schema
+from pipeline.stages.check import SECTIONS
 
-OWNERS = owners()
+OWNERS = SECTIONS
 
 
 @pytest.mark.parametrize("section", SECTIONS)

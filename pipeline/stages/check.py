@@ -1,0 +1,58 @@
+"""Checks every value of params.yaml. A second; every other stage waits for it.
+
+DVC deletes a stage's outputs before it runs the stage. A wrong value must therefore be refused by a stage that has
+nothing to lose. What it writes never changes, so that no other stage becomes outdated by it.
+"""
+
+from typing import Any
+
+from pipeline.base import console
+from pipeline.base.device import pick_device
+from pipeline.base.errors import UserError
+from pipeline.base.files import replacing
+from pipeline.base.params import FILE, load
+from pipeline.base.paths import CHECKED
+from pipeline.completion.model import CompletionParams, EvaluateCompletionParams
+from pipeline.data.download import DataParams
+from pipeline.measure.evaluator import EvaluateParams
+from pipeline.measure.judge import JudgeParams
+from pipeline.model.cvae import ModelParams
+from pipeline.model.samples import SampleParams
+from pipeline.study.space import TuneParams
+from pipeline.tracking.runs import TrackingParams
+from pipeline.training.fit import TrainParams
+from pipeline.training.objective import ObjectiveParams
+
+# The class of each section, in the order of the file.
+SECTIONS: dict[str, type[Any]] = {
+    "data": DataParams,
+    "judge": JudgeParams,
+    "model": ModelParams,
+    "objective": ObjectiveParams,
+    "train": TrainParams,
+    "sample": SampleParams,
+    "evaluate": EvaluateParams,
+    "tune": TuneParams,
+    "completion": CompletionParams,
+    "evaluate_completion": EvaluateCompletionParams,
+    "tracking": TrackingParams,
+}
+
+
+def load_all() -> None:
+    """Raises UserError at the first value that is not allowed, or can't be used on this machine."""
+    values = {section: load(owner, section) for section, owner in SECTIONS.items()}
+    pick_device(values["train"].device)
+
+
+def main() -> None:
+    try:
+        load_all()
+    except UserError as error:
+        raise UserError(f"{error}. `git checkout {FILE}` takes back every change of that file") from None
+    with replacing(CHECKED) as part:
+        part.write_text("every value is allowed\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -10,20 +10,26 @@ def forget() -> None:
     """Closes all open stores, as the end of the process would."""
     while Outbox._open:
         _, outbox = Outbox._open.popitem()
-        backend = outbox.client._tracking_client.store
+        while outbox._pending:
+            record = outbox._pending.popleft()
+            if record.kept:
+                record.kept.cleanup()
+        backend = outbox._client and outbox._client._tracking_client.store
         if hasattr(backend, "engine"):
             backend.engine.dispose()
             type(backend)._engine_map.pop(outbox.uri, None)
-        for record in outbox.pending:
-            if record.kept:
-                record.kept.cleanup()
+
+
+def client(run: Run) -> Any:
+    """The MlflowClient of the run's store."""
+    return run._outbox.ask(lambda client: client)
 
 
 def kept(run: Run) -> Any:
     """The run as MLflow has it."""
-    return run._client.get_run(run.run_id)
+    return client(run).get_run(run.run_id)
 
 
 def history(run: Run, name: str) -> list[tuple[int, float]]:
     """Steps and values of a metric."""
-    return [(metric.step, metric.value) for metric in run._client.get_metric_history(run.run_id, name)]
+    return [(metric.step, metric.value) for metric in client(run).get_metric_history(run.run_id, name)]

@@ -1,4 +1,4 @@
-"""A training that people watch, MLflow records and a crash only interrupts; what is trained is the caller's."""
+"""A training with a progress bar, a run in MLflow, and a checkpoint after every epoch."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.base import console
 from pipeline.base.files import home
+from pipeline.base.paths import CHECKPOINTS
 from pipeline.stages.saved import resume_training, save_training
 from pipeline.tracking import runs as tracking
 from pipeline.training.fit import Record, Training, collapsed
@@ -18,7 +19,7 @@ from pipeline.training.objective import ObjectiveParams
 
 @dataclass
 class Recording:
-    """An open run of MLflow, and what came of each epoch so far."""
+    """An open MLflow run and one row of figures per epoch so far."""
 
     run: tracking.Run
     rows: list[dict[str, float]]
@@ -37,22 +38,23 @@ def recording(
     params: Mapping[str, Any],
     tags: Mapping[str, Any],
 ) -> Iterator[Recording]:
-    """Opens a run for a training; `follow` then takes its records, and a preview to draw at each.
+    """Opens an MLflow run for a training. `follow` then takes its records, and a preview to draw after each.
 
-    After every epoch the state lies in .checkpoints/ under `key`, which stands for data and params. A training that
-    was interrupted there goes on, in its own MLflow run; the file goes when all that the block does is done.
+    After every epoch the state is saved in .checkpoints/ under `key`, which stands for data and params. An interrupted
+    training goes on from there, in its own MLflow run. The file is deleted when the block has ended well.
     """
-    unfinished = home(Path.cwd()) / ".checkpoints" / f"{key}.safetensors"
-    before = resume_training(unfinished, training)
-    if before:
-        print(f"going on after epoch {training.epoch}, where this very run was interrupted")
-    rows: list[dict[str, float]] = before["history"] if before else []
+    unfinished = home(Path.cwd()) / CHECKPOINTS / f"{key}.safetensors"
+    before = resume_training(unfinished, training) or {"history": [], "run": ""}
+    rows: list[dict[str, float]] = before["history"]
+    if rows:
+        print(f"going on after epoch {training.epoch}, where this training was interrupted")
+    known = before["run"]
     with (
         console.bar(title, epochs, training.epoch) as bar,
-        tracking.resume(before["run"], before["uri"], name, experiment, tags=tags, warn=console.warn)
-        if before
-        else tracking.start(name, experiment, params=params, tags=tags, warn=console.warn) as run,
+        tracking.start(name, experiment, params=params, tags=tags, key=known, wait=False, warn=console.warn) as run,
     ):
+        for row in rows:  # what the interrupted process had no time to send
+            run.metrics({name: row[name] for name in row.keys() - {"epoch", "step"}}, int(row["step"]))
 
         def follow(records: Iterable[Record], preview: Callable[[], np.ndarray] | None) -> None:
             for record in records:
@@ -61,15 +63,14 @@ def recording(
                 run.metrics(record.figures, record.step)
                 if preview:
                     run.image("samples_prior", preview(), record.step)
-                state = {"history": rows, "run": run.run_id, "uri": run.uri}
-                save_training(unfinished, training, state)
+                save_training(unfinished, training, {"history": rows, "run": run.key})
 
         yield Recording(run, rows, follow)
     unfinished.unlink(missing_ok=True)
 
 
 def watched(records: Iterable[Record], epochs: int, aim: ObjectiveParams, run: tracking.Run) -> Iterator[Record]:
-    """The same records; says at once, and in the run's tags, when the latent code collapses or comes back to life."""
+    """The same records. A warning and the run's tags say when the latents collapse, and when they are used again."""
     empty = False
     for record in records:
         if collapsed(record, epochs, aim) != empty:
@@ -77,15 +78,15 @@ def watched(records: Iterable[Record], epochs: int, aim: ObjectiveParams, run: t
             now = f"validation/kl {record.figures['validation/kl']:.2g} nats after epoch {record.epoch}"
             if empty:
                 beta = record.figures["kl_weight"]
-                console.warn(f"the latent code has collapsed: {now}, β = {beta:g}; `cvae doctor` says more")
+                console.warn(f"the latents have collapsed: {now}, β = {beta:g}; `cvae doctor` says more")
                 run.tags({"collapsed": "true", "collapsed_after_epoch": record.epoch})
             else:
-                console.warn(f"the latent code is in use again: {now}")
+                console.warn(f"the latents are used again: {now}")
                 run.tags({"collapsed": "false"})
         yield record
 
 
 def headline(figures: Mapping[str, float]) -> dict[str, float]:
-    """What a person watches while it trains."""
+    """The figures beside the progress bar."""
     watched = {name: figures[f"train/{name}"] for name in ("loss", "reconstruction", "kl")}
     return watched | {"images/s": figures["time/images_per_second"]}

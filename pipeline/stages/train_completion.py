@@ -67,7 +67,7 @@ def main() -> None:
         histories.append(pd.DataFrame(record.rows).assign(model=model))
     with replacing(COMPLETION_HISTORY) as part:
         pd.concat(histories).to_csv(part, index=False)
-    write_json(COMPLETION_RUN, {"run_id": record.run.run_id, "tracking_uri": record.run.uri, "hashes": hashes})
+    write_json(COMPLETION_RUN, {"run_id": record.run.wait_for_id(), "tracking_uri": record.run.uri, "hashes": hashes})
 
 
 if __name__ == "__main__":

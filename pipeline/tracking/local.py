@@ -7,8 +7,11 @@ import logging
 import os
 import re
 import sqlite3
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from pipeline.base.files import home, replacing
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
+CONNECT_SECONDS = 10.0
 LOCK_SECONDS = 10.0  # how long another program may hold the SQLite file before this is an error
 
 ENVIRONMENT = {
@@ -77,6 +81,16 @@ def connect(uri: str) -> Any:
         from mlflow import MlflowClient
 
         return MlflowClient(uri)
+
+
+def check(uri: str) -> None:
+    """Raises UserError if the store cannot be used, as far as that shows within seconds and without mlflow."""
+    path = sqlite_path(uri)
+    if path is not None and _has_content(path):
+        _check(path)
+    if is_server(uri):
+        with one_line(uri), suppress(urllib.error.HTTPError, ssl.SSLError):  # an answer, too
+            urllib.request.urlopen(f"{shown(uri)}/health", timeout=CONNECT_SECONDS).close()
 
 
 def _create(path: Path) -> None:
@@ -157,7 +171,7 @@ def reason(error: Exception) -> str:
     system = re.search(r"\[Errno -?\d+\] ([^'\")\]]+)", text)
     if system:
         return system[1]
-    if "timed out" in text or "timeout" in text:
+    if isinstance(error, TimeoutError) or "timed out" in text or "timeout" in text:
         return "no answer in time"
     return text[:200] or type(error).__name__
 

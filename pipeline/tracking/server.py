@@ -16,7 +16,7 @@ from typing import IO
 
 from pipeline.base.errors import UserError
 from pipeline.tracking.local import ARTIFACTS, connect, is_server, one_line, sqlite_path, tracking_uri
-from pipeline.tracking.runs import sigterm_raises
+from pipeline.tracking.process import sigterm_raises
 
 START_SECONDS = 120.0
 

@@ -374,14 +374,15 @@ def test_a_killed_training_goes_on_to_the_same_weights(project: Project, tmp_pat
     whole, before = load_file(project.folder / "models/cvae.safetensors"), project.runs()
     (project.folder / "models/cvae.safetensors").unlink()
     project.run(sys.executable, "-c", KILLED, status=-signal.SIGKILL)
-    (cut_off,) = project.runs().keys() - before.keys()
+    cut_off = project.runs().keys() - before.keys()  # none, if MLflow had no time to create it
     assert "after epoch 2" in project.cvae("train")
     resumed = load_file(project.folder / "models/cvae.safetensors")
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
     assert len(project.csv("reports/history.csv")) == EPOCHS
     runs = project.runs()
-    assert runs.keys() - before.keys() == {cut_off} == {project.json("models/run.json")["run_id"]}
-    assert runs[cut_off]["status"] == "FINISHED"
+    run_id = project.json("models/run.json")["run_id"]
+    assert cut_off <= {run_id} == runs.keys() - before.keys()
+    assert runs[run_id]["status"] == "FINISHED"
     assert not list((project.folder / ".checkpoints").iterdir())
 
 

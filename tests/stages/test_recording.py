@@ -1,4 +1,4 @@
-"""What a watched training says: a collapse at once, and only once."""
+"""A collapse is reported at once, and only once."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -37,36 +37,36 @@ def watch(
     return capsys.readouterr().err.splitlines(), run.values
 
 
-def test_a_code_in_use_is_nothing_to_speak_of(capsys: pytest.CaptureFixture[str]) -> None:
+def test_latents_in_use_are_not_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert watch(capsys, [5, 6, 7], objective_params()) == ([], {})
 
 
-def test_a_collapse_is_said_once_and_tagged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_collapse_is_reported_once_and_tagged(capsys: pytest.CaptureFixture[str]) -> None:
     lines, tags = watch(capsys, [5, 0.01, 0.02, 0.0], objective_params())
     assert len(lines) == 1
     assert "collapsed: validation/kl 0.01 nats after epoch 2" in lines[0]
     assert tags == {"collapsed": "true", "collapsed_after_epoch": 2}
 
 
-def test_a_collapse_is_said_before_the_next_epoch_begins(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_collapse_is_reported_before_the_next_epoch_begins(capsys: pytest.CaptureFixture[str]) -> None:
     first = next(watched(iter(records(0.0, 5.0)), 2, objective_params(), cast("tracking.Run", Tagged())))
     assert first.epoch == 1
     assert "collapsed" in capsys.readouterr().err
 
 
-def test_a_code_that_comes_back_is_said_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_latents_that_are_used_again_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     lines, tags = watch(capsys, [0.0, 0.0, 4.0], objective_params())
     assert len(lines) == 2
-    assert "in use again: validation/kl 4 nats after epoch 3" in lines[1]
+    assert "used again: validation/kl 4 nats after epoch 3" in lines[1]
     assert tags["collapsed"] == "false"
 
 
 @pytest.mark.parametrize("schedule", ["warmup", "capacity"])
-def test_while_a_schedule_rises_a_run_is_given_time(schedule: str) -> None:
+def test_no_collapse_is_reported_while_a_schedule_rises(schedule: str) -> None:
     aim = objective_params(schedule=schedule, schedule_share=0.5)
     assert [collapsed(record, 4, aim) for record in records(0, 0, 0, 0)] == [False, False, True, True]
 
 
-def test_a_cycle_is_judged_at_its_end() -> None:
+def test_a_cycle_counts_at_its_end() -> None:
     aim = objective_params(schedule="cyclical", schedule_share=0.9, cycles=2)
     assert [collapsed(record, 4, aim) for record in records(0, 0, 0, 0)] == [False, True, False, True]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from settings import model_params, objective_params
+from stores import client
 
 from pipeline.base.errors import UserError
 from pipeline.base.params import plain
@@ -64,7 +65,7 @@ def test_a_packaged_model_samples_without_pickle(root: Path, tmp_path: Path) -> 
         run.metrics({"nll": 80.0}, step=1, of_model=True)
     with runs.resume(run.run_id, run.uri, "train", "e", root=root) as again:
         again.metrics({"frechet": 2.0}, step=1, of_model=True)
-    model = run._client.get_logged_model(run.model_id)
+    model = client(run).get_logged_model(run.model_id)
     assert {metric.key: metric.value for metric in model.metrics} == {"nll": 80.0, "frechet": 2.0}
     folder = Path(model.artifact_location.removeprefix("file://"))
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}

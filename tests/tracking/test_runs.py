@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from stores import history, kept
+from stores import client, history, kept
 
 from pipeline.base.errors import UserError
-from pipeline.tracking import runs
+from pipeline.tracking import process, runs
 
 PICTURE = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
 
@@ -38,9 +38,9 @@ def test_records_arrive(root: Path, warnings: list[str]) -> None:
     assert found.data.metrics.keys() == {"kl", "elbo"}
     assert history(run, "kl") == [(1, 20.5), (2, 21.5)]
     assert found.data.tags["digits"] == "10"
-    names = " ".join(entry.path for entry in run._client.list_artifacts(run.run_id, "images"))
+    names = " ".join(entry.path for entry in client(run).list_artifacts(run.run_id, "images"))
     assert sorted(re.findall(r"images/samples~prior\+step\+(\d)\+", names)) == ["1", "1", "2", "2"]
-    assert [entry.path for entry in run._client.list_artifacts(run.run_id, "figures")] == ["figures/latent.png"]
+    assert [entry.path for entry in client(run).list_artifacts(run.run_id, "figures")] == ["figures/latent.png"]
     (data,) = found.inputs.dataset_inputs
     assert (data.dataset.name, data.tags[0].value) == ("mnist", "train")
     assert found.info.artifact_uri.startswith((root / "mlartifacts").as_uri())
@@ -63,7 +63,7 @@ def test_a_table_replaces_the_one_before(root: Path) -> None:
     with runs.start("evaluate", "e", root=root) as run:
         run.table(frame.head(1), "per_class")
         run.table(frame, "per_class")
-    file = run._client.download_artifacts(run.run_id, "per_class.json")
+    file = client(run).download_artifacts(run.run_id, "per_class.json")
     pd.testing.assert_frame_equal(pd.read_json(file, orient="split"), frame)  # as MLflow's load_table reads it
     listed = kept(run).data.tags["mlflow.loggedArtifacts"]
     assert json.loads(listed) == [{"path": "per_class.json", "type": "table"}]
@@ -85,7 +85,7 @@ def test_a_run_says_where_it_comes_from(root: Path, monkeypatch: pytest.MonkeyPa
     assert tags["mlflow.runName"] == "clean"
     assert tags["mlflow.source.name"] == Path(sys.argv[0]).name
     (root / "file").write_text("b")
-    assert runs._context_tags(root)["git_dirty"] == "true"
+    assert process.context_tags(root)["git_dirty"] == "true"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_an_ended_run_is_tagged_and_stays_ended(root: Path, warnings: list[str])
 
 def test_only_a_run_that_was_left_open_is_closed(root: Path) -> None:
     with runs.start("r", "e", root=root) as run:
-        run._client.get_run(run.run_id)
+        client(run).get_run(run.run_id)
         runs.close(run.run_id, root)
         assert kept(run).info.status == "FAILED"
     runs.close(run.run_id, root)
@@ -179,7 +179,7 @@ def test_a_run_that_is_gone_is_replaced_with_a_warning(root: Path, warnings: lis
         pass
     uri = run.uri
     if lost == "run":
-        run._client.delete_run(run.run_id)
+        client(run).delete_run(run.run_id)
     else:
         uri = "sqlite:////nowhere/mlflow.db"
     with runs.resume(run.run_id, uri, "train", "e", root=root, warn=warnings.append) as again:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stores import client
 
 from pipeline.tracking import runs, server
 
@@ -40,7 +41,7 @@ server.ui(Path({str(root)!r}), {port}, open_browser=False, experiment_name="e")
         )
         assert found
         assert int(found[2]) != port
-        image = run._client.list_artifacts(run.run_id, "images")[0].path
+        image = client(run).list_artifacts(run.run_id, "images")[0].path
         query = urllib.parse.urlencode({"path": image, "run_uuid": run.run_id})
         with urllib.request.urlopen(f"{found[1]}/get-artifact?{query}") as answer:
             assert len(answer.read()) > 0

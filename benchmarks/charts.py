@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.show.plots import ACCENT, FAINT, INK
+import pandas as pd
+
+from pipeline.show.style import ACCENT, FAINT, INK, blank, legend, logarithmic, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,3 +94,43 @@ def _signed(figure: "Figure", results: dict[str, Any]) -> None:
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "lightning", "pythae") if name in versions)
     note = f"{where}, {about['cores']} cores, {about['threads']} threads · {named} · {results['date']}"
     figure.supxlabel(note, fontsize=7, color=FAINT)
+
+
+PRIOR_COLOURS = {"standard": "#334155", "class": "#4e79a7", "mixture": "#c2410c"}
+
+
+def treatments(table: pd.DataFrame) -> "Figure":
+    """Frechet of each setting, mean and standard deviation over seeds: a panel a sampler, a row a setting.
+
+    table: columns setting, prior, sampler, choice, mean, std. Hollow: the weight was not tuned.
+    """
+    names = list(dict.fromkeys(table["setting"]))[::-1]
+    figure = blank(9.2, 1.3 + 0.5 * len(names))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, sampler in zip(panels, ("fitted", "prior"), strict=True):
+        for index, (prior, colour) in enumerate(PRIOR_COLOURS.items()):
+            for choice, filled in (("tuned", True), ("untuned", False)):
+                own = (table["sampler"] == sampler) & (table["prior"] == prior) & (table["choice"] == choice)
+                rows = table[own].dropna(subset=["mean"])
+                if not len(rows):
+                    continue
+                axes.errorbar(
+                    rows["mean"],
+                    [names.index(name) + 0.22 * (1 - index) for name in rows["setting"]],
+                    xerr=rows["std"].fillna(0),
+                    fmt="o",
+                    markersize=5,
+                    color=colour,
+                    markerfacecolor=colour if filled else "white",
+                    elinewidth=1.1,
+                    label=f"{prior} prior" if filled else f"{prior} prior, untuned",
+                )
+        logarithmic(axes.xaxis)
+        plain_axes(axes, "frechet on test (lower is better)", "")
+        axes.grid(visible=True, axis="x", color="#eceff2", linewidth=0.8)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.5, len(names) - 0.5)
+        axes.set_title(f"{sampler} sampler", fontsize=11, color=INK, loc="left")
+    handles, labels = legend(figure)
+    figure.legend(handles, labels, frameon=False, ncols=3, loc="outside lower center", fontsize=9)
+    return figure

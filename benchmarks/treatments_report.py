@@ -14,12 +14,12 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks import charts
 from benchmarks.treatments import CHOICE, FOLDER, SCHEDULES, SETTING, SETUP, TABLE, chosen
 from pipeline.base import console
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
 from pipeline.model.samples import SAMPLERS
-from pipeline.show import plots
 
 DOC = Path("docs/lab/treatments.md")
 BEGIN, END = "<!-- treatments: written by `make treatments` -->", "<!-- treatments: end -->"
@@ -176,7 +176,7 @@ def picture(rows: pd.DataFrame, path: Path) -> None:
     plain = rows[rows["treatment"] == "constant"]
     binary = plain["pixels"].map({"grey": "", "binary": ", binary"})
     with replacing(path) as part:
-        plots.treatments(plain.assign(setting=plain["likelihood"] + binary)).savefig(part, format="png")
+        charts.treatments(plain.assign(setting=plain["likelihood"] + binary)).savefig(part, format="png")
 
 
 def main() -> None:

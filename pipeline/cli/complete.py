@@ -59,7 +59,7 @@ def complete(
     """
     out = where_to(out, "completions.png", (".png",))
 
-    import torch
+    import numpy as np
 
     from pipeline.completion import model as completion
     from pipeline.measure.judge import read
@@ -74,12 +74,12 @@ def complete(
     found = completion.complete(completer, image, visible, digit, count, seed)
     scores = found.log_likelihood.tolist()
     read_as = read(reader, found.images.unsqueeze(1)).labels.tolist()
-    cells = torch.cat([completion.seen_part(image, visible)[None], found.images])
+    cells = np.concatenate([pictures.veiled(image.numpy(), visible.numpy())[None], found.images.numpy()])
     if out is None:
-        pictures.show(cells[None].numpy())
+        pictures.show(cells[None])
     else:
         captions = [f"{label}  {score:.1f}" for label, score in zip(read_as, scores, strict=True)]
-        pictures.save_png(out, pictures.captioned(cells.numpy(), ["seen", *captions]))
+        pictures.save_png(out, pictures.captioned(cells, ["seen", *captions]))
     as_digit = "" if digit is None else f", as a {digit}"
     print(f"{'' if out is None else f'{out}: '}{count:,} completions, the most likely first{as_digit}")
     for rank, (label, score) in enumerate(zip(read_as, scores, strict=True), 1):
@@ -109,15 +109,15 @@ def read_mask(name: str, seed: int) -> "Tensor":
     """
     import torch
 
-    from pipeline.completion import model as completion
+    from pipeline.completion.masks import named_masks, random_block
     from pipeline.data.splits import SIDE
     from pipeline.show.pictures import read_grey
 
-    masks = completion.named_masks()
+    masks = named_masks()
     if name in masks:
         return masks[name]
     if name == BLOCK:
-        return completion.random_block(seed)
+        return random_block(seed)
     if not Path(name).exists():
         raise UserError(f"--mask {name} is no file and none of {', '.join([*masks, BLOCK])}")
     grey, _ = read_grey(Path(name), SIDE)

@@ -103,7 +103,7 @@ def write(results: "list[Result]", sheets: dict[str, Any], real: dict[str, float
 
     from pipeline.base.files import replacing, write_json
     from pipeline.cli.claims import claims
-    from pipeline.show import plots
+    from pipeline.show.model import sampler_grids
     from pipeline.weight import article
 
     with replacing(ARTICLE / "results.csv") as part:
@@ -112,7 +112,7 @@ def write(results: "list[Result]", sheets: dict[str, Any], real: dict[str, float
     own = {_weight(weight): article.find(results, weight) for weight in article.CONTRAST}
     titles = {name: f"{name},  β = {_beta(result.member.kl_weight)}" for name, result in own.items()}
     notes = {titles[name]: _note(result) for name, result in own.items()}
-    figure = plots.sampler_grids({titles[name]: sheets[name] for name in own}, notes)
+    figure = sampler_grids({titles[name]: sheets[name] for name in own}, notes)
     with replacing(ARTICLE / "grids.png") as part:
         figure.savefig(part, format="png")
         with Image.open(part) as image:

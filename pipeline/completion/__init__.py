@@ -1,4 +1,4 @@
-"""The rest of a picture of which a part is seen.
+"""Completion: samples of the hidden part of a picture, given the visible part.
 
 Imports base to measure.
 """

@@ -225,11 +225,11 @@ def nested(figures: Mapping[str, float]) -> dict[str, Any]:
     """The form of reports/metrics.json: `fitted/frechet` becomes `{"fitted": {"frechet": …}}`."""
     found: dict[str, Any] = {}
     for name, value in figures.items():
-        first, _, rest = name.partition("/")
-        if rest:
-            found.setdefault(first, {})[rest] = value
-        else:
-            found[first] = value
+        *groups, last = name.split("/")
+        place = found
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
     return found
 
 

@@ -12,7 +12,8 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
 from pipeline.base.params import FILE, load
 from pipeline.base.paths import CHECKED
-from pipeline.completion.model import CompletionParams, EvaluateCompletionParams
+from pipeline.completion.measure import EvaluateCompletionParams
+from pipeline.completion.model import CompletionParams
 from pipeline.data.download import DataParams
 from pipeline.measure.evaluator import EvaluateParams
 from pipeline.measure.judge import JudgeParams

@@ -25,7 +25,8 @@ from pipeline.measure.evaluator import EvaluateParams, Evaluation, Evaluator, ne
 from pipeline.model import samples
 from pipeline.model.cvae import CVAE
 from pipeline.model.density import Density, posteriors
-from pipeline.show import plots as figures
+from pipeline.show import model as figures
+from pipeline.show.style import save
 from pipeline.stages.saved import load_cvae, load_judge, load_splits
 from pipeline.tracking import runs as tracking
 from pipeline.training.objective import ObjectiveParams
@@ -82,7 +83,7 @@ def main() -> None:
         FIGURES.mkdir(parents=True, exist_ok=True)
         for name, figure in pictures(model, density, test, aim, result, sampler, shown):
             with replacing(FIGURES / f"{name}.png") as part:
-                figures.save(figure, part)
+                save(figure, part)
 
         run.metrics(with_split("test", result.figures), step=0, of_model=True)
         run.table(result.per_class, "per_class")

@@ -1,6 +1,6 @@
-"""Trains what completes pictures: the conditional CVAE and the network beside it. About three minutes on two cores.
+"""Trains the completion model and the deterministic network beside it. About three minutes on two cores.
 
-The same fit, checkpoints and records as the CVAE's: only what the models are shown differs (completion.masked).
+fit, checkpoints and records are those of the CVAE; only the view of the images is another one.
 """
 
 import pandas as pd
@@ -10,8 +10,8 @@ from pipeline.base.device import pick_device, pick_precision
 from pipeline.base.files import replacing, sha256, write_json
 from pipeline.base.params import digest, load, load_key, plain
 from pipeline.base.paths import COMPLETER, COMPLETION_HISTORY, COMPLETION_RUN, NETWORK, PREPARED
-from pipeline.completion import model as completion
-from pipeline.completion.model import AIM, CompletionParams
+from pipeline.completion.model import AIM, CompletionParams, build
+from pipeline.completion.views import training_view
 from pipeline.stages.recording import recording
 from pipeline.stages.saved import load_splits, save_completer
 from pipeline.tracking import runs as tracking
@@ -27,7 +27,7 @@ def main() -> None:
     split, validation = load_splits(PREPARED, "train", "validation", device=device)
     hashes = {"data": sha256(PREPARED), "params": digest(plain(params), precision, compiling)}
     notes = {"device": str(device), "precision": str(pick_precision(precision, device)).removeprefix("torch.")}
-    view = completion.masked(params.drawn, params.label_shown)
+    view = training_view(params.drawn, params.label_shown)
 
     histories = []
     # The CVAE last: its run is the one that the evaluation goes on with.
@@ -47,7 +47,7 @@ def main() -> None:
             precision=precision,
             compile=compiling,
         )
-        training = start(completion.build(latent_size, params.hidden, params.seed), recipe, device)
+        training = start(build(latent_size, params.hidden, params.seed), recipe, device)
         size = sum(weight.numel() for weight in training.model.parameters())
         print(f"completion {model} of {size:,} weights, on {device} in {notes['precision']}")
         with recording(

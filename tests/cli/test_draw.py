@@ -10,6 +10,7 @@ from commands import Cvae
 from PIL import Image
 
 from pipeline.completion import model as completion
+from pipeline.completion.masks import named_masks
 from pipeline.measure import judge
 from pipeline.show import pictures
 from pipeline.stages.saved import save_completer, save_judge
@@ -161,7 +162,7 @@ def drawer(project: Path) -> Path:
     model = completion.build(3, 16, 0)
     with torch.no_grad():
         model.pixels.weight *= 3
-        model.decoder_code.weight *= 3
+        model.decoder_latents.weight *= 3
     save_completer(project / "models/completer.safetensors", model)
     save_completer(project / "models/network.safetensors", completion.build(0, 16, 0))
     save_judge(project / "models/judge.safetensors", judge.build(0), {})
@@ -198,7 +199,7 @@ def test_completions_are_drawn_on_a_terminal_too(drawer: Path, monkeypatch: pyte
 
 @pytest.mark.usefixtures("drawer")
 def test_a_mask_has_a_name_or_is_a_picture(cvae: Cvae) -> None:
-    mask_file("mask.png", ~completion.named_masks()["all-but-top-left"].numpy())
+    mask_file("mask.png", ~named_masks()["all-but-top-left"].numpy())
     for name, mask in (("a", "all-but-top-left"), ("b", "mask.png"), ("c", "top-left")):
         assert cvae(f"complete bar.png --mask {mask} --out {name}.png").status == 0
     assert np.array_equal(picture("a.png"), picture("b.png"))

@@ -1,4 +1,4 @@
-"""Completions: masks, a condition that tells no more than is seen, a bound held to the exact likelihood."""
+"""Completions: a condition tells no more than is visible, the bound is below the exact likelihood, scores are right."""
 
 import dataclasses
 import math
@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from settings import train_params
 from torch import Tensor
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Normal, kl_divergence
 
+from pipeline.completion import measure
 from pipeline.completion import model as completion
-from pipeline.completion.model import AIM, Completer, build, condition, draw_masks, masked
+from pipeline.completion.masks import draw_masks, named_masks
+from pipeline.completion.model import AIM, Completer, build, log_likelihood
+from pipeline.completion.views import condition, published_view, shares, training_view
 from pipeline.data.splits import Split
 from pipeline.measure import judge
 from pipeline.measure.bound import importance_weighted
@@ -30,23 +33,23 @@ def source(seed: int = 0) -> torch.Generator:
 
 
 def split(count: int = COUNT, seed: int = 0) -> Split:
-    """Images of black and white alone: drawn and thresholded pixels are the same."""
+    """Binary images, so that drawn and thresholded pixels are the same."""
     images = 255 * torch.randint(0, 2, (count, 1, 28, 28), generator=source(seed)).byte()
     return Split(images, torch.arange(count) % 10)
 
 
 def shown(data: Split, number: int = 1, label: bool = False) -> tuple[Tensor, Tensor]:
-    return completion.published_view(data, "thresholded", number, label, seed=0)
+    return published_view(data, "thresholded", number, label, seed=0)
 
 
 def model(latent_size: int = 1) -> Completer:
-    """The hidden pixels depend on z by several nats, the prior on what is seen, and q is far from the best."""
+    """A model whose hidden pixels depend strongly on z, whose prior depends on the condition, and whose q is bad."""
     random = build(latent_size, 16, 1)
     with torch.no_grad():
         random.pixels.weight *= 3
         if latent_size:
-            random.prior_code.weight *= 3
-            random.decoder_code.weight *= 3
+            random.prior_latents.weight *= 3
+            random.decoder_latents.weight *= 3
             for weight in random.encoder.parameters():
                 weight.mul_(1.5)
     return random.requires_grad_(requires_grad=False)
@@ -66,94 +69,18 @@ def exact(model: Completer, images: Tensor, given: Tensor) -> Tensor:
     return torch.logsumexp(log_p_z - (cost * hidden).sum(-1), 0) + math.log(60 / 6000)
 
 
-# Masks
-
-
-def test_masks_show_something_and_hide_something() -> None:
-    masks = draw_masks(2000, source())
-    assert masks.shape == (2000, 784)
-    assert masks.dtype == torch.bool
-    share = masks.float().mean(1)
-    assert ((share > 0) & (share < 1)).float().mean() > 0.99
-    each = masks.float().mean(0)
-    assert 0.4 < each.min() <= each.max() < 0.6
-
-
-def test_the_same_generator_draws_the_same_masks() -> None:
-    assert torch.equal(draw_masks(50, source(1)), draw_masks(50, source(1)))
-    assert not torch.equal(draw_masks(50, source(1)), draw_masks(50, source(2)))
-
-
-def test_every_published_mask_and_every_half_is_trained_on() -> None:
-    drawn = {mask.numpy().tobytes() for mask in draw_masks(2000, source())}
-    wanted = [completion.quadrants_shown(number) for number in (1, 2, 3)]
-    wanted += [mask.flatten() for mask in completion.named_masks().values()]
-    assert all(mask.numpy().tobytes() in drawn for mask in wanted)
-
-
-def test_quadrants_are_one_two_or_three_whole_ones() -> None:
-    masks = completion._quadrants(3000, source()).view(-1, 2, 14, 2, 14)
-    assert (masks == masks[:, :, :1, :, :1]).all()
-    number = masks[:, :, 0, :, 0].flatten(1).sum(1)
-    assert set(number.tolist()) == {1, 2, 3}
-    assert torch.bincount(number)[1:].float().div(3000).allclose(torch.full((3,), 1 / 3), atol=0.04)
-
-
-def test_a_block_is_a_rectangle_hidden_or_alone_visible() -> None:
-    for mask in [*completion._blocks(200, source()), *map(completion.random_block, range(20))]:
-        inside = mask if not mask[[0, 0, -1, -1], [0, -1, 0, -1]].any() else ~mask
-        rows, columns = inside.any(1), inside.any(0)
-        assert torch.equal(inside, rows[:, None] & columns)
-        assert 5 <= min(rows.sum(), columns.sum()) <= max(rows.sum(), columns.sum()) <= 24
-
-
-def test_cells_are_squares_of_one_side_an_image() -> None:
-    for mask in completion._cells(60, source()):
-        sides = [side for side in (7, 4, 2, 1) if (mask[::side, ::side].repeat_interleave(side, 0)
-                 .repeat_interleave(side, 1) == mask).all()]  # fmt: skip
-        assert sides
-
-
-def test_the_published_masks_are_nested_and_start_at_the_bottom_left() -> None:
-    one, two, three = (completion.quadrants_shown(number).view(28, 28) for number in (1, 2, 3))
-    assert [int(mask.sum()) for mask in (one, two, three)] == [196, 392, 588]
-    assert (one <= two).all()
-    assert (two <= three).all()
-    assert one[27, 0]
-    assert two[:, :14].all()
-    assert not three[14:, 14:].any()
-
-
-def test_a_mask_is_named_by_what_it_hides() -> None:
-    masks = completion.named_masks()
-    assert not masks["top"][:14].any()
-    assert masks["top"][14:].all()
-    assert torch.equal(masks["left"], ~masks["right"])
-    assert torch.equal(masks["top-left"], ~masks["all-but-top-left"])
-    assert torch.equal(masks["all-but-bottom-left"].flatten(), completion.quadrants_shown(1))
-    assert len({mask.numpy().tobytes() for mask in masks.values()}) == len(masks) == 12
-
-
 # Conditions
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_labels_are_told_to_that_share_of_images_and_are_right(share: float) -> None:
-    data = split(2000)
-    _, given = masked(drawn=0.5, label_shown=share)(data, source())
-    told = given[:, 784:794]
-    known = told.any(1)
-    assert known.float().mean() == pytest.approx(share, abs=0.05)
-    assert torch.equal(told[known].argmax(1), data.labels[known])
-    assert torch.equal(told[known].sum(1), torch.ones(int(known.sum())))
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_pixels_are_drawn_in_that_share_of_images_and_the_model_is_told(share: float) -> None:
-    grey = Split(torch.full((2000, 1, 28, 28), 102, dtype=torch.uint8), torch.zeros(2000, dtype=torch.int64))
-    images, given = masked(drawn=share, label_shown=0.5)(grey, source())
-    drawn = given[:, 794] == 1
-    assert drawn.float().mean() == pytest.approx(share, abs=0.05)
+def test_labels_and_drawn_pixels_have_their_shares_of_the_images(share: float) -> None:
+    grey = Split(torch.full((2000, 1, 28, 28), 102, dtype=torch.uint8), torch.arange(2000) % 10)
+    images, given = training_view(drawn=share, label_shown=share)(grey, source())
+    labels = given[:, 784:794]
+    known, drawn = labels.any(1), given[:, 794] == 1
+    for flag in (known, drawn):
+        assert flag.float().mean() == pytest.approx(share, abs=0.05)
+    assert torch.equal(labels[known], F.one_hot(grey.labels[known], 10).float())
     assert set(images.unique().tolist()) <= {0, 1}
     assert not images[~drawn].any()  # 102 / 255 = 0.4
     if share:
@@ -171,7 +98,7 @@ def test_a_condition_tells_nothing_of_hidden_pixels() -> None:
     assert torch.equal(condition(images, visible, labels.flip(0), flags, flags), first)
 
 
-def test_a_label_that_is_told_is_heard_and_one_that_is_not_told_is_not() -> None:
+def test_a_label_matters_where_it_is_given_alone() -> None:
     data = split()
     flipped = dataclasses.replace(data, labels=data.labels.flip(0))
     for label in (False, True):
@@ -186,15 +113,12 @@ def test_a_label_that_is_told_is_heard_and_one_that_is_not_told_is_not() -> None
 @pytest.mark.parametrize("latent_size", [0, 3])
 def test_visible_pixels_cost_nothing_and_stay_as_they_are(latent_size: int) -> None:
     images, given = shown(split(), number=2)
-    small = model(latent_size)
-    context = small.context(given)
-    logits = small.decode(torch.zeros(4, COUNT, latent_size), context)
-    hidden = given[:, :784] == 0
+    small, hidden = model(latent_size), given[:, :784] == 0
+    logits = small.decode(torch.zeros(4, COUNT, latent_size), small.context(given))
     cost = F.binary_cross_entropy_with_logits(logits, images.flatten(1).expand_as(logits), reduction="none")
     expected = -(cost * hidden).sum(-1)
     assert torch.allclose(small.likelihood.log_prob(logits, images.flatten(1)), expected, rtol=1e-5)
-    seen = small.likelihood.mean(logits)[:, ~hidden]
-    assert torch.equal(seen, images.flatten(1)[~hidden].expand(4, -1))
+    assert torch.equal(small.likelihood.mean(logits)[:, ~hidden], images.flatten(1)[~hidden].expand(4, -1))
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -215,17 +139,16 @@ def test_the_bound_tightens_with_more_draws_and_stays_below_the_truth() -> None:
     assert bounds[1] + 0.05 < bounds[2] <= truth + 0.05
 
 
-def test_one_draw_is_the_evidence_lower_bound_that_is_trained() -> None:
+def test_with_one_sample_the_bound_is_the_elbo_of_the_training() -> None:
     images, given = shown(split())
     many = torch.arange(COUNT).repeat(500)
     one = importance_weighted(model(3), images[many], given[many], 1, source()).mean()
     with torch.no_grad():
-        noise = torch.randn(len(many), 3, generator=source(1))
-        both = terms(model(3), images[many], given[many], noise)
+        both = terms(model(3), images[many], given[many], torch.randn(len(many), 3, generator=source(1)))
     assert float(one) == pytest.approx(-float((both.reconstruction + both.kl).mean()), rel=0.01)
 
 
-def test_the_network_s_likelihood_is_exact_and_needs_one_draw() -> None:
+def test_the_networks_likelihood_is_exact_for_any_k() -> None:
     images, given = shown(split())
     network = model(0)
     with torch.no_grad():
@@ -233,7 +156,7 @@ def test_the_network_s_likelihood_is_exact_and_needs_one_draw() -> None:
     assert not both.kl.any()
     for k in (1, 7):
         assert torch.allclose(importance_weighted(network, images, given, k, source()), -both.reconstruction, rtol=1e-5)
-    nll = completion.negative_log_likelihood(network, split(), "thresholded", 1, label=False, draws=9, seed=0)
+    nll = measure.negative_log_likelihood(network, split(), "thresholded", 1, label=False, draws=9, seed=0)
     assert nll.mean == pytest.approx(float(both.reconstruction.mean()), rel=1e-5)
     assert nll.error == pytest.approx(float(both.reconstruction.std()) / math.sqrt(COUNT), rel=1e-5)
 
@@ -241,65 +164,45 @@ def test_the_network_s_likelihood_is_exact_and_needs_one_draw() -> None:
 @pytest.mark.parametrize("latent_size", [0, 3])
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_hidden_pixels_alone_give_the_bound_of_all_pixels(latent_size: int, number: int) -> None:
-    """The fast way held to the plain one: the same draws, image by image, over more than one chunk of images."""
+    """The fast form against the plain one, with the same noise, over more than one chunk of images."""
     images, given = shown(split(60), number)
     plain = importance_weighted(model(latent_size), images, given, 100, source())
-    fast = completion.log_likelihood(model(latent_size), images, given, 100, source())
+    fast = log_likelihood(model(latent_size), images, given, 100, source())
     assert torch.allclose(fast, plain, rtol=1e-5, atol=1e-3)
 
 
-def test_fewer_images_are_the_same_ones_and_keep_every_class_s_share() -> None:
+def test_fewer_images_keep_the_share_of_each_class() -> None:
     data = Split(torch.arange(1000).view(-1, 1, 1, 1), torch.arange(1000).square() % 10)  # classes of 100 and of 200
-    some = completion.shares(data, 200)
+    some = shares(data, 200)
     assert len(some) == 200
     assert torch.equal(some.labels.bincount(), data.labels.bincount() // 5)
     assert len(some.images.unique()) == 200
     assert torch.equal(some.labels, some.images.flatten().square() % 10)
-    assert torch.equal(some.images, completion.shares(data, 200).images)
+    assert torch.equal(some.images, shares(data, 200).images)
     for number in (None, 1000, 2000):
-        assert completion.shares(data, number) is data
+        assert shares(data, number) is data
 
 
-def test_the_prior_is_a_gaussian_of_what_is_seen() -> None:
-    """Its density, divergence, mean and draws are those of its parameters, a row for each condition."""
-    ours, (images, given) = model(2), shown(split())
-    context, prior = ours.context(given), ours.prior()
-    mu, log_var = ours.prior_parameters(context)
-    before = Independent(Normal(mu, (log_var / 2).exp()), 1)
-    q_mu, q_log_var = ours.encode(images, context)
-    q = Independent(Normal(q_mu, (q_log_var / 2).exp()), 1)
-    z = q.sample()
-    assert torch.pdist(mu).min() > 0
-    assert torch.allclose(prior.log_prob(z, context), before.log_prob(z), rtol=1e-4)
-    assert torch.allclose(
-        prior.kl(ours.encode(images, context), z, context).sum(-1), kl_divergence(q, before), rtol=1e-4
-    )
-    assert torch.equal(prior.mean(context), mu)
-    generator = source()
-    draws = torch.stack([prior.sample(context, generator) for _ in range(4000)])
-    assert torch.allclose((draws.mean(0) - mu) / before.stddev, torch.zeros(()), atol=0.1)
-    assert torch.allclose(draws.std(0) / before.stddev, torch.ones(()), atol=0.1)
+def test_the_prior_depends_on_the_condition_and_q_is_a_change_of_it() -> None:
+    """With an encoder whose output is 0, q is the prior; otherwise its divergence is that of two Gaussians."""
+    ours, (images, given) = model(3), shown(split())
+    context = ours.context(given)
+    p, q = ours.prior_parameters(context), ours.encode(images, context)
+    assert torch.pdist(p.mu).min() > 0
+    exact_kl = kl_divergence(*(Normal(part.mu, (part.log_var / 2).exp()) for part in (q, p)))
+    assert torch.allclose(ours.prior().kl(q, q.mu, context), exact_kl, rtol=1e-4, atol=1e-5)
+    for weight in ours.encoder[-1].parameters():
+        weight.zero_()
+    for mine, its in zip(ours.encode(images, context), p, strict=True):
+        assert torch.equal(mine, its)
 
 
-def test_the_posterior_begins_at_the_prior_s_scale() -> None:
-    """q is told as what x changes in p(z∣seen): with a silent encoder it is the prior, and the KL is 0."""
-    silent = model(3)
-    with torch.no_grad():
-        for weight in silent.encoder[-1].parameters():
-            weight.zero_()
-    images, given = shown(split())
-    context = silent.context(given)
-    for q, p in zip(silent.encode(images, context), silent.prior_parameters(context), strict=True):
-        assert torch.equal(q, p)
-
-
-# Training, files
+# Training
 
 
 @pytest.mark.parametrize("latent_size", [0, 2])
 def test_fit_trains_it_as_it_trains_the_cvae(latent_size: int) -> None:
-    """The same loop on another view: the loss falls, a resumed run ends at the same weights."""
-    data, view = split(120), masked(0.25, 0.5)
+    data, view = split(120), training_view(0.25, 0.5)
     data.images[:, :, :14] = 255  # something to learn
     whole = start(build(latent_size, 16, 0), PARAMS, torch.device("cpu"))
     records = list(fit(whole, data, data, PARAMS, AIM, view))
@@ -312,7 +215,7 @@ def test_fit_trains_it_as_it_trains_the_cvae(latent_size: int) -> None:
 @pytest.mark.filterwarnings("ignore")  # the compiler's own libraries warn as they like
 @pytest.mark.parametrize("latent_size", [0, 2])
 def test_compiled_it_learns_as_the_plain_code(latent_size: int) -> None:
-    data, view = split(60), masked(0.25, 0.5)
+    data, view = split(60), training_view(0.25, 0.5)
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     runs = []
@@ -329,7 +232,7 @@ def test_compiled_it_learns_as_the_plain_code(latent_size: int) -> None:
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None:
-    data, view, path = split(60), masked(0.25, 0.5), tmp_path / "unfinished.safetensors"
+    data, view, path = split(60), training_view(0.25, 0.5), tmp_path / "unfinished.safetensors"
     whole, first, second = (start(build(2, 8, seed), PARAMS, torch.device("cpu")) for seed in (0, 0, 5))
     list(fit(whole, data, data, PARAMS, AIM, view))
     for _ in fit(first, data, data, PARAMS, AIM, view):
@@ -347,10 +250,10 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> N
 
 def complete(digit: int | None = None, count: int = 5, seed: int = 0) -> completion.Completions:
     image = torch.rand(28, 28, generator=source()).round()
-    return completion.complete(model(3), image, completion.named_masks()["top"], digit, count, seed)
+    return completion.complete(model(3), image, named_masks()["top"], digit, count, seed)
 
 
-def test_completions_keep_what_is_seen_and_come_likeliest_first() -> None:
+def test_completions_keep_what_is_visible_and_come_in_order_of_their_score() -> None:
     image = torch.rand(28, 28, generator=source()).round()
     found = complete(count=20)
     assert found.images.shape == (20, 28, 28)
@@ -363,7 +266,7 @@ def test_completions_keep_what_is_seen_and_come_likeliest_first() -> None:
 @pytest.mark.slow
 def test_a_score_is_a_bound_on_the_exact_likelihood() -> None:
     image = torch.rand(28, 28, generator=source()).round()
-    top = completion.named_masks()["top"]
+    top = named_masks()["top"]
     found = completion.complete(model(1), image, top, None, 8, seed=0)
     no = torch.zeros(8, dtype=torch.bool)
     given = condition(image.expand(8, 1, 28, 28), top.view(1, -1), torch.zeros(8, dtype=torch.int64), no, no)
@@ -372,61 +275,62 @@ def test_a_score_is_a_bound_on_the_exact_likelihood() -> None:
     assert torch.corrcoef(torch.stack([found.log_likelihood, truth]))[0, 1] > 0.9
 
 
-def test_a_digit_insisted_on_changes_completions_and_a_seed_repeats_them() -> None:
+def test_completions_depend_on_digit_and_seed() -> None:
     assert torch.equal(complete().images, complete().images)
     assert not torch.equal(complete().images, complete(seed=1).images)
     assert not torch.equal(complete().images, complete(digit=0).images)
     assert not torch.equal(complete(digit=3).images, complete(digit=0).images)
 
 
-def reader(answer: Callable[[Tensor], Tensor]) -> completion.Reader:
+def reader(answer: Callable[[Tensor], Tensor]) -> judge.Reader:
     return lambda images: judge.Reading(torch.empty(0), answer(images))
 
 
-def test_the_best_of_ten_beats_one_and_the_network_says_one_thing() -> None:
-    errors = completion.squared_errors(model(3), model(0), split(20), 1, seed=0)
+def test_the_best_of_ten_beats_one_and_the_network_has_one_answer() -> None:
+    errors = measure.squared_errors(model(3), model(0), split(20), 1, seed=0)
     assert errors.keys() == {"network", "cvae", "best_of_10"}
     assert 0 < errors["best_of_10"] < errors["cvae"] <= 588
-    alike = completion.guesses(model(0), shown(split())[1], 3, source())
+    alike = completion.sample(model(0), shown(split())[1], 3, source())
     assert torch.equal(alike[0], alike[1])
     images, given = shown(split(20))
-    alone = (completion.guesses(model(0), given, 1, source())[0] - images.flatten(1)).square().sum(1).mean()
+    alone = (completion.sample(model(0), given, 1, source())[0] - images.flatten(1)).square().sum(1).mean()
     assert errors["network"] == pytest.approx(float(alone), rel=1e-5)
 
 
 def test_diversity_counts_digits_and_is_nothing_where_all_agree() -> None:
     one = reader(lambda images: torch.full((len(images),), 7))
     each = reader(lambda images: torch.arange(10).repeat_interleave(len(images) // 10))
-    agreeing = completion.diversity(model(0), one, split(20), 1, seed=0)
+    agreeing = measure.diversity(model(0), one, split(20), 1, seed=0)
     assert agreeing["distance"] == pytest.approx(0, abs=1e-6)
     assert agreeing["digits"] == 1
-    assert completion.diversity(model(0), each, split(20), 1, seed=0)["digits"] == 10
-    assert completion.diversity(model(3), one, split(20), 1, seed=0)["distance"] > 0.001
+    assert measure.diversity(model(0), each, split(20), 1, seed=0)["digits"] == 10
+    assert measure.diversity(model(3), one, split(20), 1, seed=0)["distance"] > 0.001
 
 
-def test_the_report_has_the_form_that_others_read() -> None:
-    one, heard = reader(lambda images: torch.zeros(len(images), dtype=torch.int64)), list[str]()
-    params = completion.EvaluateCompletionParams(images=10, draws=7, seed=0)
-    result = completion.evaluate(model(2), model(0), one, split(12), params, heard.append)
+def test_figures_have_the_names_that_reports_use() -> None:
+    one, told = reader(lambda images: torch.zeros(len(images), dtype=torch.int64)), list[str]()
+    params = measure.EvaluateCompletionParams(images=10, draws=7, seed=0)
+    found = measure.evaluate(model(2), model(0), one, split(12), params, lambda name, _: told.append(name))
+    names = [f"{pixels}/{number}" for pixels in ("thresholded", "drawn") for number in (1, 2, 3)]
+    assert told == [f"{name}/{kind}" for name in names for kind in ("cvae", "cvae_label", "network")]
+    assert all(0 < found[f"standard_error/{name}"] < found[name] for name in told)
     for pixels in ("thresholded", "drawn"):
-        assert list(result[pixels]) == ["1", "2", "3"]
-        for figures in result[pixels].values():
-            assert list(figures) == ["cvae", "cvae_label", "network"]
-            assert all(value > 0 for value in figures.values())
-        for number, errors in result["standard_error"][pixels].items():
-            assert errors.keys() == result[pixels][number].keys()
-            assert all(0 < error < result[pixels][number][name] for name, error in errors.items())
-        falling = [result[pixels][number]["network"] for number in "123"]
+        falling = [found[f"{pixels}/{number}/network"] for number in (1, 2, 3)]
         assert falling == sorted(falling, reverse=True)  # fewer hidden pixels cost less
-    assert len(heard) == 6
-    protocol = result["protocol"]
-    assert (protocol["images"], protocol["of"], protocol["draws"]) == (10, 12, 7)
-    assert "k = 7" in protocol["cvae"]
+    assert {"squared_error/3/best_of_10", "diversity/3/distance", "diversity/3/digits"} < found.keys()
+
+
+def test_examples_show_the_first_image_of_each_digit() -> None:
+    data = split(20)
+    images, visible = measure.examples(model(2), model(0), data, 2, several=3, seed=0)
+    assert images.shape == (10, 5, 28, 28)
+    assert (images[:, 0] == (data.images[:10, 0] > 0).numpy()).all()
+    assert (images[:, 1:, visible] == images[:, :1, visible]).all()
 
 
 def test_drawn_pixels_are_one_fixed_draw() -> None:
     grey = Split(torch.full((5, 1, 28, 28), 128, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64))
-    first, again, other = (completion.published_view(grey, "drawn", 1, False, seed)[0] for seed in (0, 0, 1))
+    first, again, other = (published_view(grey, "drawn", 1, False, seed)[0] for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert 0.4 < first.mean() < 0.6

@@ -10,8 +10,8 @@ from pipeline.base import console
 from pipeline.base.files import replacing, write_json
 from pipeline.base.paths import BEST, STUDY_FIGURES, TRIALS
 from pipeline.measure.metrics import LOWER_IS_BETTER
-from pipeline.show.plots import save
 from pipeline.show.study import study_figures
+from pipeline.show.style import save
 from pipeline.study.trials import Chosen, Trials
 
 

@@ -1,0 +1,134 @@
+"""Figures of one model: samples, reconstructions, completions, latents, and its training."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pipeline.show.pictures import sheet, veiled
+from pipeline.show.style import ACCENT, BETTER, FAINT, INK, SAMPLER_COLOURS, blank, plain_axes, show_sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Tableau 10
+DIGIT_COLOURS = (
+    "#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#6b6f76",
+)  # fmt: skip
+DIGITS = "0123456789"
+
+
+def sample_grid(sheet: np.ndarray, title: str) -> "Figure":
+    """A sheet of samples (H, W) uint8, a row a digit."""
+    figure = blank(5.6, 6.0)
+    axes = figure.subplots()
+    show_sheet(axes, sheet, DIGITS)
+    axes.set_title(title, fontsize=11, color=INK)
+    return figure
+
+
+def sampler_grids(sheets: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> "Figure":
+    """Sheets side by side, a row a digit, each under its name and a note."""
+    figure = blank(3.6 * len(sheets), 4.3)
+    for axes, (name, picture) in zip(figure.subplots(1, len(sheets)), sheets.items(), strict=True):
+        show_sheet(axes, picture, DIGITS)
+        axes.set_title(f"{name}\n", fontsize=12, color=INK, fontweight="bold")
+        axes.text(0.5, 1.015, notes[name], transform=axes.transAxes, ha="center", fontsize=9, color=FAINT)
+    return figure
+
+
+def reconstructions(sheet: np.ndarray) -> "Figure":
+    """A sheet of images, each with its reconstruction to the right of it, a row a digit."""
+    figure = blank(6.4, 5.6)
+    axes = figure.subplots()
+    show_sheet(axes, sheet, DIGITS)
+    axes.set_title("Test images, each with its reconstruction to the right", fontsize=11, color=INK)
+    return figure
+
+
+def completions(examples: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> "Figure":
+    """Completions by the number of visible quadrants, side by side, a row per digit.
+
+    Each example: images (10, C, 28, 28) in [0, 1], which are the truth, the network's prediction and completions, and
+    the visible pixels (28, 28) bool.
+    """
+    figure = blank(4.6 * len(examples), 5.6)
+    for axes, (number, (images, visible)) in zip(figure.subplots(1, len(examples)), examples.items(), strict=True):
+        columns = np.concatenate([veiled(images[:, :1], visible), images[:, 1:], images[:, :1]], axis=1)
+        picture = sheet(columns)
+        show_sheet(axes, picture, DIGITS)
+        axes.set_title(f"{number} of 4 quadrants seen", fontsize=11, color=INK)
+        width, count = picture.shape[1], columns.shape[1]
+        places = [(column + 0.5) * width / count for column in (0, 1, (count - 1) / 2 + 0.5, count - 1)]
+        axes.set_xticks(places, ("seen", "network", "completions", "truth"))
+        axes.tick_params(length=0, labelcolor=FAINT, labelsize=9)
+    return figure
+
+
+def traversal(sheet: np.ndarray | None, names: Sequence[str], title: str) -> "Figure":
+    """A sheet with a row for each latent dimension named; without any, a word on that."""
+    figure = blank(6.0, 0.6 + 0.46 * max(len(names), 1))
+    axes = figure.subplots()
+    if sheet is None:
+        axes.axis("off")
+        axes.text(0.5, 0.5, "no active dimension: the latent code has collapsed", ha="center", color=ACCENT)
+    else:
+        show_sheet(axes, sheet, names)
+    axes.set_title(title, fontsize=11, color=INK)
+    return figure
+
+
+def latent_space(mu: np.ndarray, labels: np.ndarray) -> "Figure":
+    """Posterior means (N, latent) on their first two principal axes, coloured by class (N,)."""
+    centred = mu - mu.mean(0)
+    _, spread, axes_of_spread = np.linalg.svd(centred, full_matrices=False)
+    points = np.pad(centred @ axes_of_spread[:2].T, ((0, 0), (0, max(2 - min(mu.shape), 0))))
+    shown = (spread[:2] ** 2).sum() / max((spread**2).sum(), 1e-12)
+    figure = blank(6.4, 5.6)
+    axes = figure.subplots()
+    for digit in range(10):
+        rows = labels == digit
+        x, y = points[rows].T
+        axes.scatter(x, y, s=5, alpha=0.5, linewidths=0, color=DIGIT_COLOURS[digit], label=str(digit))
+    legend = axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3)
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
+    plain_axes(axes, "first principal axis", "second principal axis")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_title(f"Latent means of test images ({shown:.0%} of their variance)", fontsize=11, color=INK)
+    return figure
+
+
+def curves(history: pd.DataFrame) -> "Figure":
+    """Training and validation terms by epoch, in nats per image."""
+    figure = blank(9.6, 3.2)
+    panels = figure.subplots(1, 3)
+    for axes, name in zip(panels, ("reconstruction", "kl"), strict=False):
+        axes.plot(history["epoch"], history[f"train/{name}"], ".-", color=FAINT, label="training")
+        axes.plot(history["epoch"], history[f"validation/{name}"], ".-", color=ACCENT, label="validation")
+        plain_axes(axes, "epoch", "nats per image")
+        axes.set_title(name, fontsize=11, color=INK)
+    panels[0].legend(frameon=False)
+    panels[2].plot(history["epoch"], history["validation/elbo"], ".-", color=ACCENT)
+    plain_axes(panels[2], "epoch", "nats per image")
+    panels[2].set_title("validation elbo", fontsize=11, color=INK)
+    return figure
+
+
+def per_class(table: pd.DataFrame) -> "Figure":
+    """Bars of each class's figures, a panel a metric, for both samplers and for real images."""
+    figure = blank(9.6, 5.6)
+    for axes, (metric, note) in zip(figure.subplots(2, 2).flat, BETTER.items(), strict=True):
+        for index, (sampler, colour) in enumerate(SAMPLER_COLOURS.items()):
+            rows = table[table["sampler"] == sampler]
+            axes.bar(rows["digit"] + (index - 1) * 0.27, rows[metric], 0.25, color=colour, label=sampler)
+        axes.set_xticks(range(10))
+        plain_axes(axes, "", "")
+        axes.set_title(f"{metric}: {note}", fontsize=10, color=INK, loc="left")
+        if metric == "frechet":
+            axes.set_yscale("log")
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, ncols=3, loc="outside upper right")
+    figure.suptitle("Samples of each digit", fontsize=11, color=INK, x=0.01, ha="left")
+    return figure

@@ -1,0 +1,91 @@
+"""How every figure looks: colours, sheets of digits, axes, and the file. matplotlib draws without a display."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LEVELS = 32  # of each colour in a file
+INK, FAINT, ACCENT = "#1b1f24", "#8a929c", "#c2410c"
+SAMPLER_COLOURS = {"prior": "#94a3b8", "fitted": "#c2410c", "real": "#334155"}
+BETTER = {
+    "class_accuracy": "higher is better",
+    "diversity": "1 is as diverse as real images",
+    "frechet": "lower is better",
+    "coverage": "higher is better",
+}
+
+
+def blank(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
+
+
+def save(figure: "Figure", path: Path) -> np.ndarray:
+    """Writes a PNG of colours in 32 levels, white as it is, and returns the picture (H, W, 3) uint8.
+
+    It looks the same, and sheets of digits, whose colours then fit a palette, take a third of the space.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3]
+    step = 255 / (LEVELS - 1)
+    picture = ((drawn / step).round() * step).round().astype(np.uint8)
+    image = Image.fromarray(picture)
+    if image.getcolors(256):  # a palette for more would give rare ones away, such as those of a legend
+        image = image.quantize(256, dither=Image.Dither.NONE)
+    image.save(path, format="PNG", optimize=True)
+    return picture
+
+
+def show_sheet(axes: "Axes", sheet: np.ndarray, row_names: Sequence[str]) -> None:
+    axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
+    axes.set_xticks([])
+    axes.set_yticks([(row + 0.5) * len(sheet) / len(row_names) for row in range(len(row_names))], row_names)
+    axes.tick_params(length=0, labelcolor=FAINT, labelsize=9)
+    _no_frame(axes)
+
+
+def plain_axes(axes: "Axes", x: str, y: str) -> None:
+    axes.set_xlabel(x, color=FAINT, fontsize=9)
+    axes.set_ylabel(y, color=FAINT, fontsize=9)
+    axes.tick_params(colors=FAINT, labelsize=8, length=2)
+    axes.grid(visible=True, axis="y", color="#eceff2", linewidth=0.8)
+    axes.set_axisbelow(True)
+    _no_frame(axes)
+
+
+def _no_frame(axes: Any) -> None:
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def logarithmic(axis: Any) -> None:
+    """A logarithmic axis whose numbers are written out, a few of them: 0.01, 0.1, 1, 30."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_data_interval()
+    if not 0 < low <= high < np.inf:  # nothing is drawn, or it can't be drawn so
+        return
+    axis._set_axes_scale("log")
+    axis.set_major_locator(LogLocator(10, subs=(1.0, 3.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend(figure: "Figure") -> tuple[list[Any], list[str]]:
+    """Each label of any panel once."""
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)

@@ -1,4 +1,4 @@
-"""The pages: every relative link leads to a file and a heading, and no page is too long."""
+"""The pages: every relative link and path leads to a file, and no page is too long."""
 
 import re
 import subprocess
@@ -12,6 +12,7 @@ TRACKED = subprocess.run(
 ).stdout.split()
 PAGES = [name for name in TRACKED if name.endswith(".md") and (ROOT / name).exists()]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+NAMED = re.compile(r"`((?:pipeline|tests|benchmarks|docs|recipes)/[\w/.]+\.\w+)`")
 CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
@@ -40,6 +41,12 @@ def broken(page: Path) -> list[str]:
 @pytest.mark.parametrize("name", PAGES)
 def test_links_of_a_page_lead_somewhere(name: str) -> None:
     assert broken(ROOT / name) == []
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "CHANGELOG.md"])
+def test_files_that_a_page_names_exist(name: str) -> None:
+    named = [path for path in NAMED.findall(prose(ROOT / name)) if "NAME" not in path]
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_a_broken_link_or_anchor_is_found(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from ruamel.yaml import YAML
 
 from pipeline.base.params import SECTIONS, load, parse, plain, read
 from pipeline.cli.params import json_schema
-from pipeline.stages.check import SECTIONS
+from pipeline.stages import check
 
-OWNERS = SECTIONS
+OWNERS = check.SECTIONS
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -332,7 +332,9 @@ def test_an_experiment_is_compared_and_lands_in_the_users_database(project: Proj
     assert "fitted/frechet" in project.run("dvc", "metrics", "diff", "HEAD", "heavier")
     table = project.run("dvc", "exp", "show", "--only-changed", "--no-pager")
     assert max(map(len, table.splitlines())) <= 160
-    assert re.search(r"heavier.* 30 ", project.cvae("compare"))
+    shown = project.cvae("compare")
+    assert re.search(r"figure +workspace +HEAD +heavier", shown)
+    assert re.search(r"kl_weight .* 30\b", shown)
 
 
 def test_every_treatment_is_reached_from_the_command_line(project: Project) -> None:

@@ -6,14 +6,12 @@ Needs the judge (`dvc repro judge`). Does not read test.
 """
 
 import sys
-from functools import partial
 
 from pipeline.base import console
 from pipeline.base.device import pick_device
 from pipeline.base.params import parse, read
 from pipeline.base.paths import JUDGE, PREPARED
 from pipeline.measure import evaluator as evaluation
-from pipeline.measure import judge
 from pipeline.model.cvae import PRESETS, build
 from pipeline.stages.saved import load_judge, load_splits
 from pipeline.training import fit as train
@@ -34,7 +32,7 @@ def main() -> None:
     for record in train.fit(run, known, unseen, params, aim):
         elbo, pace = record.figures["validation/elbo"], record.figures["time/images_per_second"]
         print(f"epoch {record.epoch}: elbo {elbo:.2f}, {pace:,.0f} images/s")
-    reader = partial(judge.read, load_judge(JUDGE, device))
+    reader = load_judge(JUDGE, device).read
     measure = evaluation.Evaluator(reader, unseen, known[: evaluation.QUICK_TRAIN], aim.pixels, params.seed)
     found = measure.samples(run.model, measure.density(run.model, read()["sample"]["components"]), "fitted")
     print(", ".join(f"{name} {found[name]:.3f}" for name in ("class_accuracy", "diversity", "frechet")))

@@ -12,7 +12,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +24,7 @@ from pipeline.base.device import pick_device
 from pipeline.base.params import load, parse
 from pipeline.base.paths import JUDGE, MODEL, PREPARED
 from pipeline.data.splits import to_unit
-from pipeline.measure import bound, judge
+from pipeline.measure import bound
 from pipeline.measure import evaluator as evaluation
 from pipeline.measure.evaluator import EvaluateParams
 from pipeline.model.cvae import CVAE
@@ -51,7 +50,7 @@ def main() -> None:
     aim = parse(ObjectiveParams, saved.params["objective"], "objective")
     model, density = saved.model, saved.density
     params = load(EvaluateParams, "evaluate")
-    reader = partial(judge.read, load_judge(JUDGE, device))
+    reader = load_judge(JUDGE, device).read
     train, test = load_splits(PREPARED, "train", "test", device=device)
     found: dict[str, Any] = {}
 

@@ -52,7 +52,7 @@ def trained() -> judge.Judge:
     network = judge.build(params.seed)
     train, validation = load_splits(PREPARED, "train", "validation")
     for record in judge.fit(network, train, validation, params):
-        print(f"epoch {record.epoch}: {record.accuracy:.4f} on validation, {record.seconds:.0f} s", file=sys.stderr)
+        print(f"epoch {record.epoch}: {record.accuracy:.4f} on validation", file=sys.stderr)
     return network
 
 
@@ -65,11 +65,11 @@ def main() -> None:
     images, missed = data.to_unit(test.images), False
     print(f"{'images':20} {'read right':>10} {'bar':>6} {'unaltered':>10}")
     for name, changed, bar, unaltered in views(images):
-        share = float((judge.read(network, changed).labels == test.labels).float().mean())
+        share = float((network.read(changed).labels == test.labels).float().mean())
         missed |= share < bar
         print(f"{name:20} {share:10.4f} {bar:6.3f} {unaltered or '':>10}{' missed' if share < bar else ''}")
     means = torch.stack([images[test.labels == digit].mean(0) for digit in range(CLASSES)])
-    right = int((judge.read(network, means).labels == torch.arange(CLASSES)).sum())
+    right = int((network.read(means).labels == torch.arange(CLASSES)).sum())
     missed |= right < CLASSES
     print(f"{'class means':20} {right:7} of {CLASSES}")
     sys.exit(missed)

@@ -62,7 +62,6 @@ def complete(
     import numpy as np
 
     from pipeline.completion import model as completion
-    from pipeline.measure.judge import read
     from pipeline.show import pictures
     from pipeline.stages.saved import load_completer, load_judge
 
@@ -73,7 +72,7 @@ def complete(
         raise UserError(f"{model} is the deterministic network, which has one answer: name {COMPLETER}")
     found = completion.complete(completer, image, visible, digit, count, seed)
     scores = found.log_likelihood.tolist()
-    read_as = read(reader, found.images.unsqueeze(1)).labels.tolist()
+    read_as = reader.read(found.images.unsqueeze(1)).labels.tolist()
     cells = np.concatenate([pictures.veiled(image.numpy(), visible.numpy())[None], found.images.numpy()])
     if out is None:
         pictures.show(cells[None])

@@ -53,12 +53,10 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> "tuple[s
 
     `history`: its epochs, where they are known; else those of reports/history.csv if they are its own.
     """
-    from functools import partial
 
     from pipeline.base.device import pick_device
     from pipeline.base.params import load_key, parse
     from pipeline.measure import doctor as numbers
-    from pipeline.measure import judge
     from pipeline.measure.evaluator import Evaluator
     from pipeline.stages.saved import load_cvae, load_judge, load_splits
     from pipeline.training.objective import ObjectiveParams
@@ -69,7 +67,7 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> "tuple[s
     figures: dict[str, float] = {}
     measured = "nothing measured"
     if PREPARED.exists():
-        reader = partial(judge.read, load_judge(JUDGE, device)) if JUDGE.exists() else None
+        reader = load_judge(JUDGE, device).read if JUDGE.exists() else None
         train, validation = load_splits(PREPARED, "train", "validation", device=device)
         evaluator = Evaluator(reader, validation, train, aim.pixels, seed=0)
         figures = evaluator.fit_figures(saved.model)

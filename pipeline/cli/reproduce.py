@@ -39,11 +39,9 @@ def reproduce(
             raise UserError(f"{path} not found: run `dvc repro {command}` first")
 
     from dataclasses import replace
-    from functools import partial
 
     from pipeline.base.device import pick_device
     from pipeline.base.params import load, load_key, plain
-    from pipeline.measure import judge
     from pipeline.measure.evaluator import QUICK_TRAIN, Evaluator
     from pipeline.model.density import Components
     from pipeline.stages.saved import load_judge, load_splits
@@ -54,7 +52,7 @@ def reproduce(
     params = replace(load(TrainParams, "train"), epochs=epochs, ema=None, augment=0.0, **changes)
     components, device = load_key(Components, "sample", "components"), pick_device(params.device)
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
-    reader = partial(judge.read, load_judge(JUDGE, device))
+    reader = load_judge(JUDGE, device).read
     evaluator = Evaluator(reader, validation, train[:QUICK_TRAIN], article.AIM.pixels, params.seed)
     real = evaluator.ceiling()
 

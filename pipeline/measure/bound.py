@@ -1,4 +1,4 @@
-"""How tightly the model explains unseen images: the importance-weighted bound, and the latents in use."""
+"""How well a model explains images: the iwae bound on log p(x∣y), and the active latent dimensions."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from pipeline.data.splits import Pixels, Split, as_pixels
 from pipeline.model.cvae import CVAE, Model
 
 ACTIVE = 0.01  # Burda 2016, section 5.2
-ROWS = 4096  # codes decoded at once: their activations still fit a processor's cache
+DECODED_AT_ONCE = 4096  # latents, so that their activations stay in the CPU's cache
 ONE_BY_ONE = 64  # with k from here on, a CPU decodes one image's latents at a time (CVAE.decode_one_image)
 
 
@@ -21,10 +21,10 @@ def active_dimensions(mu: Tensor) -> Tensor:
 
 @torch.no_grad()
 def log_likelihood(model: CVAE, split: Split, pixels: Pixels, k: int, seed: int) -> Tensor:
-    """The importance-weighted bound on log p(x∣y) with k draws of z, (N,) nats per image (Burda 2016, eq. 8).
+    """The iwae bound (Burda 2016, eq. 8) on log p(x∣y) with k samples of z: (N,) nats per image.
 
-    log 1/k Σ_i p(x∣z_i,y) p(z_i∣y) / q(z_i∣x,y) with z_i from q. It rises with k towards log p(x∣y); at k = 1 it is
-    the evidence lower bound. Binary pixels are one fixed draw of the images, by `seed`.
+    log 1/k Σ_i p(x∣z_i,y) p(z_i∣y) / q(z_i∣x,y) with z_i from q. At k = 1 it is the evidence lower bound, and it rises
+    with k towards log p(x∣y). Binary pixels are sampled once, by `seed`.
     """
     source = torch.Generator(split.images.device).manual_seed(seed)
     return importance_weighted(model, as_pixels(split.images, pixels, source), split.labels, k, source)
@@ -34,20 +34,20 @@ def log_likelihood(model: CVAE, split: Split, pixels: Pixels, k: int, seed: int)
 def importance_weighted(model: Model, images: Tensor, condition: Tensor, k: int, source: torch.Generator) -> Tensor:
     """The same for images (N, 1, 28, 28) in [0, 1] and any model's condition (N, ...).
 
-    Nearly all of its time goes to the decoder, which runs k times per image. On a CPU a CVAE decodes the samples of
-    one image at a time: a dense decoder then skips idle units, and activations of convolutions stay in the cache.
+    Nearly all the time goes to the decoder, which runs k times per image. On a CPU a CVAE decodes the latents of one
+    image at a time: a dense decoder then skips idle units, and activations of convolutions stay in the cache.
     """
     one_by_one = k >= ONE_BY_ONE and images.device.type == "cpu"
 
-    def explain(z: Tensor, x: Tensor, context: Any) -> Tensor:
-        """log p(x∣z) of latents (D, N, latent) and pixels (N, 784), (D, N)."""
+    def log_p_x(z: Tensor, x: Tensor, context: Any) -> Tensor:
+        """log p(x∣z) of latents (K, N, latent) and pixels (N, 784): (K, N)."""
         if not (one_by_one and isinstance(model, CVAE)):
             return model.likelihood.log_prob(model.decode(z, context), x)
         rows = zip(z.unbind(1), context.split(1), x.split(1), strict=True)
         outputs = ((model.decode_one_image(latents, label), pixels) for latents, label, pixels in rows)
         return torch.stack([model.likelihood.log_prob(output, pixels) for output, pixels in outputs], 1)
 
-    images_at_once, draws_at_once = max(ROWS // k, 1), min(k, ROWS)
+    images_at_once, samples_at_once = max(DECODED_AT_ONCE // k, 1), min(k, DECODED_AT_ONCE)
     bound = torch.empty(len(images), device=images.device)
     prior = model.prior()
     for start in range(0, len(images), images_at_once):
@@ -55,12 +55,10 @@ def importance_weighted(model: Model, images: Tensor, condition: Tensor, k: int,
         x, context = images[rows], model.context(condition[rows])
         q = model.encode(x, context)
         log_ratio = torch.empty(k, len(x), device=q.mu.device)
-        for first in range(0, k, draws_at_once):
-            noise = torch.randn(min(draws_at_once, k - first), *q.mu.shape, generator=source, device=q.mu.device)
+        for first in range(0, k, samples_at_once):
+            noise = torch.randn(min(samples_at_once, k - first), *q.mu.shape, generator=source, device=q.mu.device)
             z = q.sample(noise)
-            log_p_x = explain(z, x.flatten(1), context)
             log_p_z = prior.log_prob(z, context)
-            log_q_z = q.log_prob(z)
-            log_ratio[first : first + draws_at_once] = log_p_x + log_p_z - log_q_z
+            log_ratio[first : first + samples_at_once] = log_p_x(z, x.flatten(1), context) + log_p_z - q.log_prob(z)
         bound[rows] = log_ratio.logsumexp(0) - math.log(k)
     return bound

@@ -28,6 +28,10 @@ from pipeline.model.samples import SAMPLERS, Sampler, sample
 from pipeline.training.fit import labelled, validate
 
 COLLAPSED_DIVERSITY = 0.2
+HEADLINE_FIGURES = (
+    "fitted/frechet", "prior/frechet", "fitted/class_accuracy", "prior/class_accuracy", "fitted/diversity",
+    "prior/diversity", "nll", "kl", "reconstruction",
+)  # fmt: skip
 QUICK_TRAIN = 10_000  # training images that trials and comparisons use: a sixth of the time of all 55,000
 
 Draws = Annotated[int, Field(ge=1, description="k of the importance-weighted bound")]
@@ -146,6 +150,17 @@ class Evaluator:
         diversity = max(figures[f"{name}/diversity"] for name in SAMPLERS)
         figures["collapsed"] = figures["active_units"] == 0 or diversity < COLLAPSED_DIVERSITY
         return Evaluation(figures, sampled.per_class)
+
+    def protocol(self, model: CVAE, k: int) -> dict[str, Any]:
+        """How figures were measured, for the record: figures of different protocols must not be compared."""
+        return {
+            "images": len(self.split),
+            "prior": model.architecture.prior,
+            "pixels": self.pixels,
+            "nll_draws": k,
+            "neighbours": metrics.NEIGHBOURS,
+            "seed": self.seed,
+        }
 
     # Helpers
 

@@ -1,14 +1,12 @@
 """The judge: an independent classifier of digits, used only to measure samples.
 
-Its labels give the class accuracy of samples, its penultimate features are the space of the other sample metrics.
-Samples of a VAE are softer and greyer than MNIST, and a network that has seen sharp digits alone misreads them. So
-the judge learns from digits that are moved, blurred and faded at random: its verdict is on the digit, not on the
-sharpness.
+The labels it reads give the class_accuracy of samples. Its penultimate features are the space of the other sample
+metrics. Samples of a VAE are softer and greyer than MNIST, and a network trained on sharp digits alone misreads them.
+So the judge is trained on digits that are moved, blurred and faded at random.
 """
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
@@ -25,15 +23,15 @@ from pipeline.data.splits import CLASSES, SIDE, Split, batches, epoch_seed, to_u
 FEATURES = 64
 READ_BATCH = 500
 WARMUP = 0.2  # share of all steps in which the learning rate rises to its peak
-DECAY = 0.1  # of the weights; without it the features, and with them every Fréchet distance, come out larger
+DECAY = 0.1  # weight decay; without it the features, and so every Fréchet distance, are larger
 
-# What training does to an image; `augment` draws each uniformly, for each image anew.
-SHIFT = 2.0  # pixels, either way, down and across
-SCALE = 0.1  # share of the height and of the width, either way
+# The augmentation of training images. Each amount is uniform and independent for each image.
+SHIFT = 2.0  # pixels, up or down, and left or right
+SCALE = 0.1  # change of height and of width, as a share
 BLUR = 2.0  # largest standard deviation, pixels; half of the images stay sharp
-SHARP = 0.3  # the standard deviation, in pixels, at which resampling neither blurs nor jags
+SHARP = 0.3  # standard deviation, pixels, at which resampling adds neither blur nor jagged edges
 FADE = 0.4  # lowest contrast; half of the images keep theirs
-LIFT = 0.1  # highest grey of a black background; half of the images keep it black
+LIFT = 0.1  # brightest background; half of the images keep it black
 
 
 @params
@@ -48,12 +46,15 @@ class JudgeParams:
 
 @dataclass(frozen=True)
 class JudgeRecord:
-    """One epoch."""
+    """One epoch.
+
+    loss: mean cross-entropy of the epoch's augmented images, nats per image. accuracy: share of validation images,
+    not augmented, that are read right.
+    """
 
     epoch: int
-    loss: float  # cross-entropy in nats per image, the mean over the epoch's altered images
-    accuracy: float  # share of the validation images, unaltered, that are read right
-    seconds: float
+    loss: float
+    accuracy: float
 
 
 class Reading(NamedTuple):
@@ -63,14 +64,14 @@ class Reading(NamedTuple):
     labels: Tensor
 
 
-Reader = Callable[[Tensor], Reading]  # a trained judge: `partial(read, judge)`
+Reader = Callable[[Tensor], Reading]  # `Judge.read` of a trained judge
 
 
 class Judge(nn.Module):
     """Four convolutions, then 64 features, then 10 logits.
 
-    The planes shrink 28² → 14² → 7² → 3², by a stride at once and by pooling ahead of the normalisation, as on a
-    CPU most of the time goes to the large ones.
+    The planes shrink 28² → 14² → 7² → 3², by a stride in the first convolution and by pooling before normalisation:
+    on a CPU, large planes take most of the time.
     """
 
     def __init__(self) -> None:
@@ -97,20 +98,32 @@ class Judge(nn.Module):
         logits: Tensor = self.head(self.features(images))
         return logits
 
+    @torch.no_grad()
+    def read(self, images: Tensor) -> Reading:
+        """Features and labels of images (N, 1, 28, 28), uint8 or float32 in [0, 1], on any device.
+
+        Leaves the judge in evaluation mode. The result is on the judge's device.
+        """
+        self.eval()
+        device = self.head.weight.device
+        parts = (part.to(device) for part in images.split(READ_BATCH))
+        features = torch.cat([self.features(to_unit(part)) for part in parts])
+        return Reading(features, self.head(features).argmax(1))
+
 
 def build(seed: int) -> Judge:
-    """An untrained judge on the CPU, whose weights depend on `seed` alone."""
+    """An untrained judge on the CPU. Its weights depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Judge()
 
 
 def fit(judge: Judge, train: Split, validation: Split, params: JudgeParams) -> Iterator[JudgeRecord]:
-    """Trains `judge` in place, a record an epoch; once exhausted, it holds the weights that read validation best.
+    """Trains `judge` in place and yields a record per epoch. At the end it has the weights of its best epoch.
 
-    Judge and splits lie on one device. Same seed, machine and number of threads: the same weights (a GPU may add in
-    another order, and then differ in the last digits). AdamW (Loshchilov & Hutter 2019) on the cross-entropy, in
-    bfloat16 where the processor multiplies it natively.
+    Judge and splits are on one device. AdamW (Loshchilov & Hutter 2019) minimises the cross-entropy, in bfloat16 where
+    the device multiplies it natively. On a CPU, the same seed and number of threads give the same weights. A GPU may
+    add in another order, which changes the last digits.
     """
     device = train.images.device
     steps_per_epoch = max(len(train) // params.batch_size, 1)
@@ -119,10 +132,9 @@ def fit(judge: Judge, train: Split, validation: Split, params: JudgeParams) -> I
     best, best_accuracy = judge.state_dict(), -1.0
 
     for epoch in range(params.epochs):
-        began = time.perf_counter()
         judge.train()
         source.manual_seed(epoch_seed(params.seed, epoch))
-        # The loss adds up on the device: reading it at each step would stall a GPU.
+        # The sum stays on the device: reading the loss at each step would make a GPU wait.
         total = torch.zeros((), device=device)
 
         for index, rows in enumerate(batches(len(train), params.batch_size, params.seed, epoch, device)):
@@ -139,24 +151,19 @@ def fit(judge: Judge, train: Split, validation: Split, params: JudgeParams) -> I
             optimizer.zero_grad()
             total += loss.detach()
 
-        accuracy = float((read(judge, validation.images).labels == validation.labels).float().mean())
-        if accuracy >= best_accuracy:  # of equals the later one, which was trained at a lower rate
+        accuracy = float((judge.read(validation.images).labels == validation.labels).float().mean())
+        if accuracy >= best_accuracy:  # of equal epochs the later one: its learning rate was lower
             best, best_accuracy = copy.deepcopy(judge.state_dict()), accuracy
-        yield JudgeRecord(
-            epoch=epoch + 1,
-            loss=float(total) / steps_per_epoch,
-            accuracy=accuracy,
-            seconds=time.perf_counter() - began,
-        )
+        yield JudgeRecord(epoch=epoch + 1, loss=float(total) / steps_per_epoch, accuracy=accuracy)
     judge.load_state_dict(best)
     judge.eval()
 
 
 def augment(images: Tensor, source: torch.Generator) -> Tensor:
-    """Moves, stretches, blurs, fades and lifts each image by amounts of its own; leaves `images` as they are.
+    """Shifts, scales, blurs, fades and brightens each image by amounts of its own. Does not change `images`.
 
-    A Gaussian blur is separable, and so are shift and stretch: one matrix (28, 28) for the rows and one for the
-    columns of each image do all three at once, `down @ image @ across.T`.
+    Shift, scale and Gaussian blur are separable. So two matrices (28, 28) per image, one for its rows and one for its
+    columns, do all three: `down @ image @ across.T`.
 
     images: (N, 1, 28, 28) float32 in [0, 1]. Returns the same shape, in [0, 1].
     """
@@ -171,31 +178,18 @@ def augment(images: Tensor, source: torch.Generator) -> Tensor:
     contrast = uniform(FADE, 2 - FADE).clamp_max(1)
     lift = uniform(-LIFT, LIFT).clamp_min(0)
     changed = lift + (1 - lift) * contrast * (down @ images.squeeze(1) @ across.mT)
-    return changed.clamp_max(1).unsqueeze(1)  # rows that sum to 1 do so up to rounding
+    return changed.clamp_max(1).unsqueeze(1)  # rounding can exceed 1
 
 
 def _resampling(shift: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:
-    """Matrices (N, 28, 28) whose row i weights the pixels around `scale · i + shift` by a Gaussian; rows sum to 1.
+    """Matrices (N, 28, 28): row i weights the pixels around `scale · i + shift` by a Gaussian. Rows sum to 1.
 
-    All three arguments are (N, 1, 1); places are counted from the middle of the image.
+    The arguments are (N, 1, 1). Positions are relative to the middle of the image.
     """
     places = torch.arange(SIDE, device=shift.device) - (SIDE - 1) / 2
     distance = scale * places[:, None] + shift - places
-    # Weights under e^-30 change nothing in float32, but as denormal numbers they would slow a CPU down.
+    # Weights below e^-30 change nothing in float32, but denormal numbers would slow a CPU down.
     return torch.softmax((-0.5 * (distance / sigma).square()).clamp_min(-30), dim=2)
-
-
-@torch.no_grad()
-def read(judge: Judge, images: Tensor) -> Reading:
-    """Features and labels, in float32, on the judge's device; leaves the judge in evaluation mode.
-
-    images: (N, 1, 28, 28), uint8 or float32 in [0, 1], on any device.
-    """
-    judge.eval()
-    device = judge.head.weight.device
-    parts = (part.to(device) for part in images.split(READ_BATCH))
-    features = torch.cat([judge.features(to_unit(part)) for part in parts])
-    return Reading(features, judge.head(features).argmax(1))
 
 
 def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, pool: int = 1) -> nn.Sequential:
@@ -208,7 +202,7 @@ def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, pool: in
 
 
 def _rate(progress: float) -> float:
-    """The learning rate as a share of its peak: up along half a cosine, then down along half a cosine to 0.
+    """The learning rate as a share of its peak: it rises along half a cosine, then falls along another to 0.
 
     >>> [round(_rate(share), 2) for share in (0.0, 0.1, 0.2, 0.6, 1.0)]
     [0.04, 0.52, 1.0, 0.5, 0.0]

@@ -1,10 +1,12 @@
 """How every figure looks: colours, sheets of digits, axes, and the file. matplotlib draws without a display."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pipeline.base.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +47,18 @@ def save(figure: "Figure", path: Path) -> np.ndarray:
         image = image.quantize(256, dither=Image.Dither.NONE)
     image.save(path, format="PNG", optimize=True)
     return picture
+
+
+def save_all(figures: "Iterable[tuple[str, Figure]]", folder: Path) -> None:
+    """Writes each figure to folder/NAME.png, and removes PNG files of other names there."""
+    written = set()
+    for name, figure in figures:
+        path = folder / f"{name}.png"
+        with replacing(path) as part:
+            save(figure, part)
+        written.add(path)
+    for stale in set(folder.glob("*.png")) - written:
+        stale.unlink()
 
 
 def show_sheet(axes: "Axes", sheet: np.ndarray, row_names: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ evaluate_completion.images says how many test images it uses. Each likelihood ha
 """
 
 import json
-from functools import partial
 
 from pipeline.base import console
 from pipeline.base.device import pick_device
@@ -15,7 +14,6 @@ from pipeline.base.paths import COMPLETER, COMPLETION, COMPLETION_RUN, COMPLETIO
 from pipeline.completion.measure import NUMBERS, SEVERAL, Estimate, EvaluateCompletionParams, evaluate, examples
 from pipeline.completion.views import shares
 from pipeline.measure.evaluator import nested, with_split
-from pipeline.measure.judge import read
 from pipeline.show.model import completions
 from pipeline.show.style import save
 from pipeline.stages.saved import load_completer, load_judge, load_splits
@@ -31,7 +29,7 @@ def main() -> None:
     if not COMPLETION_RUN.exists():
         raise UserError(f"{COMPLETION_RUN} not found: run `dvc repro completion/dvc.yaml` first")
     completer, network = load_completer(COMPLETER, device), load_completer(NETWORK, device)
-    reader = partial(read, load_judge(JUDGE, device))
+    reader = load_judge(JUDGE, device).read
     (test,) = load_splits(PREPARED, "test", device=device)
     images = {"images": len(shares(test, params.images)), "of": len(test)}
     protocol = {"split": "test", **images, "draws": params.draws, "completions": SEVERAL, "seed": params.seed}

@@ -1,14 +1,11 @@
 """What a study starts from: params.yaml, the prepared data and the judge."""
 
-from functools import partial
-
 from pipeline.base.device import pick_device
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256
 from pipeline.base.params import load, load_key
 from pipeline.base.paths import JUDGE, PREPARED
 from pipeline.measure import evaluator as evaluation
-from pipeline.measure import judge
 from pipeline.model.cvae import ModelParams, resolve
 from pipeline.model.density import Components
 from pipeline.stages.saved import load_judge, load_splits
@@ -40,7 +37,7 @@ def read_bench(setting: Setting) -> Bench:
     """The training and validation splits and the judge, on the device of train.device."""
     device = pick_device(setting.train.device)
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
-    reader = partial(judge.read, load_judge(JUDGE, device))
+    reader = load_judge(JUDGE, device).read
     quick = train[: evaluation.QUICK_TRAIN]
     evaluator = evaluation.Evaluator(reader, validation, quick, setting.aim.pixels, setting.train.seed)
     return Bench(train, validation, evaluator, device)

@@ -11,7 +11,7 @@ from pipeline.base.files import replacing, write_json
 from pipeline.base.paths import BEST, STUDY_FIGURES, TRIALS
 from pipeline.measure.metrics import LOWER_IS_BETTER
 from pipeline.show.study import study_figures
-from pipeline.show.style import save
+from pipeline.show.style import save_all
 from pipeline.study.trials import Chosen, Trials
 
 
@@ -27,14 +27,9 @@ def export(study: Trials, real: Mapping[str, float]) -> Chosen:
         table.to_csv(part, index=False)
     summary = study.summary(real)
     write_json(BEST, summary)
-    STUDY_FIGURES.mkdir(parents=True, exist_ok=True)
-    for stale in STUDY_FIGURES.glob("*.png"):
-        stale.unlink(missing_ok=True)
     objectives = {study.setting.figure(name): name in LOWER_IS_BETTER for name in tune.objectives}
     figures = study_figures(table, objectives, real, best.kl_weight, summary["front"], study.importances(), study.strip)
-    for name, figure in figures:
-        with replacing(STUDY_FIGURES / f"{name}.png") as part:
-            save(figure, part)
+    save_all(figures, STUDY_FIGURES)
     return best
 
 

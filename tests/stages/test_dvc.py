@@ -3,8 +3,6 @@
 import ast
 import shutil
 from collections.abc import Iterator
-from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,6 @@ from ruamel.yaml import YAML
 
 from pipeline.base import paths
 from pipeline.base.errors import UserError
-from pipeline.base.params import SECTIONS, load
-from pipeline.model import cvae as model
 from pipeline.stages import check
 
 STAGES: dict[str, dict[str, Any]] = {
@@ -112,42 +108,6 @@ def test_the_stages_are_those_of_the_package() -> None:
     assert set(STAGES) == {
         module.rsplit(".", 1)[1] for module in MODULES if room(module) == "stages" and has_main(module)
     }
-
-
-def test_the_sections_are_those_of_their_owners() -> None:
-    assert set(PARAMS) == set(SECTIONS) == set(OWNERS)
-
-
-@cache
-def reads() -> set[str | tuple[Any, ...]]:
-    """Every attribute that the package reads anywhere, and (section, key) of each load_key."""
-    found = set[str | tuple[Any, ...]]()
-    for node in (node for module in MODULES for node in ast.walk(source(module))):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            found.add(node.attr)
-        elif isinstance(node, ast.Call):
-            found.add(tuple(getattr(argument, "value", None) for argument in node.args[1:]))
-    return found
-
-
-@pytest.mark.parametrize("section", OWNERS)
-def test_params_yaml_holds_what_its_owner_asks_for(section: str) -> None:
-    load(OWNERS[section], section, ROOT / "params.yaml")
-
-
-@pytest.mark.parametrize(("section", "key"), [(name, key) for name, values in PARAMS.items() for key in values])
-def test_every_key_of_params_yaml_is_read(section: str, key: str) -> None:
-    """By attribute, or by load_key, somewhere in the package; the field's own declaration does not count."""
-    if not reads() & {key, (section, key)}:
-        assert section == "model", f"{section}.{key} is never read"  # model.resolve reads its keys by the fields' names
-        assert key in {field.name for field in fields(model.Architecture)}
-
-
-@pytest.mark.parametrize("section", OWNERS)
-def test_no_default_lives_in_code(section: str) -> None:
-    from dataclasses import MISSING
-
-    assert all(field.default is MISSING and field.default_factory is MISSING for field in fields(OWNERS[section]))
 
 
 def test_what_dvc_caches_is_ignored_by_git() -> None:

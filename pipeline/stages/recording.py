@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +16,7 @@ from pipeline.training.fit import Record, Training, collapsed
 from pipeline.training.objective import ObjectiveParams
 
 
-@dataclass
-class Recording:
+class Recording(NamedTuple):
     """An open MLflow run and one row of figures per epoch so far."""
 
     run: tracking.Run

@@ -1,7 +1,6 @@
 """Trains the CVAE into models/cvae.safetensors. The default run: about a minute and a half on two cores.
 
-A run that was killed goes on from its last epoch to the very weights it would have had: its state lies in
-.checkpoints/, outside DVC's outputs (which DVC deletes before a stage starts), under a hash of data and params.
+A killed run goes on after its last epoch, and ends with the same weights as an undisturbed one.
 """
 
 import pandas as pd
@@ -22,7 +21,7 @@ from pipeline.training.objective import ObjectiveParams
 
 
 def main() -> None:
-    # Everything is resolved, checked and printed before any work starts.
+    # Everything is resolved, checked and printed before the work starts.
     model_params, aim = load(ModelParams, "model"), load(ObjectiveParams, "objective")
     params, components = load(TrainParams, "train"), load_key(Components, "sample", "components")
     experiment = load(tracking.TrackingParams, "tracking").experiment
@@ -33,7 +32,6 @@ def main() -> None:
     split, validation = load_splits(PREPARED, "train", "validation", device=device)
     hashes = {"data": sha256(PREPARED), "params": digest(saved)}
     notes = {"device": str(device), "precision": str(pick_precision(params.precision, device)).removeprefix("torch.")}
-
     training = start(build(architecture, params.seed, aim.likelihood, aim.sigma), params, device)
     size = sum(weight.numel() for weight in training.model.parameters())
     usual = {"mlp", "bernoulli", "standard"}
@@ -41,25 +39,18 @@ def main() -> None:
     words = " ".join([model_params.preset, *unusual])
     print(f"{words} CVAE of {size:,} weights, β = {aim.kl_weight:g}, on {device} in {notes['precision']}")
 
+    tags = {"data_hash": hashes["data"], "params_hash": hashes["params"], **notes}
     with recording(
-        "train",
-        training,
-        params.epochs,
-        digest(hashes),
-        name=f"{words} β={aim.kl_weight:g}",
-        experiment=experiment,
-        params=flat(sections),
-        tags={"data_hash": hashes["data"], "params_hash": hashes["params"], **notes},
-    ) as record:
-        run = record.run
+        "train", training, params.epochs, digest(hashes),
+        name=f"{words} β={aim.kl_weight:g}", experiment=experiment, params=flat(sections), tags=tags,
+    ) as (run, rows, follow):  # fmt: skip
         run.dataset("mnist", hashes["data"], str(PREPARED), "train")
         records = watched(fit(training, split, validation, params, aim), params.epochs, aim, run)
-        record.follow(records, lambda: samples.preview(training.model))
-
+        follow(records, lambda: samples.preview(training.model))
         density = fit_density(training.model, split, aim.pixels, components, params.seed)
         save_cvae(MODEL, training.model, density, saved)
         with replacing(HISTORY) as part:
-            pd.DataFrame(record.rows).to_csv(part, index=False)
+            pd.DataFrame(rows).to_csv(part, index=False)
         run.artifact(HISTORY)
         run.model(MODEL)
         write_json(RUN, {"run_id": run.wait_for_id(), "tracking_uri": run.uri, "hashes": hashes})

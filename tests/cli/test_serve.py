@@ -1,4 +1,4 @@
-"""The packaged completer: what MLflow asks of it, and what it refuses."""
+"""What the packaged completer answers and what it refuses."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def completer(tmp_path: Path) -> serve.Completer:
     return served
 
 
-def test_pictures_are_completed_where_they_are_hidden(completer: serve.Completer) -> None:
+def test_only_hidden_pixels_are_completed(completer: serve.Completer) -> None:
     found = completer.predict(HALF, {"count": 5})
     assert found.shape == (2, 5, 28, 28)
     assert found.dtype == np.float32
@@ -36,7 +36,7 @@ def test_pictures_are_completed_where_they_are_hidden(completer: serve.Completer
     assert completer.predict(HALF[:0]).shape == (0, 8, 28, 28)
 
 
-def test_a_seed_repeats_them_and_a_digit_changes_them(completer: serve.Completer) -> None:
+def test_a_seed_repeats_and_a_digit_changes_the_completions(completer: serve.Completer) -> None:
     usual = completer.predict(HALF)
     assert np.array_equal(usual, completer.predict(HALF, {"count": 8, "digit": -1, "seed": 0}))
     assert np.array_equal(usual[1:], completer.predict(HALF[1:]))
@@ -49,16 +49,16 @@ def test_a_seed_repeats_them_and_a_digit_changes_them(completer: serve.Completer
     [
         (HALF, {"count": 0}, "count must be from 1 to 1,000, not 0"),
         (HALF, {"count": 10**9}, "count must be"),
-        (HALF, {"digit": 10}, "digit must be from 0 to 9, or −1 for none, not 10"),
+        (HALF, {"digit": 10}, "digit must be from 0 to 9, or −1 for any, not 10"),
         (HALF, {"seed": -1}, "seed must be"),
         (HALF[:, :20], {}, "must be \\(N, 28, 28\\), not \\(2, 20, 28\\)"),
         (HALF * 255, {}, "from 0 to 1, or −1 where it is hidden"),
         (np.full_like(HALF, np.nan), {}, "from 0 to 1"),
-        (np.full_like(HALF, -1), {}, "must hide something, as −1, and show something"),
-        (np.zeros_like(HALF), {}, "must hide something"),
+        (np.full_like(HALF, -1), {}, "needs hidden pixels"),
+        (np.zeros_like(HALF), {}, "needs hidden pixels"),
     ],
 )
-def test_what_can_t_be_completed_is_refused(
+def test_a_bad_request_is_refused(
     completer: serve.Completer, pictures: np.ndarray, params: dict[str, int], reason: str
 ) -> None:
     with pytest.raises(UserError, match=reason):

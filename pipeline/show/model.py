@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.show.pictures import sheet, veiled
-from pipeline.show.style import ACCENT, BETTER, FAINT, INK, SAMPLER_COLOURS, blank, plain_axes, show_sheet
+from pipeline.show.style import ACCENT, BETTER, FAINT, INK, SAMPLER_COLOURS, blank, plain_axes, show_sheet, titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,31 +19,20 @@ DIGIT_COLOURS = (
 DIGITS = "0123456789"
 
 
-def sample_grid(sheet: np.ndarray, title: str) -> "Figure":
-    """A sheet of samples (H, W) uint8, a row a digit."""
-    figure = blank(5.6, 6.0)
-    axes = figure.subplots()
+def digits(sheet: np.ndarray, title: str) -> "Figure":
+    """A sheet (H, W) uint8 with a row per digit: samples, or images with their reconstructions."""
+    figure, axes = titled(5.6 * sheet.shape[1] / sheet.shape[0], 6.0, title)
     show_sheet(axes, sheet, DIGITS)
-    axes.set_title(title, fontsize=11, color=INK)
     return figure
 
 
 def sampler_grids(sheets: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> "Figure":
-    """Sheets side by side, a row a digit, each under its name and a note."""
+    """Sheets side by side, a row per digit, each under its name and a note."""
     figure = blank(3.6 * len(sheets), 4.3)
     for axes, (name, picture) in zip(figure.subplots(1, len(sheets)), sheets.items(), strict=True):
         show_sheet(axes, picture, DIGITS)
         axes.set_title(f"{name}\n", fontsize=12, color=INK, fontweight="bold")
         axes.text(0.5, 1.015, notes[name], transform=axes.transAxes, ha="center", fontsize=9, color=FAINT)
-    return figure
-
-
-def reconstructions(sheet: np.ndarray) -> "Figure":
-    """A sheet of images, each with its reconstruction to the right of it, a row a digit."""
-    figure = blank(6.4, 5.6)
-    axes = figure.subplots()
-    show_sheet(axes, sheet, DIGITS)
-    axes.set_title("Test images, each with its reconstruction to the right", fontsize=11, color=INK)
     return figure
 
 
@@ -67,15 +56,13 @@ def completions(examples: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> "Figur
 
 
 def traversal(sheet: np.ndarray | None, names: Sequence[str], title: str) -> "Figure":
-    """A sheet with a row for each latent dimension named; without any, a word on that."""
-    figure = blank(6.0, 0.6 + 0.46 * max(len(names), 1))
-    axes = figure.subplots()
+    """A sheet with a row for each active latent dimension; without one, a text that says so."""
+    figure, axes = titled(6.0, 0.6 + 0.46 * max(len(names), 1), title)
     if sheet is None:
         axes.axis("off")
-        axes.text(0.5, 0.5, "no active dimension: the latent code has collapsed", ha="center", color=ACCENT)
+        axes.text(0.5, 0.5, "no active dimension: the latents have collapsed", ha="center", color=ACCENT)
     else:
         show_sheet(axes, sheet, names)
-    axes.set_title(title, fontsize=11, color=INK)
     return figure
 
 
@@ -85,19 +72,17 @@ def latent_space(mu: np.ndarray, labels: np.ndarray) -> "Figure":
     _, spread, axes_of_spread = np.linalg.svd(centred, full_matrices=False)
     points = np.pad(centred @ axes_of_spread[:2].T, ((0, 0), (0, max(2 - min(mu.shape), 0))))
     shown = (spread[:2] ** 2).sum() / max((spread**2).sum(), 1e-12)
-    figure = blank(6.4, 5.6)
-    axes = figure.subplots()
+    title = f"Latent means of test images ({shown:.0%} of their variance)"
+    figure, axes = titled(6.4, 5.6, title)
     for digit in range(10):
         rows = labels == digit
-        x, y = points[rows].T
-        axes.scatter(x, y, s=5, alpha=0.5, linewidths=0, color=DIGIT_COLOURS[digit], label=str(digit))
+        axes.scatter(*points[rows].T, s=5, alpha=0.5, linewidths=0, color=DIGIT_COLOURS[digit], label=str(digit))
     legend = axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3)
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1)
     plain_axes(axes, "first principal axis", "second principal axis")
     axes.set_aspect("equal", adjustable="datalim")
-    axes.set_title(f"Latent means of test images ({shown:.0%} of their variance)", fontsize=11, color=INK)
     return figure
 
 
@@ -118,7 +103,7 @@ def curves(history: pd.DataFrame) -> "Figure":
 
 
 def per_class(table: pd.DataFrame) -> "Figure":
-    """Bars of each class's figures, a panel a metric, for both samplers and for real images."""
+    """Bars of each class's figures, a panel per metric, for both samplers and for real images."""
     figure = blank(9.6, 5.6)
     for axes, (metric, note) in zip(figure.subplots(2, 2).flat, BETTER.items(), strict=True):
         for index, (sampler, colour) in enumerate(SAMPLER_COLOURS.items()):

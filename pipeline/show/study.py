@@ -17,6 +17,7 @@ from pipeline.show.style import (
     logarithmic,
     plain_axes,
     show_sheet,
+    titled,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def spread(table: pd.DataFrame, most: int) -> pd.DataFrame:
 
 
 def weights(table: pd.DataFrame, metrics: Sequence[str], real: Mapping[str, float], best: float | None) -> "Figure":
-    """A study's figures against the KL weight, a panel a metric: of both samplers, complete trials and pruned ones.
+    """Figures against the KL weight, a panel per metric: both samplers, complete and pruned trials.
 
     table: as study.trials.Trials.table gives it.
     """
@@ -102,7 +103,7 @@ def weights(table: pd.DataFrame, metrics: Sequence[str], real: Mapping[str, floa
 
 
 def _by_weight(axes: "Axes", known: pd.DataFrame, column: str, name: str) -> None:
-    """Complete trials joined, pruned ones hollow: a trial of one epoch is no neighbour of a whole one."""
+    """Complete trials are joined by a line; pruned ones, which trained for fewer epochs, are hollow."""
     colour = SAMPLER_COLOURS.get(name, INK)
     complete = known[known["state"] == "COMPLETE"].sort_values("kl_weight")
     axes.plot(complete["kl_weight"], complete[column], "o-", color=colour, markersize=5, linewidth=1.2, label=name)
@@ -114,15 +115,14 @@ def _by_weight(axes: "Axes", known: pd.DataFrame, column: str, name: str) -> Non
 
 
 def rate_distortion(table: pd.DataFrame) -> "Figure":
-    """Reconstruction against kl, a point a trial, with lines of equal elbo (Alemi 2018): the bound is their sum."""
+    """Reconstruction against kl, a point per trial, with lines of equal elbo (Alemi 2018)."""
     known = table.dropna(subset=["validation/kl", "validation/reconstruction"])
-    figure = blank(6.6, 5.4)
-    axes = figure.subplots()
+    figure, axes = titled(6.6, 5.4, "Rate and distortion by KL weight (hollow: trials that did not finish)")
     kl, reconstruction = known["validation/kl"].to_numpy(), known["validation/reconstruction"].to_numpy()
     weight = np.log10(known["kl_weight"].to_numpy(dtype=float))
     complete = (known["state"] == "COMPLETE").to_numpy()
     if len(known):
-        # Trials that did not finish may lie anywhere: the others say what is shown.
+        # The axes fit the complete trials, because the others can be far out.
         shown = complete if complete.any() else np.ones(len(known), bool)
         right, top = kl[shown].max() * 1.08 + 1, reconstruction[shown].max() + 12
         bottom = reconstruction[shown].min() - 12
@@ -134,7 +134,7 @@ def rate_distortion(table: pd.DataFrame) -> "Figure":
     rings = [tuple(colour) for colour in points.to_rgba(weight[~complete]).tolist()]
     axes.scatter(kl[~complete], reconstruction[~complete], s=40, facecolors="none", edgecolors=rings, zorder=2)
     named: list[np.ndarray] = []
-    sides = np.array([np.ptp(axes.get_xlim()) / 12, np.ptp(axes.get_ylim()) / 40])  # of a name, about
+    sides = np.array([np.ptp(axes.get_xlim()) / 12, np.ptp(axes.get_ylim()) / 40])  # approximate size of a label
     for x, y, beta in zip(kl[complete], reconstruction[complete], 10 ** weight[complete], strict=True):
         if all((np.abs(np.array([x, y]) - other) > sides).any() for other in named):
             axes.annotate(f"{beta:.2g}", (x, y), xytext=(7, 4), textcoords="offset points", fontsize=8, color=INK)
@@ -145,12 +145,11 @@ def rate_distortion(table: pd.DataFrame) -> "Figure":
     bar.outline.set_visible(False)
     plain_axes(axes, "rate: kl, nats per image", "distortion: reconstruction, nats per image")
     axes.grid(visible=False)
-    axes.set_title("What a KL weight buys: hollow points did not finish", fontsize=11, color=INK, loc="left")
     return figure
 
 
 def _equal_sums(axes: "Axes", right: float, bottom: float, top: float) -> None:
-    """Lines on which kl + reconstruction, minus the elbo, is the same."""
+    """Lines of equal kl + reconstruction, which is −elbo."""
     from matplotlib.ticker import MaxNLocator
 
     for total in MaxNLocator(10).tick_values(bottom, top + right):
@@ -164,10 +163,9 @@ def pareto(table: pd.DataFrame, objectives: Sequence[str], front: Sequence[int])
     x, y = objectives[:2]
     known = table[table["state"] == "COMPLETE"]
     best = known[known["trial"].isin(front)].sort_values(x)
-    figure = blank(6.2, 4.8)
-    axes = figure.subplots()
+    figure, axes = titled(6.2, 4.8, "Trials that no other trial beats in all objectives, by KL weight")
     axes.scatter(known[x], known[y], s=30, color=FAINT, label="complete")
-    # A front of more than two objectives is no line in the plane of two.
+    # With more than two objectives, the front is no line in this plane.
     axes.plot(best[x], best[y], "o-" if len(objectives) == 2 else "o", color=ACCENT, linewidth=1, label="front")
     for at, to, beta in zip(best[x], best[y], best["kl_weight"], strict=True):
         axes.annotate(f"{beta:.2g}", (at, to), xytext=(6, 5), textcoords="offset points", fontsize=8, color=INK)
@@ -176,7 +174,6 @@ def pareto(table: pd.DataFrame, objectives: Sequence[str], front: Sequence[int])
             logarithmic(axis)
     axes.legend(frameon=False, fontsize=9)
     plain_axes(axes, _titled(x), _titled(y))
-    axes.set_title("Trials that no other beats in everything, by KL weight", fontsize=11, color=INK, loc="left")
     return figure
 
 
@@ -186,8 +183,7 @@ def history(table: pd.DataFrame, objective: str, lower_is_better: bool) -> "Figu
     complete, pruned = known[known["state"] == "COMPLETE"], known[known["state"] == "PRUNED"]
     meets = complete["feasible"].astype(bool)
     eligible = complete[meets] if meets.any() else complete
-    figure = blank(6.4, 3.4)
-    axes = figure.subplots()
+    figure, axes = titled(6.4, 3.4, "All trials in order")
     axes.scatter(pruned["trial"], pruned[objective], s=30, facecolors="none", edgecolors=FAINT, label="pruned")
     axes.scatter(complete["trial"], complete[objective], s=34, color=INK, label="complete")
     poor = complete[~meets]
@@ -202,23 +198,20 @@ def history(table: pd.DataFrame, objective: str, lower_is_better: bool) -> "Figu
     axes.locator_params(axis="x", integer=True)
     axes.legend(frameon=False, fontsize=9)
     plain_axes(axes, "trial", _titled(objective))
-    axes.set_title("The study as it went", fontsize=11, color=INK, loc="left")
     return figure
 
 
 def importances_of(shares: Mapping[str, float]) -> "Figure":
-    """How much of the objective each open parameter explains."""
+    """The share of the objective's variation that each parameter explains."""
     names = sorted(shares, key=lambda name: shares[name])
-    figure = blank(5.6, 0.9 + 0.42 * len(names))
-    axes = figure.subplots()
+    figure, axes = titled(5.6, 0.9 + 0.42 * len(names), "Importance of each parameter")
     axes.barh(names, [shares[name] for name in names], 0.6, color=ACCENT)
     plain_axes(axes, "share of the objective's variation among good trials (PED-ANOVA)", "")
-    axes.set_title("Which parameter matters", fontsize=11, color=INK, loc="left")
     return figure
 
 
 def weight_strips(strips: Sequence[tuple[str, np.ndarray, np.ndarray]], notes: tuple[str, str]) -> "Figure":
-    """From collapse to chaos: a row a KL weight, its label and two strips (28, W), all from the same noise."""
+    """From collapse to chaos: a row per KL weight, with its label and two strips (28, W) from the same noise."""
     names = [label for label, _, _ in strips]
     figure = blank(9.2, 0.5 + 0.42 * len(strips))
     for index, (axes, note) in enumerate(zip(figure.subplots(1, 2), notes, strict=True)):

@@ -24,15 +24,24 @@ BETTER = {
 
 
 def blank(width: float, height: float) -> "Figure":
+    """An empty figure; sizes are in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
 
 
-def save(figure: "Figure", path: Path) -> np.ndarray:
-    """Writes a PNG of colours in 32 levels, white as it is, and returns the picture (H, W, 3) uint8.
+def titled(width: float, height: float, title: str) -> "tuple[Figure, Axes]":
+    """A figure of one panel, in inches, with a title."""
+    figure = blank(width, height)
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=11, color=INK)
+    return figure, axes
 
-    It looks the same, and sheets of digits, whose colours then fit a palette, take a third of the space.
+
+def save(figure: "Figure", path: Path) -> np.ndarray:
+    """Writes a PNG whose colours have 32 levels each, and returns the picture (H, W, 3) uint8.
+
+    The difference can't be seen. A sheet of digits then has few enough colours for a palette and a third of the size.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
@@ -43,7 +52,7 @@ def save(figure: "Figure", path: Path) -> np.ndarray:
     step = 255 / (LEVELS - 1)
     picture = ((drawn / step).round() * step).round().astype(np.uint8)
     image = Image.fromarray(picture)
-    if image.getcolors(256):  # a palette for more would give rare ones away, such as those of a legend
+    if image.getcolors(256):  # a palette would merge rare colours of more, such as those of a legend
         image = image.quantize(256, dither=Image.Dither.NONE)
     image.save(path, format="PNG", optimize=True)
     return picture
@@ -62,6 +71,7 @@ def save_all(figures: "Iterable[tuple[str, Figure]]", folder: Path) -> None:
 
 
 def show_sheet(axes: "Axes", sheet: np.ndarray, row_names: Sequence[str]) -> None:
+    """A sheet (H, W) uint8 in its own greys, with a name beside each of its rows."""
     axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
     axes.set_xticks([])
     axes.set_yticks([(row + 0.5) * len(sheet) / len(row_names) for row in range(len(row_names))], row_names)
@@ -70,6 +80,7 @@ def show_sheet(axes: "Axes", sheet: np.ndarray, row_names: Sequence[str]) -> Non
 
 
 def plain_axes(axes: "Axes", x: str, y: str) -> None:
+    """Labels, light ticks and horizontal grid lines."""
     axes.set_xlabel(x, color=FAINT, fontsize=9)
     axes.set_ylabel(y, color=FAINT, fontsize=9)
     axes.tick_params(colors=FAINT, labelsize=8, length=2)
@@ -84,11 +95,11 @@ def _no_frame(axes: Any) -> None:
 
 
 def logarithmic(axis: Any) -> None:
-    """A logarithmic axis whose numbers are written out, a few of them: 0.01, 0.1, 1, 30."""
+    """A logarithmic axis with a few plain numbers: 0.01, 0.1, 1, 30. An axis without positive data stays linear."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_data_interval()
-    if not 0 < low <= high < np.inf:  # nothing is drawn, or it can't be drawn so
+    if not 0 < low <= high < np.inf:
         return
     axis._set_axes_scale("log")
     axis.set_major_locator(LogLocator(10, subs=(1.0, 3.0)))
@@ -97,7 +108,7 @@ def logarithmic(axis: Any) -> None:
 
 
 def legend(figure: "Figure") -> tuple[list[Any], list[str]]:
-    """Each label of any panel once."""
+    """Handles and labels of all panels, each label once."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

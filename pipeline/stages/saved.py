@@ -44,9 +44,6 @@ class Saved(NamedTuple):
     params: dict[str, Any]
 
 
-# The three splits
-
-
 def save_splits(path: Path, splits: "Mapping[str, Split]") -> None:
     """All splits in one file: `train.images`, `train.labels`, …, all uint8."""
     from safetensors.torch import save_file
@@ -71,9 +68,6 @@ def load_splits(path: Path, *names: str, device: "torch.device | str" = "cpu") -
             )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} can't be read ({error}): {REMEDY['splits']}") from None
-
-
-# Trained models
 
 
 def save_judge(path: Path, judge: "Judge", params: Mapping[str, Any]) -> None:
@@ -141,9 +135,6 @@ def kind(path: Path) -> str:
         return (file.metadata() or {}).get("kind", "")
 
 
-# Unfinished trainings
-
-
 def save_training(path: Path, training: "Training[Any]", notes: Mapping[str, Any]) -> None:
     """A training between two epochs, with its caller's notes (plain values)."""
     from pipeline.training.checkpoint import tensors_of
@@ -162,9 +153,6 @@ def resume_training(path: Path, training: "Training[Any]") -> dict[str, Any] | N
     restore(training, tensors, int(metadata["epoch"]))
     notes: dict[str, Any] = json.loads(metadata["notes"])
     return notes
-
-
-# One file
 
 
 def _write(path: Path, kind: str, tensors: "Mapping[str, Tensor]", params: Mapping[str, Any]) -> None:

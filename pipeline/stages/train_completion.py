@@ -1,7 +1,6 @@
-"""Trains the completion model and the deterministic network beside it. About three minutes on two cores.
+"""Trains the completion model and the deterministic network beside it. About three minutes on two cores."""
 
-fit, checkpoints and records are those of the CVAE; only the view of the images is another one.
-"""
+from typing import Any
 
 import pandas as pd
 
@@ -28,38 +27,25 @@ def main() -> None:
     hashes = {"data": sha256(PREPARED), "params": digest(plain(params), precision, compiling)}
     notes = {"device": str(device), "precision": str(pick_precision(precision, device)).removeprefix("torch.")}
     view = training_view(params.drawn, params.label_shown)
+    own = {key: getattr(params, key) for key in ("batch_size", "learning_rate", "warmup", "ema", "seed")}
+    unused: dict[str, Any] = {"clip": None, "augment": 0, "augment_until": 1}
+    shared = own | unused | {"device": name, "precision": precision, "compile": compiling}
 
     histories = []
-    # The CVAE last: its run is the one that the evaluation goes on with.
+    # The CVAE comes last, because the evaluation continues the last run.
     todo = (("network", 0, params.network_epochs, NETWORK), ("cvae", params.latent_size, params.epochs, COMPLETER))
     for model, latent_size, epochs, path in todo:
-        recipe = TrainParams(
-            epochs=epochs,
-            batch_size=params.batch_size,
-            learning_rate=params.learning_rate,
-            warmup=params.warmup,
-            ema=params.ema,
-            clip=None,
-            augment=0,
-            augment_until=1,
-            seed=params.seed,
-            device=name,
-            precision=precision,
-            compile=compiling,
-        )
+        recipe = TrainParams(epochs=epochs, **shared)
         training = start(build(latent_size, params.hidden, params.seed), recipe, device)
         size = sum(weight.numel() for weight in training.model.parameters())
         print(f"completion {model} of {size:,} weights, on {device} in {notes['precision']}")
         with recording(
-            model,
-            training,
-            epochs,
-            digest(hashes, model),
+            model, training, epochs, digest(hashes, model),
             name=f"completion {model}",
             experiment=experiment,
             params={f"completion.{key}": value for key, value in plain(params).items()},
             tags={"data_hash": hashes["data"], "params_hash": hashes["params"], **notes},
-        ) as record:
+        ) as record:  # fmt: skip
             record.run.dataset("mnist", hashes["data"], str(PREPARED), "train")
             record.follow(fit(training, split, validation, recipe, AIM, view), None)
             save_completer(path, training.model)

@@ -11,7 +11,7 @@ from pipeline.show import model
 
 
 def test_a_sheet_of_samples_has_a_title_and_a_row_per_digit() -> None:
-    figure = model.sample_grid(sheet(), "Samples at β = 1")
+    figure = model.digits(sheet(), "Samples at β = 1")
     check_drawn(figure)
     assert "Samples at β = 1" in words(figure)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list("0123456789")
@@ -21,7 +21,7 @@ def test_a_sheet_keeps_its_greys() -> None:
     """They are neither inverted nor stretched."""
     picture = np.full((298, 118), 200, np.uint8)
     picture[:100] = 255
-    shown = model.sample_grid(picture, "").axes[0].images[0]
+    shown = model.digits(picture, "").axes[0].images[0]
     colours = shown.to_rgba(np.array([[0, 200, 255]], np.uint8))[0, :, 0]
     assert colours == pytest.approx([0, 200 / 255, 1], abs=0.01)
 
@@ -105,5 +105,5 @@ def test_completions_stand_between_the_visible_part_and_the_truth() -> None:
 def test_drawing_keeps_no_figure_open() -> None:
     import matplotlib.pyplot as plt
 
-    check_drawn(model.reconstructions(sheet()))
+    check_drawn(model.digits(sheet(), ""))
     assert plt.get_fignums() == []

@@ -12,8 +12,8 @@ from pipeline.show.style import save
 
 def test_a_saved_figure_looks_like_the_drawn_one_in_few_colours(tmp_path: Path) -> None:
     picture = sheet(10, 8)
-    model.sample_grid(picture, "a title").savefig(tmp_path / "plain.png", format="png")
-    drawn = save(model.sample_grid(picture, "a title"), tmp_path / ".few.png.part")  # as a stage names it first
+    model.digits(picture, "a title").savefig(tmp_path / "plain.png", format="png")
+    drawn = save(model.digits(picture, "a title"), tmp_path / ".few.png.part")  # as a stage names it first
     with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / ".few.png.part") as few:
         difference = np.abs(np.asarray(plain.convert("RGB")).astype(int) - np.asarray(few.convert("RGB")))
         assert few.mode == "P"

@@ -59,9 +59,10 @@ def complete(
     """
     out = where_to(out, "completions.png", (".png",))
 
-    import numpy as np
+    import torch
 
     from pipeline.completion import model as completion
+    from pipeline.completion.views import veiled
     from pipeline.show import pictures
     from pipeline.stages.saved import load_completer, load_judge
 
@@ -73,7 +74,7 @@ def complete(
     found = completion.complete(completer, image, visible, digit, count, seed)
     scores = found.log_likelihood.tolist()
     read_as = reader.read(found.images.unsqueeze(1)).labels.tolist()
-    cells = np.concatenate([pictures.veiled(image.numpy(), visible.numpy())[None], found.images.numpy()])
+    cells = torch.cat([veiled(image, visible)[None], found.images]).numpy()
     if out is None:
         pictures.show(cells[None])
     else:

@@ -6,13 +6,13 @@ docs/completion.md says what each figure means.
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from pipeline.base.params import params
 from pipeline.completion.model import Completer, log_likelihood, sample
-from pipeline.completion.views import Binarised, published_view, shares
+from pipeline.completion.views import Binarised, published_view, shares, veiled
 from pipeline.data.splits import CLASSES, PIXELS, SIDE, Split
 from pipeline.measure.judge import Reader
 from pipeline.measure.metrics import mean_distance
@@ -116,16 +116,15 @@ def diversity(completer: Completer, judge: Reader, split: Split, number: int, se
     }
 
 
-def examples(
-    completer: Completer, network: Completer, split: Split, number: int, several: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first image of each digit with its completions, to look at, and the visible pixels (28, 28) bool.
+def examples(completer: Completer, network: Completer, split: Split, number: int, several: int, seed: int) -> Tensor:
+    """Rows to look at, one for the first image of each digit: (10 · (several + 3), 1, 28, 28) in [0, 1].
 
-    images: (10, several + 2, 28, 28) in [0, 1]: the thresholded image, the network's prediction, `several` completions.
+    A row has the visible part, the network's prediction, `several` completions, and the whole image.
     """
     few = split[torch.stack([(split.labels == digit).nonzero()[0, 0] for digit in range(CLASSES)])]
     images, given = published_view(few, "thresholded", number, label=False, seed=seed)
     source = torch.Generator(images.device).manual_seed(seed)
-    columns = [images.flatten(1), *sample(network, given, 1, source), *sample(completer, given, several, source)]
-    visible = (given[0, :PIXELS] != 0).view(SIDE, SIDE)
-    return torch.stack(columns, 1).view(CLASSES, -1, SIDE, SIDE).cpu().numpy(), visible.cpu().numpy()
+    whole = images.flatten(1)
+    columns = [veiled(whole, given[:, :PIXELS] != 0), *sample(network, given, 1, source)]
+    columns += [*sample(completer, given, several, source), whole]
+    return torch.stack(columns, 1).view(-1, 1, SIDE, SIDE)

@@ -17,6 +17,7 @@ from pipeline.training.fit import View
 Binarised = Literal["thresholded", "drawn"]
 
 WIDTH = PIXELS + CLASSES + 1  # of a condition
+VEIL = 0.2  # the grey in which hidden pixels are shown
 
 
 def condition(images: Tensor, visible: Tensor, labels: Tensor, known: Tensor, drawn: Tensor) -> Tensor:
@@ -55,6 +56,11 @@ def published_view(split: Split, pixels: Binarised, number: int, label: bool, se
     flags = [torch.full((count,), flag, device=device) for flag in (label, pixels == "drawn")]
     visible = quadrants_shown(number).to(device).expand(count, -1)
     return images, condition(images, visible, split.labels, *flags)
+
+
+def veiled(images: Tensor, visible: Tensor) -> Tensor:
+    """Images to look at, whose hidden pixels have one light grey; `visible` (bool) broadcasts to their shape."""
+    return torch.where(visible, images, VEIL)
 
 
 def shares(split: Split, images: int | None) -> Split:

@@ -20,14 +20,14 @@ def evaluation_figures(
 
     sheets: measure.sheets.Sheets. figures: by name, such as `prior/frechet`.
     """
-    yield "samples", model.sample_grid(sheets.samples, f"Samples of each digit, β = {kl_weight:g}, {sheets.words}")
+    yield "samples", model.digits(sheets.samples, f"Samples of each digit, β = {kl_weight:g}, {sheets.words}")
     notes = {
         name: "   ".join(f"{word} {figures[f'{name}/{metric}']:.3g}" for word, metric in NOTED.items())
         for name in sheets.samplers
     }
     yield "samplers", model.sampler_grids(sheets.samplers, notes)
     yield "latent_space", model.latent_space(sheets.mu, sheets.labels)
-    yield "reconstructions", model.reconstructions(sheets.reconstructions)
+    yield "reconstructions", model.digits(sheets.reconstructions, "Images, each with its reconstruction to the right")
     names = [f"z{dimension}" for dimension in sheets.dimensions]
     yield (
         "traversal",

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pipeline.show.pictures import sheet, veiled
 from pipeline.show.style import ACCENT, BETTER, FAINT, INK, SAMPLER_COLOURS, blank, plain_axes, show_sheet, titled
 
 if TYPE_CHECKING:
@@ -29,27 +28,20 @@ def digits(sheet: np.ndarray, title: str) -> "Figure":
 def sampler_grids(sheets: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> "Figure":
     """Sheets side by side, a row per digit, each under its name and a note."""
     figure = blank(3.6 * len(sheets), 4.3)
-    for axes, (name, picture) in zip(figure.subplots(1, len(sheets)), sheets.items(), strict=True):
-        show_sheet(axes, picture, DIGITS)
+    for axes, (name, sheet) in zip(figure.subplots(1, len(sheets)), sheets.items(), strict=True):
+        show_sheet(axes, sheet, DIGITS)
         axes.set_title(f"{name}\n", fontsize=12, color=INK, fontweight="bold")
         axes.text(0.5, 1.015, notes[name], transform=axes.transAxes, ha="center", fontsize=9, color=FAINT)
     return figure
 
 
-def completions(examples: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> "Figure":
-    """Completions by the number of visible quadrants, side by side, a row per digit.
-
-    Each example: images (10, C, 28, 28) in [0, 1], which are the truth, the network's prediction and completions, and
-    the visible pixels (28, 28) bool.
-    """
-    figure = blank(4.6 * len(examples), 5.6)
-    for axes, (number, (images, visible)) in zip(figure.subplots(1, len(examples)), examples.items(), strict=True):
-        columns = np.concatenate([veiled(images[:, :1], visible), images[:, 1:], images[:, :1]], axis=1)
-        picture = sheet(columns)
-        show_sheet(axes, picture, DIGITS)
-        axes.set_title(f"{number} of 4 quadrants seen", fontsize=11, color=INK)
-        width, count = picture.shape[1], columns.shape[1]
-        places = [(column + 0.5) * width / count for column in (0, 1, (count - 1) / 2 + 0.5, count - 1)]
+def completions(sheets: Mapping[str, np.ndarray], shown: int) -> "Figure":
+    """Sheets side by side, a row per digit: the visible part, the network's answer, `shown` completions, the truth."""
+    figure = blank(4.6 * len(sheets), 5.6)
+    for axes, (title, sheet) in zip(figure.subplots(1, len(sheets)), sheets.items(), strict=True):
+        show_sheet(axes, sheet, DIGITS)
+        axes.set_title(title, fontsize=11, color=INK)
+        places = [(column + 0.5) * sheet.shape[1] / (shown + 3) for column in (0, 1, 1.5 + shown / 2, shown + 2)]
         axes.set_xticks(places, ("seen", "network", "completions", "truth"))
         axes.tick_params(length=0, labelcolor=FAINT, labelsize=9)
     return figure
@@ -76,7 +68,8 @@ def latent_space(mu: np.ndarray, labels: np.ndarray) -> "Figure":
     figure, axes = titled(6.4, 5.6, title)
     for digit in range(10):
         rows = labels == digit
-        axes.scatter(*points[rows].T, s=5, alpha=0.5, linewidths=0, color=DIGIT_COLOURS[digit], label=str(digit))
+        x, y = points[rows].T
+        axes.scatter(x, y, s=5, alpha=0.5, linewidths=0, color=DIGIT_COLOURS[digit], label=str(digit))
     legend = axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3)
     for handle in legend.legend_handles:
         if handle is not None:

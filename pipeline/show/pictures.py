@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 ENLARGED = 4  # an animation's digits are looked at one by one
 RAMP = " .:-=+*#%@"
-VEIL = np.float32(0.2)  # the grey of hidden pixels
 Colours = Literal["true", "greys", "none"]
 
 
@@ -27,20 +26,6 @@ def save_png(path: Path, picture: np.ndarray) -> None:
 
     with replacing(path) as part, open(part, "wb") as file:
         Image.fromarray(picture).save(file, format="PNG")
-
-
-def veiled(images: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] with hidden pixels in a light grey; `visible` (bool) broadcasts to their shape."""
-    return np.where(visible, images, VEIL)
-
-
-def sheet(images: np.ndarray, gap: int = 2) -> np.ndarray:
-    """Images (R, C, 28, 28) in [0, 1] as one picture (H, W) uint8 with R rows, dark ink on white."""
-    rows, columns, side, _ = images.shape
-    cells = np.zeros((rows, side + gap, columns, side + gap))
-    cells[:, :side, :, :side] = images.transpose(0, 2, 1, 3)
-    whole = cells.reshape(rows * (side + gap), columns * (side + gap))[: -gap or None, : -gap or None]
-    return (255 - whole * 255).round().astype(np.uint8)
 
 
 def captioned(images: np.ndarray, captions: Sequence[str], columns: int = 9, times: int = 3) -> np.ndarray:

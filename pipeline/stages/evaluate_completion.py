@@ -1,7 +1,4 @@
-"""Measures the completions on the test split: likelihoods, errors, diversity, a picture. About a minute on two cores.
-
-evaluate_completion.images says how many test images it uses. Each likelihood has a standard error beside it.
-"""
+"""Measures the completions on the test split: likelihood, error, diversity, a picture. About a minute on two cores."""
 
 import json
 
@@ -14,6 +11,7 @@ from pipeline.base.paths import COMPLETER, COMPLETION, COMPLETION_RUN, COMPLETIO
 from pipeline.completion.measure import NUMBERS, SEVERAL, Estimate, EvaluateCompletionParams, evaluate, examples
 from pipeline.completion.views import shares
 from pipeline.measure.evaluator import nested, with_split
+from pipeline.model.samples import sheet
 from pipeline.show.model import completions
 from pipeline.show.style import save
 from pipeline.stages.saved import load_completer, load_judge, load_splits
@@ -39,9 +37,10 @@ def main() -> None:
     with tracking.resume(trained["run_id"], trained["tracking_uri"], name, experiment, warn=console.warn) as run:
         figures = evaluate(completer, network, reader, test, params, told)
         write_json(COMPLETION, nested(figures) | {"protocol": protocol})
-        shown = {number: examples(completer, network, test, number, SHOWN, params.seed) for number in NUMBERS}
+        rows = {number: examples(completer, network, test, number, SHOWN, params.seed) for number in NUMBERS}
+        sheets = {f"{number} of 4 quadrants seen": sheet(images, SHOWN + 3) for number, images in rows.items()}
         with replacing(COMPLETIONS_FIGURE) as part:
-            drawn = save(completions(shown), part)
+            drawn = save(completions(sheets, SHOWN), part)
         run.image("completions", drawn, step=0)
         named = {f"completion/{name}": value for name, value in figures.items() if "standard_error" not in name}
         run.metrics(with_split("test", named), step=0, of_model=True)

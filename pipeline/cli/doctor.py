@@ -1,13 +1,13 @@
-"""`cvae doctor`: gathers the figures of a model or an MLflow run, and says what the doctor finds in them.
+"""`cvae doctor`: gathers the figures of a model or an MLflow run, and prints what the doctor finds in them.
 
-A model is measured on validation, never on test: whoever follows the doctor's advice chooses by its figures.
+A model is measured on validation, never on test: its user chooses by what the doctor says.
 """
 
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -16,7 +16,11 @@ from pipeline.base.paths import HISTORY, JUDGE, MODEL, PREPARED, RUN
 from pipeline.cli.options import model_file
 
 if TYPE_CHECKING:
+    import torch
+
+    from pipeline.data.splits import Pixels
     from pipeline.measure.doctor import Case, Diagnosis, Evidence
+    from pipeline.stages.saved import Saved
     from pipeline.tracking.local import Recorded
     from pipeline.training.objective import ObjectiveParams
 
@@ -27,6 +31,14 @@ HEADLINE = (
 )  # fmt: skip
 WIDEST = 100  # characters of a line: longer ones are hard to read
 MARK = {"severe": "✗", "warning": "!", "note": "·"}
+
+
+class Gathered(NamedTuple):
+    """What is known of a model. title: in one line. hints: commands that would give the missing figures."""
+
+    title: str
+    case: "Case"
+    hints: list[str]
 
 
 def doctor(
@@ -41,57 +53,59 @@ def doctor(
     cvae doctor models/other.safetensors
     cvae doctor runs:/RUN_ID
     """
-    title, case, hints = of_run(run) if run.startswith("runs:/") else of_file(Path(run))
+    gathered = of_run(run) if run.startswith("runs:/") else of_file(Path(run))
 
     from pipeline.measure.doctor import diagnose
+    from pipeline.show.pictures import terminal_width
 
-    print(screen(title, case, diagnose(case), hints, width()))
+    print(screen(gathered, diagnose(gathered.case), min(terminal_width(), WIDEST)))
 
 
-def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> "tuple[str, Case, list[str]]":
-    """A title, what is known of the model in a file, and which commands give the rest.
+def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> Gathered:
+    """The figures of the model in a file, measured here.
 
-    `history`: its epochs, where they are known; else those of reports/history.csv if they are its own.
+    history: its epochs, if known. Otherwise those of reports/history.csv are used, if they are this model's.
     """
-
     from pipeline.base.device import pick_device
     from pipeline.base.params import load_key, parse
-    from pipeline.measure import doctor as numbers
-    from pipeline.measure.evaluator import Evaluator
-    from pipeline.stages.saved import load_cvae, load_judge, load_splits
+    from pipeline.measure.doctor import Case
+    from pipeline.stages.saved import load_cvae
     from pipeline.training.objective import ObjectiveParams
 
     saved = load_cvae(path, device := pick_device(load_key(str, "train", "device")))
     aim = parse(ObjectiveParams, saved.params["objective"], f"{path}: objective")
-    hints: list[str] = []
-    figures: dict[str, float] = {}
-    measured = "nothing measured"
-    if PREPARED.exists():
-        reader = load_judge(JUDGE, device).read if JUDGE.exists() else None
-        train, validation = load_splits(PREPARED, "train", "validation", device=device)
-        evaluator = Evaluator(reader, validation, train, aim.pixels, seed=0)
-        figures = evaluator.fit_figures(saved.model)
-        if reader:
-            figures |= evaluator.sample_figures(saved.model, saved.density).figures
-        measured = f"measured on {len(validation):,} validation images"
-        if reader is None:
-            hints.append("`dvc repro judge` trains the judge that reads samples")
-    else:
-        hints.append("`dvc repro judge` brings the images to measure with, and the judge that reads samples")
+    figures, measured, hints = _measure(saved, aim.pixels, device)
     history = history or _history(saved.params)
     if not history:
         hints.append("`cvae doctor runs:/RUN_ID` reads the epochs that MLflow recorded")
     architecture = saved.model.architecture
-    case = numbers.Case(aim, figures, history, architecture.prior, architecture.conditioning)
-    return f"{path}, {_words(case)}, {measured}", case, hints
+    case = Case(aim, figures, history, architecture.prior, architecture.conditioning)
+    return Gathered(f"{path}, {_about(case)}, {measured}", case, hints)
 
 
-def of_run(uri: str) -> "tuple[str, Case, list[str]]":
-    """The same of an MLflow run: what its evaluation recorded, or else its model measured here, or else its curves."""
+def _measure(saved: "Saved", pixels: "Pixels", device: "torch.device") -> tuple[dict[str, float], str, list[str]]:
+    """The figures that the files here allow, what was measured in words, and hints."""
+    from pipeline.measure.evaluator import Evaluator
+    from pipeline.stages.saved import load_judge, load_splits
+
+    if not PREPARED.exists():
+        return {}, "nothing measured", ["`dvc repro judge` gets the images to measure with, and trains the judge"]
+    reader = load_judge(JUDGE, device).read if JUDGE.exists() else None
+    train, validation = load_splits(PREPARED, "train", "validation", device=device)
+    measured = f"measured on {len(validation):,} validation images"
+    evaluator = Evaluator(reader, validation, train, pixels, seed=0)
+    figures = evaluator.fit_figures(saved.model)
+    if reader is None:
+        return figures, measured, ["`dvc repro judge` trains the judge that reads samples"]
+    return figures | evaluator.sample_figures(saved.model, saved.density).figures, measured, []
+
+
+def of_run(uri: str) -> Gathered:
+    """The figures that an MLflow run recorded. If it was not evaluated but has a model, that is measured here."""
     from dataclasses import replace
 
     from pipeline.base.params import parse
-    from pipeline.measure import doctor as numbers
+    from pipeline.measure.doctor import Case
     from pipeline.tracking.local import recorded
     from pipeline.training.objective import ObjectiveParams
 
@@ -101,21 +115,22 @@ def of_run(uri: str) -> "tuple[str, Case, list[str]]":
         raise UserError(f"{uri} ({run.name}) is no training of this project: it has no params of an objective")
     aim = parse(ObjectiveParams, settings["objective"], f"{uri}: objective")
     split = "test" if "test/kl" in run.metrics else "validation"
-    figures = {
-        name.removeprefix(f"{split}/"): run.metrics[name] for name in run.metrics if name.startswith(f"{split}/")
-    }
+    names = {name.removeprefix(f"{split}/"): name for name in run.metrics if name.startswith(f"{split}/")}
+    figures = {short: run.metrics[name] for short, name in names.items()}
     if run.metrics and not figures:
-        raise UserError(f"{uri} ({run.name}) was recorded by an older version, with other names: train it again")
+        raise UserError(f"{uri} ({run.name}) has none of this version's figures: train it again")
     model = settings["model"]
-    case = numbers.Case(aim, figures, run.history, model.get("prior"), model.get("conditioning"))
-    title = f"run {run.name}, {_words(case)}"
+    case = Case(aim, figures, run.history, model.get("prior"), model.get("conditioning"))
+    title = f"run {run.name}, {_about(case)}"
     if "prior/class_accuracy" in figures:
-        return f"{title}, its figures on {split}", case, [_measuring(uri) if run.has_model else _training(aim)]
+        return Gathered(
+            f"{title}, its figures on {split}", case, [_measuring(uri) if run.has_model else _training(aim)]
+        )
     if not run.has_model:
-        return f"{title}, not evaluated", case, [_training(aim)]
-    _, measured, hints = of_file(model_file(uri), run.history)
-    both = replace(measured, figures=figures | dict(measured.figures))
-    return f"{title}, not evaluated: its model measured on validation", both, hints
+        return Gathered(f"{title}, not evaluated", case, [_training(aim)])
+    of_model = of_file(model_file(uri), run.history)
+    case = replace(of_model.case, figures=figures | dict(of_model.case.figures))
+    return Gathered(f"{title}, not evaluated: its model measured on validation", case, of_model.hints)
 
 
 def _measuring(uri: str) -> str:
@@ -163,42 +178,33 @@ def _value(text: str) -> Any:
         return text
 
 
-# What is printed
-
-
-def _words(case: "Case") -> str:
+def _about(case: "Case") -> str:
     return f"{case.aim.likelihood} on {case.aim.pixels} pixels, β = {case.aim.kl_weight:,g}"
 
 
-def width() -> int:
-    """Columns to print in."""
-    from pipeline.show.pictures import terminal_width
-
-    return min(terminal_width(), WIDEST)
-
-
-def screen(title: str, case: "Case", diagnosis: "Diagnosis", hints: Sequence[str], columns: int) -> str:
-    """All that is said of a case, in lines of at most so many columns."""
+def screen(gathered: Gathered, diagnosis: "Diagnosis", columns: int) -> str:
+    """All that is printed, in lines of at most so many columns."""
     from pipeline.base import console
     from pipeline.cli.findings import words
 
+    case = gathered.case
     known = {name: case.figures[name] for name in HEADLINE if name in case.figures}
-    lines = _folded(title, columns, "")
+    lines = _folded(gathered.title, columns)
     if known:
-        lines += _folded(console.figures(known), columns, "")
+        lines += _folded(console.figures(known), columns)
     for found in diagnosis.findings:
+        says, remedy = words(case, found)
         lines += ["", f"{MARK[found.severity]} {found.name}  ({found.severity})"]
-        explained = words(case, found)
-        lines += _folded(explained.says, columns, "  ")
+        lines += _folded(says, columns, "  ")
         lines += _folded("from " + ", ".join(_evidence(one) for one in found.evidence), columns, "  ")
-        lines += _folded(f"→ {explained.remedy}", columns, "  ")
+        lines += _folded(f"→ {remedy}", columns, "  ")
     lines.append("")
     if diagnosis.fine:
-        lines += _folded(f"nothing found: {', '.join(diagnosis.fine)}", columns, "")
+        lines += _folded(f"nothing found: {', '.join(diagnosis.fine)}", columns)
     if diagnosis.unchecked:
         missing = ", ".join(f"{name} (lacks {figure})" for name, figure in diagnosis.unchecked.items())
-        lines += _folded(f"not checked: {missing}", columns, "")
-        for hint in hints:
+        lines += _folded(f"not checked: {missing}", columns)
+        for hint in gathered.hints:
             lines += _folded(f"→ {hint}", columns, "  ")
     return "\n".join([*lines, f"verdict: {diagnosis.verdict}"])
 
@@ -209,5 +215,5 @@ def _evidence(one: "Evidence") -> str:
     return f"{one.figure} {console.number(one.value)} ({one.beyond} {console.number(one.threshold)})"
 
 
-def _folded(text: str, columns: int, indent: str) -> list[str]:
+def _folded(text: str, columns: int, indent: str = "") -> list[str]:
     return textwrap.wrap(text, columns, initial_indent=indent, subsequent_indent=indent, break_long_words=False)

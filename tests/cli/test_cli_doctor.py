@@ -1,4 +1,4 @@
-"""`cvae doctor` and `cvae reproduce` as people meet them."""
+"""`cvae doctor` and `cvae reproduce`, called as a user does."""
 
 import json
 import sys
@@ -54,7 +54,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def add_data(project: Path) -> None:
     (project / "data/prepared").mkdir(parents=True)
-    splits = {"train": banded(20, 0), "validation": banded(12, 1)}  # no test split: whoever reads it fails
+    splits = {"train": banded(20, 0), "validation": banded(12, 1)}  # without test: reading it would fail
     save_splits(project / "data/prepared/mnist.safetensors", splits)
 
 
@@ -152,7 +152,7 @@ def test_what_is_wrong_is_said_in_one_line(
 def test_the_screen_keeps_to_its_width(columns: int) -> None:
     figures = {"kl": 0.0, "active_units": 0, "judge_accuracy": 0.5, "reconstruction": 90.0, "grey_floor": 60.0}
     case = Case(objective_params(kl_weight=100_352.0), figures)
-    text = examine.screen("a title " * 20, case, doctor.diagnose(case), ["a hint " * 20], columns)
+    text = examine.screen(examine.Gathered("a title " * 20, case, ["a hint " * 20]), doctor.diagnose(case), columns)
     assert max(map(len, text.splitlines())) <= columns
     assert "✗ collapsed" in text
     assert "kl_weight from 100,352 to 1" in " ".join(text.split())
@@ -190,6 +190,11 @@ def test_a_run_is_read_as_far_as_it_goes(
     out = capsys.readouterr().out
     assert "its figures on test" in " ".join(out.split())
     assert "verdict: prior_hole, under_trained" in out
+
+    with tracking.start("an older version", "e", params=params, root=store) as old:
+        old.metrics({"validation_kl": 5.0}, step=1)
+    assert run(monkeypatch, "doctor", f"runs:/{old.run_id}") == 2
+    assert "has none of this version's figures" in capsys.readouterr().err
 
     with tracking.start("a study", "e", root=store) as other:
         pass

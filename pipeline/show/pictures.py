@@ -1,4 +1,4 @@
-"""How pictures reach people: PNG and GIF files, or characters on a terminal."""
+"""Pictures as PNG and GIF files, or as characters on a terminal, and a picture file as numbers."""
 
 import os
 import shutil
@@ -15,8 +15,8 @@ from pipeline.base.files import replacing
 if TYPE_CHECKING:
     from PIL import Image
 
-ENLARGED = 4  # an animation's digits are looked at one by one
-RAMP = " .:-=+*#%@"
+ENLARGED = 4  # times, in animations
+RAMP = " .:-=+*#%@"  # from no ink to full ink
 Colours = Literal["true", "greys", "none"]
 
 
@@ -29,7 +29,7 @@ def save_png(path: Path, picture: np.ndarray) -> None:
 
 
 def captioned(images: np.ndarray, captions: Sequence[str], columns: int = 9, times: int = 3) -> np.ndarray:
-    """Images (N, 28, 28) of ink in [0, 1] in rows, enlarged, dark on white, each over its caption: (H, W) uint8."""
+    """Images (N, 28, 28) in [0, 1] in rows, enlarged, dark on white, each above its caption: (H, W) uint8."""
     from PIL import Image, ImageDraw
 
     side, room, gap = images.shape[1] * times, 14, 6
@@ -46,14 +46,14 @@ def captioned(images: np.ndarray, captions: Sequence[str], columns: int = 9, tim
 
 
 def save_gif(path: Path, frames: Sequence[np.ndarray], milliseconds: int) -> None:
-    """Frames (H, W) uint8, each shown so long, over and over."""
+    """Frames (H, W) uint8, each shown for so many milliseconds, in an endless loop."""
     from PIL import Image
 
-    # Sixteen greys look alike and take a third of the space.
+    # With 16 greys the file is a third as large, and the difference can't be seen.
     greys = [17 * (frame / 17).round().astype(np.uint8) for frame in frames]
     images = [Image.fromarray(grey.repeat(ENLARGED, 0).repeat(ENLARGED, 1)) for grey in greys]
     with replacing(path) as part, open(part, "wb") as file:
-        # Without disposal 1 Pillow would merge frames that are alike, and the animation would run too fast.
+        # Without disposal=1, Pillow merges equal frames, and the animation runs too fast.
         images[0].save(
             file, format="GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0, disposal=1
         )
@@ -66,9 +66,9 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_grey(path: Path, side: int) -> tuple[np.ndarray, list[str]]:
-    """A picture file as (side, side) float32 in [0, 1], light values high, and a word on each thing done to it.
+    """A picture file as (side, side) float32 in [0, 1], light values high, and notes on each conversion.
 
-    Raises UserError for what is no picture, has another size, or would lose something: colours, transparency, frames.
+    Raises UserError for a file that is no picture, has another size, or would lose colours, transparency or frames.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -99,23 +99,23 @@ def _grey(path: Path, image: "Image.Image") -> tuple[np.ndarray, list[str]]:
         raise UserError(f"{path} holds floating-point values: save it with 8 bits a pixel")
     if image.has_transparency_data:
         if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-            raise UserError(f"{path} is transparent in places: flatten it onto a plain ground first")
+            raise UserError(f"{path} is transparent in places: flatten it onto a plain background first")
         notes.append("opaque, alpha ignored")
     if image.mode not in ("1", "L", "LA"):
         colours = np.asarray(image.convert("RGB")).astype(int)
-        if (colours.max(-1) - colours.min(-1)).max() > 8:  # JPEG's rounding tints greys a little
+        if (colours.max(-1) - colours.min(-1)).max() > 8:  # JPEG changes greys a little
             raise UserError(f"{path} is coloured: make it grey first")
         notes.append("stored in colour, read as grey")
     return np.asarray(image.convert("L"), np.float32) / 255, notes
 
 
 def on_terminal() -> bool:
-    """Whether a person looks at what is printed."""
+    """Whether the output goes to a terminal."""
     return sys.stdout.isatty()
 
 
 def colours(environment: Mapping[str, str] = os.environ, encoding: str | None = None) -> Colours:
-    """What the terminal can show: 24-bit colours, 24 greys, or plain characters where it asks for no colour."""
+    """What the terminal can show: 24-bit colours, 24 greys, or plain characters alone."""
     unicode = (encoding or getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "").startswith("utf")
     if not unicode or environment.get("NO_COLOR") or environment.get("TERM", "dumb") == "dumb":
         return "none"
@@ -123,14 +123,14 @@ def colours(environment: Mapping[str, str] = os.environ, encoding: str | None = 
 
 
 def terminal_width() -> int:
-    """Columns of the terminal, 80 where nobody says."""
+    """Columns of the terminal; 80 where it does not say."""
     return shutil.get_terminal_size((80, 24)).columns
 
 
 def characters(ink: np.ndarray, kind: Colours) -> str:
-    """A picture (H, W) of ink in [0, 1] in H / 2 lines of W characters, light on dark.
+    """A picture (H, W) of ink in [0, 1], light on dark, in H / 2 lines of W characters.
 
-    An upper half block has its own colour above and the background's below: two square pixels a character.
+    Each character is an upper half block: its colour is the upper pixel, its background the lower one.
     """
     rows = np.vstack([ink, np.zeros((len(ink) % 2, ink.shape[1]))])
     upper, lower = rows[::2], rows[1::2]
@@ -158,9 +158,9 @@ def _colour(value: float, kind: Colours) -> str:
 
 
 def arranged(images: np.ndarray, width: int, gap: int = 2) -> np.ndarray:
-    """Images (R, C, 28, 28) in [0, 1] as one picture that is at most `width` wide, a row of images after another.
+    """Images (R, C, 28, 28) in [0, 1] as one picture of at most `width` columns (or one image, if that is wider).
 
-    At full size where a row's images fit, else at half size, wrapped where they still don't fit.
+    If a row does not fit, the images are shown at half size; if it still does not fit, the row is wrapped.
     """
     rows, columns, side, _ = images.shape
     if columns * (side + gap) - gap > width:
@@ -174,5 +174,5 @@ def arranged(images: np.ndarray, width: int, gap: int = 2) -> np.ndarray:
 
 
 def show(images: np.ndarray) -> None:
-    """Prints images (R, C, 28, 28) in [0, 1] as well as the terminal can."""
+    """Prints images (R, C, 28, 28) in [0, 1] in the best way that the terminal supports."""
     print(characters(arranged(images, terminal_width()), colours()), flush=True)

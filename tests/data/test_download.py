@@ -237,15 +237,19 @@ def test_right_files_are_kept_and_wrong_ones_replaced(raw: Path) -> None:
     assert_whole(raw)
 
 
-def test_an_interrupt_leaves_whole_files_alone(raw: Path, tmp_path: Path) -> None:
-    def interrupt(name: str, *_: object) -> None:
+def test_progress_is_told_and_an_interrupt_leaves_whole_files_alone(raw: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int | None]] = []
+
+    def interrupt(name: str, done: int, total: int | None) -> None:
+        told.append((name, done, total))
         if name == NAMES[1]:
             raise KeyboardInterrupt
 
-    mirror = folder_of(tmp_path / "mirror", PACKED)
+    mirror = folder_of(tmp_path / "mirror", FILES)
     with pytest.raises(KeyboardInterrupt):
         download.fetch(raw, [mirror], SUMS, interrupt)
     assert {path.name: path.read_bytes() for path in raw.iterdir()} == {NAMES[0]: FILES[NAMES[0]]}
+    assert told == [(name, 2000, 2000) for name in NAMES[:2]]
 
 
 def test_a_folder_that_cannot_be_written_is_not_blamed_on_the_mirror(tmp_path: Path) -> None:
@@ -253,12 +257,6 @@ def test_a_folder_that_cannot_be_written_is_not_blamed_on_the_mirror(tmp_path: P
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"can't be written: (Not a directory|File exists)"):
         download.fetch(tmp_path / "file", [mirror], SUMS)
-
-
-def test_progress_is_told_bytes_and_their_number(raw: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int | None]] = []
-    download.fetch(raw, [folder_of(tmp_path / "mirror", FILES)], SUMS, lambda *news: told.append(news))
-    assert told == [(name, len(FILES[name]), len(FILES[name])) for name in NAMES]
 
 
 def test_mirrors_come_in_the_order_variable_params_defaults_each_once() -> None:

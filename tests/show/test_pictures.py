@@ -1,4 +1,4 @@
-"""Pictures on a terminal: every pixel at its place, in what the terminal can show."""
+"""Pictures on a terminal: every pixel is at its place."""
 
 import re
 
@@ -26,15 +26,15 @@ def pixels(text: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("height", [6, 7])
-def test_half_blocks_show_two_rows_a_line(height: int) -> None:
+def test_a_half_block_shows_two_pixels(height: int) -> None:
     ink = np.random.default_rng(1).random((height, 9))
-    ink[:, 3:5] = ink[:, 2:3]  # runs of one colour, which is told once
+    ink[:, 3:5] = ink[:, 2:3]  # runs of one colour, which is written once
     shown = pixels(pictures.characters(ink, "true"))
     assert np.array_equal(shown[:height], (255 * ink).round())
     assert not shown[height:].any()
 
 
-def test_greys_are_those_of_the_256_colours_and_rise_with_the_ink() -> None:
+def test_greys_get_lighter_with_the_ink() -> None:
     text = pictures.characters(np.linspace(0, 1, 50)[None], "greys")
     codes = [int(code) for code in re.findall(r"38;5;(\d+)", text)]
     assert (codes[0], codes[-1]) == (16, 255)
@@ -42,11 +42,8 @@ def test_greys_are_those_of_the_256_colours_and_rise_with_the_ink() -> None:
     assert text.endswith("\x1b[0m")
 
 
-def test_plain_characters_need_no_colour_and_no_unicode() -> None:
-    text = pictures.characters(np.array([[0.0, 0.5, 1.0]] * 2), "none")
-    assert text.isascii()
-    assert "\x1b" not in text
-    assert text == " =@" or text == " +@"
+def test_plain_characters_get_denser_with_the_ink() -> None:
+    assert pictures.characters(np.array([[0.0, 0.5, 1.0]] * 2), "none") in (" =@", " +@")
 
 
 @pytest.mark.parametrize(
@@ -60,21 +57,20 @@ def test_plain_characters_need_no_colour_and_no_unicode() -> None:
         ({"TERM": "xterm", "COLORTERM": "truecolor"}, "ascii", "none"),
     ],
 )
-def test_a_terminal_is_shown_what_it_can_show(environment: dict[str, str], encoding: str, kind: str) -> None:
+def test_the_terminals_settings_choose_the_colours(environment: dict[str, str], encoding: str, kind: str) -> None:
     assert pictures.colours(environment, encoding) == kind
 
 
 def test_images_that_fit_stand_side_by_side_at_full_size() -> None:
     picture = pictures.arranged(IMAGES, 5 * 30 - 2)
     assert picture.shape == (2 * 30 - 2, 5 * 30 - 2)
-    for row in range(2):
-        for column in range(5):
-            shown = picture[row * 30 : row * 30 + 28, column * 30 : column * 30 + 28]
-            assert np.array_equal(shown, IMAGES[row, column])
+    for row, column in np.ndindex(2, 5):
+        shown = picture[row * 30 : row * 30 + 28, column * 30 : column * 30 + 28]
+        assert np.array_equal(shown, IMAGES[row, column])
 
 
-@pytest.mark.parametrize("width", [1, 14, 31, 79, 80, 120, 147])
-def test_a_narrow_terminal_gets_half_the_size_and_as_many_lines_as_needed(width: int) -> None:
+@pytest.mark.parametrize("width", [1, 31, 79, 147])
+def test_a_narrow_terminal_gets_half_the_size_and_more_lines(width: int) -> None:
     picture = pictures.arranged(IMAGES, width)
     assert picture.shape[1] <= max(width, 14)
     fit = max(min(5, (width + 2) // 16), 1)

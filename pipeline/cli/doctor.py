@@ -169,11 +169,8 @@ def _settings(run: "Recorded") -> dict[str, dict[str, Any]]:
 
 
 def _value(text: str) -> Any:
-    words: dict[str, Any] = {"None": None, "True": True, "False": False}
-    if text in words:
-        return words[text]
     try:
-        return json.loads(text)
+        return json.loads({"None": "null", "True": "true", "False": "false"}.get(text, text))
     except ValueError:
         return text
 

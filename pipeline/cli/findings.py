@@ -138,17 +138,11 @@ def judge_unfit(_: Case, __: Finding) -> Words:
     )
 
 
-WORDS: dict[str, Callable[[Case, Finding], Words]] = {
-    "collapsed": collapsed,
-    "label_ignored": label_ignored,
-    "prior_hole": prior_hole,
-    "over_regularised": over_regularised,
-    "under_trained": under_trained,
-    "overfitted": overfitted,
-    "images_remembered": images_remembered,
-    "likelihood_mismatched": likelihood_mismatched,
-    "judge_unfit": judge_unfit,
-}
+_ALL = (
+    collapsed, label_ignored, prior_hole, over_regularised, under_trained, overfitted, images_remembered,
+    likelihood_mismatched, judge_unfit,
+)  # fmt: skip
+WORDS: dict[str, Callable[[Case, Finding], Words]] = {explain.__name__: explain for explain in _ALL}
 
 
 def number(kl_weight: float) -> str:

@@ -12,7 +12,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.paths import ARTICLE, JUDGE, PREPARED
 
 if TYPE_CHECKING:
-    from pipeline.weight.article import Result
+    from pipeline.weight.article import Member, Result
 
 EPOCHS = 3
 MOST_EPOCHS = 1000
@@ -82,9 +82,8 @@ def _train_all(train: Any, evaluator: Any, params: Any, components: int) -> "tup
     with console.bar("reproduce", len(stacks) * params.epochs) as bar:
         for index, stack in enumerate(stacks):
             members = article.start(stack, params, device)
-            shape = f"{stack[0].conditioning}, {_encoder(sees=stack[0].encoder_sees_label)}"
             for _ in article.fit(stack, members, train, evaluator.split, params):
-                bar.show(index * params.epochs + members.epoch, f"{len(stack)} weights, {shape}")
+                bar.show(index * params.epochs + members.epoch, f"{len(stack)} weights, {_shape(stack[0])}")
             for row, member in enumerate(stack):
                 model = members.model(row)
                 results.append(article.measure(member, model, evaluator, components))
@@ -119,44 +118,25 @@ def write(results: "list[Result]", sheets: dict[str, Any], real: dict[str, float
 
 
 def show(results: "list[Result]", real: dict[str, float], protocol: dict[str, Any]) -> None:
-    """Prints the tables, the conclusions, and where the files are."""
+    """Prints the table, the conclusions, and where the files are."""
     from pipeline.base import console
     from pipeline.cli.claims import claims
-    from pipeline.weight import article
 
-    own = [result for result in results if result.member.is_articles]
+    rows = []
+    for result in sorted(results, key=lambda result: -result.member.weight):
+        member, found = result.member, result.figures
+        both = (" ".join(f"{found[f'{sampler}/{name}']:.3f}" for sampler in ("prior", "fitted")) for name in SHOWN)
+        shape = f"{_shape(member)}{' ★' if member.is_articles else ''}"
+        fit = (found["active_units"], f"{found['kl']:.2f}", f"{found['elbo']:.1f}", f"{found['digit_in_latent']:.3f}")
+        rows.append((_weight(member.weight), shape, *fit, *both))
     console.table(
-        f"The article's model, {protocol['train']['epochs']} epochs, on {protocol['images']:,} validation images",
-        ("weight", "β", "active", "kl", "elbo", "accuracy", "diversity"),
-        [
-            (
-                _weight(result.member.weight),
-                _beta(result.member.kl_weight),
-                result.figures["active_units"],
-                f"{result.figures['kl']:.2f}",
-                f"{result.figures['elbo']:.1f}",
-                *(f"{result.figures[f'prior/{name}']:.3f}" for name in SHOWN),
-            )
-            for result in own
-        ],
-        note=f"samples from the prior; of real images: {', '.join(f'{name} {real[name]:.3f}' for name in SHOWN)}",
+        f"The article's model (★) and other shapes, {protocol['train']['epochs']} epochs, on {protocol['images']:,} "
+        "validation images",
+        ("weight", "conditioning, encoder", "active", "kl", "elbo", "digit in latent", *SHOWN),
+        rows,
+        note="the last two: prior sampler, then fitted; of real images: "
+        + ", ".join(f"{name} {real[name]:.3f}" for name in SHOWN),
     )
-    for weight in article.CONTRAST:
-        rows = [result for result in results if result.member.weight == weight]
-        console.table(
-            f"Every shape at {_weight(weight)}",
-            ("conditioning, encoder", "active", "digit in latent", "accuracy", "diversity"),
-            [
-                (
-                    _shape(result),
-                    result.figures["active_units"],
-                    f"{result.figures['digit_in_latent']:.3f}",
-                    *(_both(result, name) for name in SHOWN),
-                )
-                for result in rows
-            ],
-            note="★ the article's own; the last two: prior sampler, then fitted",
-        )
     for number, claim in enumerate(claims(results), 1):
         print(f"{number}. {claim}")
     print(f"\n{ARTICLE}/ written: results.csv, article.json, grids.png")
@@ -172,18 +152,8 @@ def _beta(kl_weight: float) -> str:
     return f"{kl_weight:,.0f}" if kl_weight >= 1000 else f"{kl_weight:.2f}"
 
 
-def _shape(result: "Result") -> str:
-    member = result.member
-    own = " ★" if member.is_articles else ""
-    return f"{member.conditioning}, {_encoder(sees=member.encoder_sees_label)}{own}"
-
-
-def _both(result: "Result", metric: str) -> str:
-    return " ".join(f"{result.figures[f'{sampler}/{metric}']:.3f}" for sampler in ("prior", "fitted"))
-
-
-def _encoder(*, sees: bool) -> str:
-    return "sees label" if sees else "blind"
+def _shape(member: "Member") -> str:
+    return f"{member.conditioning}, {'sees label' if member.encoder_sees_label else 'blind'}"
 
 
 def _note(result: "Result") -> str:

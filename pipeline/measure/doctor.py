@@ -223,17 +223,11 @@ def judge_unfit(case: Case) -> Finding | None:
     return Finding("judge_unfit", "warning", (Evidence("judge_accuracy", accuracy, "at most", SURE_JUDGE),))
 
 
-CHECKS: dict[str, Callable[[Case], Finding | None]] = {
-    "collapsed": collapsed,
-    "label_ignored": label_ignored,
-    "prior_hole": prior_hole,
-    "over_regularised": over_regularised,
-    "under_trained": under_trained,
-    "overfitted": overfitted,
-    "images_remembered": images_remembered,
-    "likelihood_mismatched": likelihood_mismatched,
-    "judge_unfit": judge_unfit,
-}
+_ALL = (
+    collapsed, label_ignored, prior_hole, over_regularised, under_trained, overfitted, images_remembered,
+    likelihood_mismatched, judge_unfit,
+)  # fmt: skip
+CHECKS: dict[str, Callable[[Case], Finding | None]] = {check.__name__: check for check in _ALL}
 
 
 def losses(case: Case) -> list[float]:

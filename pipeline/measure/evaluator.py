@@ -122,7 +122,7 @@ class Evaluator:
 
     def ceiling(self) -> dict[str, float]:
         """The same for real training images in place of samples: the best that samples can reach."""
-        return _means(self._by_class(self._training_images))
+        return _means(self._ceiling_by_class())
 
     def sample_figures(self, model: CVAE, density: Density) -> Evaluation:
         """The sample metrics of both samplers and of real images, judge_accuracy, and the density's own figures.
@@ -132,7 +132,7 @@ class Evaluator:
         """
         tables = {
             **{str(name): self._samples_by_class(model, density, name) for name in SAMPLERS},
-            "real": self._by_class(self._training_images),
+            "real": self._ceiling_by_class(),
         }
         means = {name: _means(table) for name, table in tables.items()}
         figures = {f"{name}/{metric}": value for name in means for metric, value in means[name].items()}
@@ -166,31 +166,25 @@ class Evaluator:
 
     @cached_property
     def _real(self) -> Pictures:
-        return self._read(self.split)
+        return self._judged(to_unit(self.split.images), self.split.labels)
 
     @cached_property
     def _training_split(self) -> Split:
         return same_classes(self.train, self.split.labels, self.seed)
 
-    @property
-    def _training_images(self) -> Pictures:
-        return self._read(self._training_split)
+    def _ceiling_by_class(self) -> pd.DataFrame:
+        known = self._training_split
+        return compare(self._real, self._judged(to_unit(known.images), known.labels))
 
-    def _read(self, split: Split) -> Pictures:
-        return self._judged(to_unit(split.images), split.labels)
+    def _samples_by_class(self, model: CVAE, density: Density | None, sampler: Sampler) -> pd.DataFrame:
+        """As many samples of each class as the split has images."""
+        digits = self.split.labels
+        return compare(self._real, self._judged(sample(model, density, digits, sampler, self.seed), digits))
 
     def _judged(self, images: Tensor, digits: Tensor) -> Pictures:
         if self.judge is None:
             raise ValueError("samples need a judge")
         return Pictures(images, digits, self.judge(images))
-
-    def _samples_by_class(self, model: CVAE, density: Density | None, sampler: Sampler) -> pd.DataFrame:
-        """As many samples of each class as the split has images."""
-        digits = self.split.labels
-        return self._by_class(self._judged(sample(model, density, digits, sampler, self.seed), digits))
-
-    def _by_class(self, fake: Pictures) -> pd.DataFrame:
-        return compare(self._real, fake)
 
     def _log_density(self, model: CVAE, density: Density, split: Split) -> float:
         # Other noise than that of the latents the density was fitted to.

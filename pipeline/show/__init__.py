@@ -1,4 +1,4 @@
-"""Arrays and tables in, pictures out.
+"""Figures, picture files and pictures on a terminal, from arrays and tables.
 
 Imports base.
 """

@@ -1,4 +1,4 @@
-"""The four MNIST files into data/raw. Seconds with a network; nothing where they are there already."""
+"""Downloads the four MNIST files into data/raw. A few seconds; files that are there already are kept."""
 
 import os
 from pathlib import Path

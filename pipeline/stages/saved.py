@@ -1,7 +1,8 @@
 """All that the project keeps as safetensors: splits, the judge, the CVAE, the completer, and unfinished trainings.
 
-A model's file states its kind and its params in the metadata. No file holds code. Each
-function imports what it alone needs, so that a stage depends on the rooms it uses and on no others.
+A model's file states its kind and its params in the metadata. No file holds code.
+
+Each function imports what it needs itself, so that a stage depends only on the rooms of the functions that it uses.
 """
 
 import json

@@ -7,24 +7,24 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from pydantic import Field
 
 from pipeline.base.errors import UserError
 from pipeline.base.params import Number, digest, hashed, params, plain
-from pipeline.measure.metrics import OF_SAMPLES
+from pipeline.measure.metrics import METRICS, OF_SAMPLES
 from pipeline.model.cvae import Architecture, Conditioning
 from pipeline.model.samples import Sampler
 from pipeline.training.fit import TrainParams
 from pipeline.training.objective import ObjectiveParams
 from pipeline.weight.convert import from_article_weight
 
-Metric = Literal[
-    "reconstruction", "kl", "elbo", "nll", "active_units", "class_accuracy", "diversity", "frechet", "precision",
-    "recall", "density", "coverage", "feature_diversity",
-]  # fmt: skip
+if TYPE_CHECKING:
+    Metric = str
+else:
+    Metric = Literal[tuple(METRICS)]  # the names that params allow
 SECTIONS = {"kl_weight": "objective", "learning_rate": "train", "latent_size": "model", "conditioning": "model"}
 ARTICLE_WEIGHT, ARTICLE_BATCH = 1e-5, 128  # where samples of one class begin to differ in the source article
 FORMAT = 2  # of what trials hold; it changes the studies' names, so that no study holds two formats

@@ -1,13 +1,13 @@
-"""What work costs, in a measure that other processes on the machine hardly touch."""
+"""How much CPU time work takes. Other processes on the machine hardly change it."""
 
 import resource
 from collections.abc import Callable
 
 
-def processor_seconds(work: Callable[[], object]) -> float:
+def cpu_seconds(work: Callable[[], object]) -> float:
     """User and system seconds of the processes that `work` starts and waits for.
 
-    The same work still costs more on a slow or shared processor: compare it with other work, measured in turn.
+    The same work takes longer on a slow or shared CPU: compare it with other work, measured in turn.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     work()

@@ -1,4 +1,4 @@
-"""Errors, files, params, paths, the device and words on a terminal: what every other room may use.
+"""Errors, files, params, paths, the device and the terminal: what every other room may use.
 
-Imports nothing of ours.
+Imports no other room.
 """

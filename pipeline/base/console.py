@@ -1,4 +1,4 @@
-"""Words for people: progress, tables, and errors in one line."""
+"""What the terminal shows: progress bars, tables, numbers, and errors in one line."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a program to its exit status: 0, 2 with one line for a UserError, 130 for Ctrl-C."""
+    """Runs a program and exits: with 0, with 2 and one line for a UserError, with 130 for Ctrl-C."""
     try:
         main()
     except UserError as error:
@@ -20,22 +20,22 @@ def run(main: Callable[[], None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted: what was complete is kept", file=sys.stderr)
+        print("\ninterrupted: complete results are kept", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe left: nobody is there to be told
+    except BrokenPipeError:  # the program that reads our output has ended
         sys.stderr.close()
         sys.exit(141)
     sys.exit(0)
 
 
 class Bar:
-    """A live bar on a terminal; elsewhere a plain line at each step."""
+    """A live bar on a terminal; elsewhere one line per step."""
 
     def __init__(self, title: str, total: int, live: "Callable[[int, int, str], None] | None") -> None:
         self.title, self.total, self._live = title, total, live
 
     def show(self, done: int, note: str = "") -> None:
-        """Moves the bar to `done` of `total`; `note` stands beside it."""
+        """Moves the bar to `done` of `total`, with `note` beside it."""
         if self._live:
             self._live(done, self.total, note)
         else:
@@ -44,7 +44,7 @@ class Bar:
 
 @contextmanager
 def bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
-    """A progress bar over `total` steps, of which `done` are behind us."""
+    """A progress bar over `total` steps, which starts after `done` of them."""
     if not sys.stdout.isatty():
         yield Bar(title, total, None)
         return
@@ -57,7 +57,7 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
         BarColumn(bar_width=12, table_column=whole),
         MofNCompleteColumn(table_column=whole),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=whole),
-        # The last to need room is the first to do without.
+        # On a narrow terminal the note is cut, and nothing else.
         TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
     )
     with Progress(*columns, expand=True) as progress:
@@ -67,9 +67,9 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
 
 @contextmanager
 def transfer() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress bar in bytes for each file fetched: what it yields takes name, bytes so far and bytes in all."""
+    """Progress bars for downloads. Yields a function of a file's name, its bytes so far, and its bytes in all."""
     if not sys.stdout.isatty():
-        yield _silent
+        yield lambda *_: None
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -84,38 +84,44 @@ def transfer() -> Iterator[Callable[[str, int, int | None], None]]:
         yield show
 
 
-def _silent(name: str, done: int, total: int | None) -> None:
-    """Where no terminal watches, the line at the end is enough."""
-
-
 def figures(values: Mapping[str, float]) -> str:
-    """`{"loss": 79.312}` as `loss 79.31`, several of them in a row."""
+    """`{"loss": 79.312, "kl": 30.1}` as `loss 79.31  kl 30.1`."""
     return "  ".join(f"{name} {number(value)}" for name, value in values.items())
 
 
-def number(value: float) -> str:
-    """Four significant digits, without an exponent where a person would not write one."""
+def number(value: object) -> str:
+    """A number with four significant digits; anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def warn(message: str) -> None:
-    """One line on stderr, which a live bar lets pass above it."""
+    """Prints one line on stderr, above a live bar."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> None:
-    """Prints a table: the first column names the row, the others hold figures."""
+    """Prints a table. The first column names the row, the others hold figures.
+
+    A table that is wider than the terminal breaks its headings after `_` and `/`.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=note or None, caption_justify="left")
-    for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    for name, *cells in rows:
-        grid.add_row(str(name), *(number(cell) if isinstance(cell, int | float) else str(cell) for cell in cells))
-    Console().print(grid)
+    def grid(headings: Sequence[str]) -> Table:
+        made = Table(
+            title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=note or None, caption_justify="left"
+        )
+        for index, heading in enumerate(headings):
+            made.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+        for row in rows:
+            made.add_row(*(number(cell) for cell in row))
+        return made
+
+    console = Console()
+    made = grid(columns)
+    if console.measure(made, options=console.options.update(max_width=sys.maxsize)).maximum > console.width:
+        made = grid([column.replace("_", "_\n").replace("/", "/\n") for column in columns])
+    console.print(made)

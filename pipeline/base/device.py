@@ -1,4 +1,4 @@
-"""Which device a run uses, and in which precision it multiplies there."""
+"""The device of a run, and the precision of its products."""
 
 import ctypes
 
@@ -8,11 +8,11 @@ from pipeline.base.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises UserError where the named device is not to be had.
+    """The device with this name; `auto` is CUDA where there is a GPU. Raises UserError if it can't be used.
 
-    On a processor two things are set for this process. Numbers below 1e-38 count as 0: Adam's means of gradients that
-    have ended decay to such numbers, which some processors take a hundred times as long to multiply. It has to be said
-    before torch starts its threads, which inherit it. And freed memory is kept.
+    On a CPU two settings are made for this process. Numbers below 1e-38 count as 0: Adam's means of gradients that
+    stay 0 shrink to such numbers, and some CPUs multiply these a hundred times more slowly. The threads of torch
+    inherit this setting, so it must be made before they start. And freed memory is kept for reuse.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -24,27 +24,27 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"train.device {name!r} can't be used ({reason}): set it to auto or cpu") from None
     if device.type == "cpu":
         torch.set_flush_denormal(True)
-        keep_freed_memory()
+        _keep_freed_memory()
     return device
 
 
-def keep_freed_memory() -> None:
-    """Has glibc keep what a step frees for the next one; another library of C is left as it is.
+def _keep_freed_memory() -> None:
+    """Makes glibc keep the memory that a step frees for the next step. Other C libraries are left as they are.
 
-    Large blocks would go back to the system, which hands them out again page by page, each zeroed first: several
-    hundred page faults a step, a sixteenth of the strong model's time on two cores.
+    By default large blocks go back to the system, which returns them page by page, filled with zeros. That took a
+    sixteenth of the strong model's time on two cores.
     """
-    largest_block, most_kept = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+    M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # noqa: N806 (names of malloc.h)
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(largest_block, 32 * 2**20)  # the most that its manual allows
-    mallopt(most_kept, 2**30)
+    mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the largest value that its manual allows
+    mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 natively; where it does not, bfloat16 is only slower."""
+    """Whether the device multiplies bfloat16 itself. Other devices are slower with it than with float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":

@@ -2,8 +2,8 @@
 
 
 class UserError(Exception):
-    """Something the user can put right.
+    """A problem that the user can solve.
 
-    The message is one line: what was wrong, where, and the remedy. `cvae` and the stages print it without a
-    traceback and exit with 2; any other exception is a defect of ours and keeps its traceback.
+    Its message is one line: what was wrong, where, and the remedy. `cvae` and the stages print it without a traceback
+    and exit with 2. Any other exception is a defect of this project and keeps its traceback.
     """

@@ -1,4 +1,4 @@
-"""Whole files or none: what is written appears under its name only once it is complete."""
+"""Files that are complete or absent: a file gets its name only when all of it is written."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; on success it takes the name, on any error it is removed."""
+    """Yields a temporary path beside `path`. It is renamed to `path` at the end, or removed after an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -32,31 +32,31 @@ def sha256(path: Path | str) -> str:
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Plain values as JSON, indented and ending in a line feed."""
+    """Writes plain values as indented JSON."""
     with replacing(path) as part:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_tensors(path: Path | str, tensors: "Mapping[str, Tensor]", notes: Mapping[str, str]) -> None:
-    """A safetensors file with `notes` as its metadata; the same content makes the same bytes.
+    """Writes a safetensors file with `notes` as its metadata. The same content makes the same bytes.
 
-    The library writes metadata in another order each time, by chance. DVC would take such a file for another one, and
-    run again what depends on it.
+    The library writes the metadata in a random order. DVC would see a changed file, and run the stages that need it.
+    So the metadata is sorted here. The file is: the length of the header, the header as JSON, the tensors.
     """
     from safetensors.torch import save
 
     file = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(notes))
-    end = 8 + int.from_bytes(file[:8], "little")  # of the header, JSON after its own length
+    end = 8 + int.from_bytes(file[:8], "little")
     header = json.loads(file[8:end])
     header["__metadata__"] = dict(sorted(notes.items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
     with replacing(path) as part:
         part.write_bytes(len(text).to_bytes(8, "little") + text + file[end:])
 
 
 def home(root: Path) -> Path:
-    """The user's own project folder, absolute: `root`, or the project in front of DVC's temporary copy of it.
+    """The user's project folder, absolute: `root`, or the project of which `root` is DVC's temporary copy.
 
     `dvc exp run --temp` and `--queue` work in `<project>/.dvc/tmp/exps/…`, which DVC deletes afterwards.
     """

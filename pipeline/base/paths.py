@@ -1,4 +1,4 @@
-"""Where everything lies, relative to the project's folder: each path stands here alone."""
+"""Every path of the project, relative to its folder. No other module spells one."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Devices and precisions: what is asked for, or what pays."""
+"""Devices and precisions: the given one, or the best one here."""
 
 import ctypes
 import subprocess
@@ -26,13 +26,13 @@ def test_a_device_that_is_not_there_is_said_in_one_line(name: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_precision_is_what_was_asked_for_and_auto_what_the_processor_has() -> None:
+def test_precision_is_the_given_one_and_auto_what_the_cpu_has() -> None:
     assert pick_precision("float32", CPU) == torch.float32
     assert pick_precision("bfloat16", CPU) == torch.bfloat16
     assert (pick_precision("auto", CPU) == torch.bfloat16) == has_bfloat16(CPU)
 
 
-# Bytes of a block that glibc asked the system for on its own account, and bytes it keeps once the block is freed.
+# Prints the bytes that glibc maps for one large block, and the bytes that it keeps when the block is freed.
 MEMORY = """
 import ctypes, sys, torch
 if sys.argv[1] == "picked":
@@ -53,7 +53,7 @@ BLOCK = 20_000_000  # bytes
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="is about glibc, from 2.33 on")
-def test_a_processor_s_freed_memory_is_kept_for_the_next_step() -> None:
+def test_freed_memory_is_kept_for_the_next_step_on_a_cpu() -> None:
     def run(how: str) -> tuple[int, int]:
         done = subprocess.run([sys.executable, "-c", MEMORY, how], capture_output=True, text=True, check=True)
         mapped, kept = map(int, done.stdout.split())
@@ -72,7 +72,7 @@ def test_another_library_of_c_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) 
         assert pick_device("cpu") == CPU
 
 
-# A product that threads share, and a training: most pixels are on in its first images alone.
+# A product that threads share, and a training in which most pixels are on in the first images only.
 DENORMALS = """
 import sys, torch
 torch.set_num_threads(2)
@@ -97,8 +97,8 @@ print(layer.weight.double().sum().item(), layer.weight.double().square().sum().i
 """
 
 
-def test_numbers_too_small_to_matter_count_as_nothing_on_a_processor() -> None:
-    """In all threads; the weights that Adam comes to are the very same."""
+def test_tiny_numbers_count_as_zero_on_a_cpu() -> None:
+    """In all threads. The weights that Adam reaches stay exactly the same."""
 
     def run(how: str) -> list[str]:
         command = [sys.executable, "-c", DENORMALS, how]

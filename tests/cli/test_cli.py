@@ -5,14 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from commands import Cvae
-from cost import processor_seconds
+from cost import cpu_seconds
 from imports import ROOT
 
-from pipeline.base.console import run
 from pipeline.cli.main import COMMANDS
 from pipeline.cli.stages import STAGES
 
@@ -113,19 +111,9 @@ def test_help_costs_little_more_than_its_library() -> None:
 
     library, helped = [], []
     for _ in range(5):
-        library.append(processor_seconds(lambda: start("-c", "import typer")))
-        helped.append(processor_seconds(lambda: start("-m", "pipeline.cli", "--help")))
+        library.append(cpu_seconds(lambda: start("-c", "import typer")))
+        helped.append(cpu_seconds(lambda: start("-m", "pipeline.cli", "--help")))
     assert min(helped) < 2 * min(library)
-
-
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (BrokenPipeError, 141)])
-def test_an_interruption_and_a_closed_pipe_have_their_exit_status(
-    error: type[BaseException], status: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stderr", Mock())
-    with pytest.raises(SystemExit) as end:
-        run(Mock(side_effect=error))
-    assert end.value.code == status
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

@@ -17,7 +17,7 @@ def compare(
         list[str] | None, typer.Argument(metavar="[REV]...", help="commits, branches or experiments")
     ] = None,
 ) -> None:
-    """Show the headline figures side by side, measured on test.
+    """Show headline figures on test, side by side.
 
     Without names: the workspace, the last commit, and the experiments made from it.
 

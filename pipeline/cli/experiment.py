@@ -14,9 +14,9 @@ def experiment(
     name: Annotated[str | None, typer.Option("--name", "-n", help="the experiment's name")] = None,
     target: Annotated[str, typer.Option(help="the stage to run, with what it needs")] = "evaluate",
 ) -> None:
-    """Train and evaluate with other values, as a DVC experiment.
+    """Train and evaluate with other values.
 
-    The values are checked first: a wrong one changes nothing.
+    It runs as a DVC experiment. The values are checked first: a wrong one changes nothing.
 
     \b
     cvae try objective.kl_weight=1

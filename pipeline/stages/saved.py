@@ -140,8 +140,8 @@ def save_training(path: Path, training: "Training[Any]", notes: Mapping[str, Any
     """A training between two epochs, with its caller's notes (plain values)."""
     from pipeline.training.checkpoint import tensors_of
 
-    metadata = {"kind": "training", "epoch": str(training.epoch), "notes": json.dumps(notes)}
-    write_tensors(path, tensors_of(training), metadata)
+    about = {"kind": "training", "epoch": str(training.epoch), "notes": json.dumps(notes)}
+    write_tensors(path, tensors_of(training), about)
 
 
 def resume_training(path: Path, training: "Training[Any]") -> dict[str, Any] | None:
@@ -173,8 +173,7 @@ def _read(path: Path, kind: str) -> "tuple[dict[str, Tensor], dict[str, str]]":
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no safetensors file ({error}): {REMEDY[kind]}") from None
     if notes.get("kind") != kind:
-        found = notes.get("kind", "not stated")
-        raise UserError(f"{path} holds no {kind} of this project (its kind is {found!r}): {REMEDY[kind]}")
+        raise UserError(f"{path} holds no {kind} of this project: {REMEDY[kind]}")
     return tensors, notes
 
 

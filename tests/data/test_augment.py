@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from settings import train_params
 from torch import Tensor
 
@@ -87,22 +86,6 @@ def test_images_are_sheared_and_stretched(monkeypatch: pytest.MonkeyPatch) -> No
     only(monkeypatch, "SHEAR")
     spread = moments(augment.move(bar(2000), 1.0, source()))[1]
     assert (spread[:, 0, 1] / spread[:, 1, 1]).std().item() == pytest.approx(0.05, rel=0.06)
-
-
-def test_copies_are_less_soft_than_those_of_bilinear_interpolation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Softness is the mean of p (1 − p) over pixels p, here of a ring whose edges are as wide as a digit's."""
-    places = torch.arange(SIDE) - (SIDE - 1) / 2
-    ring = (1.5 - ((places[None].square() + places[:, None].square()).sqrt() - 7).abs() * 0.8).clamp(0, 1)
-    images = ring.mul(255).round().to(torch.uint8).expand(500, 1, SIDE, SIDE).contiguous()
-
-    def grey(pictures: Tensor) -> float:
-        unit = pictures.double() / 255
-        return (unit * (1 - unit)).sum((1, 2, 3)).mean().item()
-
-    bicubic, resample = grey(augment.move(images, 1.0, source())), F.grid_sample
-    monkeypatch.setattr(F, "grid_sample", lambda *given, **named: resample(*given, **named | {"mode": "bilinear"}))
-    bilinear = grey(augment.move(images, 1.0, source()))
-    assert 2 * (bicubic - grey(images)) < bilinear - grey(images)
 
 
 DIGITS = Split(torch.randint(0, 256, (60, 1, SIDE, SIDE), dtype=torch.uint8, generator=source()), torch.arange(60) % 10)

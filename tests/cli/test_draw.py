@@ -127,7 +127,7 @@ def test_a_model_file_of_another_kind_is_refused(project: Path, cvae: Cvae) -> N
     save_judge(project / "judge.safetensors", judge.build(0), {})
     for words in ("sample 8", "interpolate 3 8", "traverse 5", "morph"):
         error = cvae(f"{words} --model judge.safetensors --out x.png").err
-        assert "holds no cvae of this project (its kind is 'judge')" in error
+        assert "holds no cvae of this project: train a model first" in error
 
 
 def test_a_person_at_a_terminal_sees_digits_and_gets_no_file(

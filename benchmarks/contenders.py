@@ -37,7 +37,7 @@ from pipeline.data.idx import FILES
 from pipeline.data.splits import Split, to_unit
 from pipeline.model.cvae import CVAE, PRESETS, Init, build
 from pipeline.training import fit as train
-from pipeline.training import objective
+from pipeline.training import objective, schedule
 from pipeline.training.fit import TrainParams
 from pipeline.training.objective import ObjectiveParams
 
@@ -67,7 +67,7 @@ class Setting:
         return build(replace(PRESETS[self.preset], init=self.init), 0)
 
     def rate(self, step: int) -> float:
-        return train.learning_rate(step, self.steps * self.rounds, self.params.learning_rate, self.params.warmup)
+        return schedule.learning_rate(step, self.steps * self.rounds, self.params.learning_rate, self.params.warmup)
 
     def loss(self, network: CVAE, images: Tensor, labels: Tensor) -> Tensor:
         noise = torch.randn(len(labels), network.latent_size, device=labels.device)

@@ -35,7 +35,8 @@ from pipeline.base.paths import PREPARED
 from pipeline.data import splits as data
 from pipeline.model.cvae import PRESETS, Init, build
 from pipeline.stages.saved import load_splits
-from pipeline.training.fit import TrainParams, compiler
+from pipeline.training.compiled import compiler
+from pipeline.training.fit import TrainParams
 
 BATCH = 128  # of all contenders but ours
 WARMUP = 0.3  # share of the steps in which the rate and the KL weight of our larger batches rise

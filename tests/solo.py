@@ -1,31 +1,51 @@
-"""What a population is held to: each member is the solo run that it stands for."""
+"""Small splits to train on, a small model, and solo runs: what each member of a population is compared with."""
 
 import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
+from settings import objective_params, train_params
+from torch import Tensor, nn
 
 from pipeline.data.splits import Split
-from pipeline.model.cvae import CVAE
+from pipeline.model.cvae import CVAE, Architecture
 from pipeline.training import fit as train
 from pipeline.training.fit import Record, TrainParams
 from pipeline.training.objective import ObjectiveParams
 from pipeline.training.population import Population
 
-KL_WEIGHTS = [0.01, 1.0, 30.0]  # of the members, in float64
+CPU = torch.device("cpu")
+SMALL = Architecture(4, (32,), (32,), "concat", encoder_sees_label=True)
+PARAMS = train_params()
+AIM = objective_params()
+KL_WEIGHTS = [0.01, 1.0, 30.0]  # of the members
 
 
-def weights(model: CVAE) -> Tensor:
-    """And what it has learned without a gradient."""
+def blobs(count: int, seed: int) -> Split:
+    """Images of one bright square whose place depends on the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    images = torch.randint(0, 60, (count, 1, 28, 28), generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = 2 + 9 * (label // 4), 1 + 7 * (label % 4)
+        image[:, row : row + 5, column : column + 5] = 250
+    return Split(images.to(torch.uint8), labels)
+
+
+TRAIN, VALIDATION = blobs(210, 0), blobs(50, 1)
+
+
+def weights(model: nn.Module) -> Tensor:
+    """All weights and buffers in one row."""
     return torch.cat([tensor.detach().flatten() for tensor in model.state_dict().values()])
 
 
 def alone(
     model: CVAE, kl_weight: float, params: TrainParams, aim: ObjectiveParams, splits: tuple[Split, Split]
 ) -> tuple[CVAE, list[Record]]:
-    run = train.start(model, params, torch.device("cpu"))
-    return model, list(train.fit(run, *splits, params, dataclasses.replace(aim, kl_weight=kl_weight)))
+    run = train.start(model, params, CPU)
+    records = list(train.fit(run, *splits, params, dataclasses.replace(aim, kl_weight=kl_weight)))
+    return run.model, records
 
 
 def assert_solo(

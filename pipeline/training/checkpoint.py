@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.training.fit import Training, laid_out
+from pipeline.training.fit import Training
 
 MODEL, TRAINED, OPTIMIZER = "model.", "trained.", "optimizer."
 
@@ -21,6 +21,7 @@ def tensors_of(training: Training[Any]) -> dict[str, Tensor]:
     return tensors
 
 
+@torch.no_grad()
 def restore(training: Training[Any], tensors: Mapping[str, Tensor], epoch: int) -> None:
     """Puts the state that `tensors_of` gave after `epoch` epochs into a training of the same shapes."""
     states: dict[int, dict[str, Tensor]] = {}
@@ -30,12 +31,12 @@ def restore(training: Training[Any], tensors: Mapping[str, Tensor], epoch: int) 
     training.model.load_state_dict(_under(tensors, MODEL))
     if training.trained is not training.model:
         training.trained.load_state_dict(_under(tensors, TRAINED))
+    # A fused Adam pairs moments and weights by their place in memory. A file does not keep the order in which
+    # convolutions' weights lie there, so that each moment is laid out as its weight is.
+    for number, weight in enumerate(training.trained.parameters()):
+        for name in states.get(number, {}).keys() - {"step"}:
+            states[number][name] = torch.empty_like(weight).copy_(states[number][name])
     groups = training.optimizer.state_dict()["param_groups"]
-    # A fused Adam pairs numbers by their place in memory, and a file stores convolutions' weights in another order.
-    weights = [weight.detach() for weight in training.trained.parameters()]
-    for number, state in states.items():
-        moments = {name: tensor for name, tensor in state.items() if name != "step"}
-        state |= laid_out(moments, dict.fromkeys(moments, weights[number]))
     training.optimizer.load_state_dict({"state": states, "param_groups": groups})
     training.epoch = epoch
 

@@ -1,4 +1,4 @@
-"""The loss in nats per image: reconstruction + kl_weight · kl, and what may be done to the KL on the way."""
+"""The objective in nats per image: reconstruction + kl_weight · kl, and its variants."""
 
 import math
 from typing import Annotated, Literal, NamedTuple
@@ -55,7 +55,7 @@ class ObjectiveParams:
     def __post_init__(self) -> None:
         if self.draws > 1 and (self.free_bits or self.schedule == "capacity"):
             other = "free_bits" if self.free_bits else "schedule capacity"
-            raise ValueError(f"draws must be 1 with {other}, which is about a mean over draws, not {self.draws}")
+            raise ValueError(f"draws must be 1 with {other}, which limits a mean over draws, not {self.draws}")
         if self.pixels == "binary" and self.likelihood not in (names := likelihood.names_on("binary")):
             raise ValueError(
                 f"pixels must be grey with likelihood {self.likelihood}, which is no probability on 0 and 1 alone, "
@@ -63,7 +63,7 @@ class ObjectiveParams:
             )
 
 
-ELBO = ObjectiveParams(  # of grey pixels as coins, all along
+ELBO = ObjectiveParams(  # the evidence lower bound of grey pixels, without a schedule
     kl_weight=1.0,
     likelihood="bernoulli",
     sigma=1.0,
@@ -79,13 +79,13 @@ ELBO = ObjectiveParams(  # of grey pixels as coins, all along
 
 
 class Terms(NamedTuple):
-    """The two terms of the evidence lower bound, in nats per image: reconstruction (N,), and kl by latent dimension.
+    """The two terms of the evidence lower bound, in nats per image. With K draws of z, each has K in front.
 
-    Of several draws each has its own, (K, N) and (K, N, latent).
+    reconstruction: (N,) or (K, N); kl_by_dimension: (N, latent) or (K, N, latent).
     """
 
     reconstruction: Tensor
-    kl_by_dimension: Tensor  # (N, latent)
+    kl_by_dimension: Tensor
 
     @property
     def kl(self) -> Tensor:
@@ -94,89 +94,42 @@ class Terms(NamedTuple):
 
 
 def terms(model: Model, images: Tensor, condition: Tensor, noise: Tensor) -> Terms:
-    """Reconstruction and KL with one draw z = mu + exp(log_var / 2) · noise (the reparameterisation trick).
+    """Both terms of E_q[log p(x∣z,y)] − KL(q(z∣x,y) ‖ p(z∣y)) at one draw of z (Kingma & Welling 2014, eq. 3 and 10).
 
-    images: (N, 1, 28, 28) in [0, 1], or grey ones as uint8; condition: the CVAE's labels (N,), or a row of numbers for
-    each image (N, C); noise: (N, latent) from N(0, I), or (K, N, latent) for K draws. Of those kl is
-    log q(z∣x,y) − log p(z∣y) at each draw, as the importance-weighted bound needs it, with the same share in every
-    dimension.
+    images: x, (N, 1, 28, 28) in [0, 1], or uint8. condition: y, the CVAE's labels (N,), or numbers for each image
+    (N, C). noise: from N(0, I), (N, latent), or (K, N, latent) for K draws.
+
+    With K draws, kl is log q(z∣x,y) − log p(z∣y) at each draw, as the importance-weighted bound needs it. Only its sum
+    over dimensions means anything.
     """
-    context, images = model.context(condition), to_unit(images).to(noise.dtype)
-    q = model.encode(images, context).to(noise.dtype)
+    x, y = to_unit(images).to(noise.dtype), model.context(condition)
+    q = model.encode(x, y).to(noise.dtype)
     z = q.sample(noise)
-    log_prob = model.likelihood.log_prob(model.decode(z, context), images.flatten(1))
-    prior = model.prior()
+    reconstruction = -model.likelihood.log_prob(model.decode(z, y), x.flatten(1))
+    p = model.prior()
     if noise.ndim == 2:
-        return Terms(-log_prob, prior.kl(q, z, context))
-    ratio = q.log_prob(z) - prior.log_prob(z, context)
-    return Terms(-log_prob, (ratio / z.shape[-1]).unsqueeze(-1).expand_as(z))
+        return Terms(reconstruction, p.kl(q, z, y))
+    kl = q.log_prob(z) - p.log_prob(z, y)
+    return Terms(reconstruction, (kl / z.shape[-1]).unsqueeze(-1).expand_as(z))
 
 
 def loss(
     terms: Terms, kl_weight: float | Tensor, capacity: float | Tensor | None = None, free_bits: float | None = None
 ) -> Tensor:
-    """E_x[reconstruction + β · kl] (Higgins 2017, eq. 4); at β = 1 minus the evidence lower bound.
+    """E_x[reconstruction + β · kl] (Higgins 2017, eq. 4); with β = 1, minus the evidence lower bound.
 
-    `capacity` C: reconstruction + β · |kl − C| (Burgess 2018), both means over the batch. `free_bits` λ: a
-    dimension whose KL is below λ nats, on average over the batch, is not pressed any further (Kingma 2016).
+    capacity C: reconstruction + β · |kl − C| (Burgess 2018, eq. 8), with both means over the batch. free_bits λ: the
+    loss ignores a dimension's kl below λ nats, its mean over the batch (Kingma 2016, eq. 15).
 
-    Of K draws, without either: −E_x[log 1/K Σ exp(−reconstruction − β · kl)], at β = 1 minus the importance-weighted
-    bound (Burda 2016, eq. 8), which lies between the evidence lower bound and log p(x∣y).
+    With K draws: −E_x[log 1/K Σ exp(−reconstruction − β · kl)]; with β = 1, minus the importance-weighted bound
+    (Burda 2016, eq. 8), which lies between the evidence lower bound and log p(x∣y).
     """
+    beta = kl_weight
     if terms.reconstruction.ndim == 2:
-        log_weights = -(terms.reconstruction + kl_weight * terms.kl)
+        log_weights = -(terms.reconstruction + beta * terms.kl)
         return (math.log(len(log_weights)) - log_weights.logsumexp(0)).mean()
     if capacity is None and not free_bits:
-        return (terms.reconstruction + kl_weight * terms.kl).mean()
+        return (terms.reconstruction + beta * terms.kl).mean()
     kl = terms.kl_by_dimension.mean(0)
     kl = (kl.clamp(min=free_bits) if free_bits else kl).sum()
-    return terms.reconstruction.mean() + kl_weight * (kl if capacity is None else (kl - capacity).abs())
-
-
-# KL treatments: functions of the step, from 0 to `steps` − 1
-
-
-def warmup(step: int, steps: int, share: float) -> float:
-    """Share of the KL weight: a linear rise over the share `share` of all steps, then 1 (Sønderby 2016).
-
-    >>> [warmup(step, 100, 0.5) for step in (0, 25, 50, 99)]
-    [0.0, 0.5, 1.0, 1.0]
-    """
-    return min(step / (share * steps), 1.0)
-
-
-def cyclical(step: int, steps: int, cycles: int, share: float) -> float:
-    """Share of the KL weight: `cycles` warm-ups one after another, each over `share` of its cycle (Fu 2019).
-
-    >>> [cyclical(step, 100, 2, 0.5) for step in (0, 10, 25, 49, 50, 60, 99)]
-    [0.0, 0.4, 1.0, 1.0, 0.0, 0.4, 1.0]
-    """
-    return warmup(step * cycles % steps, steps, share)
-
-
-def capacity(step: int, steps: int, most: float, share: float) -> float:
-    """Nats per image that the KL is led to: a linear rise to `most` over the share `share` of steps (Burgess 2018).
-
-    >>> [capacity(step, 100, 25.0, 0.5) for step in (0, 10, 50, 99)]
-    [0.0, 5.0, 25.0, 25.0]
-    """
-    return most * warmup(step, steps, share)
-
-
-def pressure(step: int, steps: int, aim: ObjectiveParams) -> tuple[float, float | None]:
-    """What `aim.schedule` makes of a step: the factor of the KL weight, and the capacity where one leads the KL.
-
-    The weight itself is not in it: a population's members share the schedule and differ in their weights.
-    """
-    if aim.schedule == "warmup":
-        return warmup(step, steps, aim.schedule_share), None
-    if aim.schedule == "cyclical":
-        return cyclical(step, steps, aim.cycles, aim.schedule_share), None
-    if aim.schedule == "capacity":
-        return 1.0, capacity(step, steps, aim.capacity, aim.schedule_share)
-    return 1.0, None
-
-
-def draws(epoch: int, epochs: int, aim: ObjectiveParams) -> int:
-    """Of z for each image in an epoch, the first of which is 0."""
-    return aim.draws if epoch >= aim.draws_after * epochs else 1
+    return terms.reconstruction.mean() + beta * (kl if capacity is None else (kl - capacity).abs())

@@ -1,15 +1,13 @@
-"""fit() for M members at once: CVAEs of one architecture that differ in their KL weight, and in their first weights.
+"""fit() for M members at once: CVAEs of one architecture that differ in KL weight and first weights.
 
-Each weight gains a leading dimension M. A step computes every member's loss on the same images and noise, and takes
-all of them one step of Adam further. Nothing mixes rows: member m equals a solo run (fit.fit) with the same initial
-weights, data order and noise, which a test holds in float64, and one member's NaN stays its own.
+Each weight gains a leading dimension M. A step computes every member's loss on the same images and noise, then takes
+one step of Adam for all. Rows never mix: member m equals a solo run (fit.fit) with the same first weights, data order
+and noise (a test compares them in float64), and one member's NaN stays its own.
 """
 
 import copy
-import functools
 import os
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,28 +19,13 @@ from torch.func import functional_call, stack_module_state, vmap
 from pipeline.base.device import pick_precision
 from pipeline.data.splits import PIXELS, SIDE, Split
 from pipeline.model.cvae import CVAE, Architecture
-from pipeline.model.likelihood import FACTORS, Bernoulli, full
-from pipeline.model.networks import one_hot
-from pipeline.training import objective
-from pipeline.training.fit import (
-    FunctionOf,
-    Means,
-    Record,
-    TrainParams,
-    advance,
-    average,
-    calibrate,
-    check_compiler,
-    decay,
-    labelled,
-    learning_rate,
-    minibatches,
-    record,
-    validate,
-)
+from pipeline.model.likelihood import Bernoulli, full
+from pipeline.training import compiled, objective, schedule
+from pipeline.training.fit import Record, TakeStep, TrainParams, average, calibrate, labelled, run_epoch, validate
 from pipeline.training.objective import ObjectiveParams
+from pipeline.training.schedule import Step
 
-MANY = 2**14  # weights of a layer from which on its own form saves more than the call of that form costs: half a ms
+PRODUCTS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)  # the layers that autocast multiplies in half precision
 
 
 @dataclass
@@ -63,13 +46,15 @@ class Population:
     pace: Tensor | None = None
     epoch: int = 0
 
-    def step(self) -> None:
-        """One step of Adam, whose update is proportional to the learning rate: each member's own is a share of it."""
+    def step(self, learning_rate: float) -> None:
+        """One step of Adam, whose update is proportional to the learning rate: a member's own rate takes a share."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
         if self.pace is None:
-            advance(self.optimizer)
+            self.optimizer.step()
             return
         before = [weight.detach().clone() for weight in self.weights.values()]
-        advance(self.optimizer)
+        self.optimizer.step()
         for old, weight in zip(before, self.weights.values(), strict=True):
             share = self.pace.view(-1, *[1] * (weight.ndim - 1))
             weight.detach().copy_(torch.lerp(old, weight.detach(), share))
@@ -147,92 +132,52 @@ def fit(
     """fit.fit for all members: after each epoch a Record by member. `population.kl_weights` replace `aim.kl_weight`.
 
     All see the same batches, pixels and noise, which `params.seed` decides. A member that diverges goes on until it is
-    dropped. Ends early when no member is left.
+    dropped. Ends early when no member is left. Raises UserError if compiling is asked for and there is no compiler.
     """
-    device, dtype = train.images.device, population.kl_weights.dtype
-    steps_per_epoch = max(len(train) // params.batch_size, 1)
-    steps = steps_per_epoch * params.epochs
-    images = steps_per_epoch * min(params.batch_size, len(train))
-    take_step = _pick_step(population, params, aim, device)
+    view, template = labelled(aim.pixels), population.template
+    take_step = _population_step(population, params, aim, train.images.device)
 
     while population.members and population.epoch < params.epochs:
-        began = time.perf_counter()
-        members = list(population.members)
-        # Each step leaves its losses and terms here, on the device: reading them there and then would stall a GPU.
-        trace = torch.empty(steps_per_epoch, 3, len(members), device=device, dtype=dtype)
-
-        size, view = population.template.latent_size, labelled(aim.pixels)
-        draws = objective.draws(population.epoch, params.epochs, aim)
-        for index, batch in enumerate(minibatches(train, params, view, population.epoch, size, dtype, draws)):
-            step = population.epoch * steps_per_epoch + index
-            rate = learning_rate(step, steps, params.learning_rate, params.warmup)
-            factor, capacity = objective.pressure(step, steps, aim)
-            for group in population.optimizer.param_groups:
-                group["lr"] = rate
-
-            kl_weights = population.kl_weights * factor
-            led_to = None if capacity is None else torch.tensor(capacity, device=device, dtype=dtype)
-            for row, figure in enumerate(take_step(batch, kl_weights, led_to, step)):
-                trace[index, row] = figure
-
-        means = trace.mean(0).T.tolist()  # the epoch's only wait for the device
-        seconds = time.perf_counter() - began
+        ran = run_epoch(take_step, population.epoch, train, params, aim, view, template)
         population.epoch += 1
-        # One at a time, through the solo code: at 1000 images a batch a CPU gains nothing from stacking.
-        unseen = [_measure(population, member, train, validation, aim) for member in members]
-        pace = [1.0] * len(members) if population.pace is None else population.pace.tolist()
-        pressed = kl_weights.tolist()
-        yield {
-            member: record(
-                population.epoch,
-                population.epoch * steps_per_epoch,
-                kl_weight=pressed[row],
-                learning_rate=rate * pace[row],
-                train=means[row],
-                validation=unseen[row],
-                seconds=seconds,
-                images=images,
-            )
-            for row, member in enumerate(members)
-        }
+
+        means = ran.trace.mean(0).T.tolist()
+        kl_weights = (population.kl_weights * ran.last.kl_factor).tolist()
+        pace = [1.0] * len(means) if population.pace is None else population.pace.tolist()
+        records = {}
+        for row, member in enumerate(population.members):
+            # One at a time: a CPU gains nothing from stacking batches of 1000 images.
+            model = population.model(member)
+            calibrate(model, train, view)
+            for name, buffer in model.named_buffers():
+                population.buffers[name][row] = buffer
+            unseen = validate(model, validation, view)
+            records[member] = ran.record(kl_weights[row], ran.last.learning_rate * pace[row], means[row], unseen)
+        yield records
 
 
-def _measure(population: Population, member: int, train: Split, validation: Split, aim: ObjectiveParams) -> Means:
-    """What train.fit does with a model at an epoch's end."""
-    model = population.model(member)
-    view = labelled(aim.pixels)
-    calibrate(model, train, view)
-    for name, buffer in model.named_buffers():
-        population.buffers[name][population.members.index(member)] = buffer
-    return validate(model, validation, view)
+def _population_step(
+    population: Population, params: TrainParams, aim: ObjectiveParams, device: torch.device
+) -> TakeStep:
+    """Takes the members that are still in the population one step further."""
+    is_compiled = compiled.is_worth(params.compile, device, images=0)
+    half = pick_precision(params.precision, device) == torch.bfloat16
+    losses = member_losses(population.template, aim, half=half, device=device if is_compiled else None)
 
+    def take_step(batch: tuple[Tensor, Tensor, Tensor], step: Step) -> Tensor:
+        kl_weights = population.kl_weights * step.kl_factor
+        capacity = None if step.capacity is None else kl_weights.new_tensor(step.capacity)
+        population.optimizer.zero_grad()
+        traced = losses(population.weights, population.buffers, kl_weights, capacity, *batch)
+        traced[0].sum().backward()  # no loss depends on another member's weights
 
-# (images, labels and noise, KL weights (M,), capacity, steps taken) to loss, reconstruction and kl, (M,) each
-TakeStep = Callable[[tuple[Tensor, Tensor, Tensor], Tensor, Tensor | None, int], Iterable[Tensor]]
-
-
-def _pick_step(population: Population, params: TrainParams, aim: ObjectiveParams, device: torch.device) -> TakeStep:
-    """What takes a population one step further, whoever has left it by then.
-
-    Raises UserError where compiling is asked for and can't be done.
-    """
-    check_compiler(params.compile, device)
-    precision = pick_precision(params.precision, device)
-    compute = functools.cache(lambda: _stacked_loss(population.template, params, aim, device))
-
-    def take_step(
-        batch: tuple[Tensor, Tensor, Tensor], kl_weights: Tensor, capacity: Tensor | None, step: int
-    ) -> Iterable[Tensor]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-            figures = compute()(population.weights, population.buffers, kl_weights, capacity, *batch)
-        figures[0].sum().backward()  # the sum's gradient in a member's weights is that of the member's own loss
         if params.clip is not None:
             _clip([*population.weights.values()], params.clip)
-        population.step()
-        population.optimizer.zero_grad()
+        population.step(step.learning_rate)
         if population.average is not None and params.ema is not None:
-            average([*population.average.values()], [*population.weights.values()], decay(step, params.ema))
-        return (figure.detach() for figure in figures)
+            means, weights = population.average.values(), population.weights.values()
+            average([*means], [*weights], schedule.decay(step.number, params.ema))
+        return torch.stack(traced).detach()
 
     return take_step
 
@@ -278,53 +223,19 @@ def _memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-# (weights, buffers, kl_weights, capacity, images, labels, noise) to loss, reconstruction and kl, (M,) each
-StackedLoss = Callable[
-    [dict[str, Tensor], dict[str, Tensor], Tensor, Tensor | None, Tensor, Tensor, Tensor], tuple[Tensor, ...]
-]
+# (weights, buffers, KL weights, capacity, images, labels, noise) to loss, reconstruction and kl, (M,) each
+Losses = Callable[..., tuple[Tensor, ...]]
 
 
-def _stacked_loss(template: CVAE, params: TrainParams, aim: ObjectiveParams, device: torch.device) -> StackedLoss:
-    """The model's own code and objective, written for one member, over all of them: by vmap, which takes any model.
+def member_losses(template: CVAE, aim: ObjectiveParams, *, half: bool, device: torch.device | None) -> Losses:
+    """The objective of one member, by the model's own code, over all members by vmap.
 
-    A dense CVAE with a standard prior, the Bernoulli's likelihood and one draw runs on stacked weights as it is. On a
-    CPU in float32 that makes 16 members 1.2 times as fast: vmap takes the cross entropy apart into some twenty passes
-    over (M, N, 784), and its calls take a tenth of the article's step. Compiled it is 1.2 times as fast again
-    (article), after 20 s for the compiler.
+    half: multiply in bfloat16. device: where the losses are compiled for, or None.
     """
-    # On a GPU a compiled step replays a CUDA graph instead of launching.
-    mode = "reduce-overhead" if device.type == "cuda" else None
-
-    def compiled(loss: StackedLoss) -> StackedLoss:
-        return torch.compile(loss, dynamic=False, mode=mode) if params.compile == "always" else loss
-
-    module = FunctionOf(copy.deepcopy(template), objective.terms).train()
-
-    def terms(weights: dict[str, Tensor], buffers: dict[str, Tensor], batch: tuple[Tensor, ...]) -> objective.Terms:
-        state = {f"model.{name}": tensor for name, tensor in (weights | buffers).items()}
-        found: objective.Terms = functional_call(module, state, batch)
-        return found
-
-    architecture = template.architecture
-    dense = architecture.architecture == "mlp" and architecture.prior == "standard" and aim.draws == 1
-    if dense and type(template.likelihood) is Bernoulli:
-        for layer in module.modules():
-            if type(layer) in _STACKED:
-                layer.__class__ = _STACKED[type(layer)]
-        by_member = vmap(objective.loss, in_dims=(0, 0, None, None))
-
-        def stacked_loss(
-            weights: dict[str, Tensor],
-            buffers: dict[str, Tensor],
-            kl_weights: Tensor,
-            capacity: Tensor | None,
-            *batch: Tensor,
-        ) -> tuple[Tensor, ...]:
-            found = terms(weights, buffers, batch)
-            losses = by_member(found, kl_weights, capacity, aim.free_bits)
-            return losses, found.reconstruction.mean(-1), found.kl.mean(-1)
-
-        return compiled(stacked_loss)
+    model = copy.deepcopy(template).train()
+    if type(model.likelihood) is Bernoulli and device is None:
+        model.likelihood = _StackableBernoulli()
+    function = _Terms(model)
 
     def member_loss(
         weights: dict[str, Tensor],
@@ -333,150 +244,74 @@ def _stacked_loss(template: CVAE, params: TrainParams, aim: ObjectiveParams, dev
         capacity: Tensor | None,
         *batch: Tensor,
     ) -> tuple[Tensor, ...]:
-        found = terms(weights, buffers, batch)
-        loss = objective.loss(found, kl_weight, capacity, aim.free_bits)
-        return loss, found.reconstruction.mean(), found.kl.mean()
+        state = {f"model.{name}": tensor for name, tensor in (weights | buffers).items()}
+        terms: objective.Terms = functional_call(function, state, batch)
+        loss = objective.loss(terms, kl_weight, capacity, aim.free_bits)
+        return loss, terms.reconstruction.mean(), terms.kl.mean()
 
-    for layer in module.modules():
-        if type(layer) in _HALF:
-            layer.__class__ = _HALF[type(layer)]
-    stacked: StackedLoss = vmap(member_loss, in_dims=(0, 0, 0, None, None, None, None))
-    for layer in module.modules() if params.compile != "always" else ():
-        if type(layer) is nn.Linear and layer.bias is not None and layer.weight.numel() >= MANY:
-            layer.__class__ = _Linear
-    return compiled(stacked)
+    by_member = vmap(member_loss, in_dims=(0, 0, 0, None, None, None, None))
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PRODUCTS)}
+    halved = {f"{name}.{weight}" for name, layer in layers.items() for weight, _ in layer.named_parameters()}
 
+    def losses(weights: dict[str, Tensor], *rest: Any) -> tuple[Tensor, ...]:
+        if not half:
+            return by_member(weights, *rest)
+        weights = {name: _Half.apply(tensor) if name in halved else tensor for name, tensor in weights.items()}
+        with torch.autocast(rest[-1].device.type, torch.bfloat16):
+            return by_member(weights, *rest)
 
-class _Conv2d(nn.Conv2d):
-    """One that brings its bias to the type of its products: under vmap, autocast forgets it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, weight, bias = _autocast(x, self.weight, self.bias)
-        return F.conv2d(x, weight, bias, self.stride, self.padding)
+    return losses if device is None else compiled.compiled(losses, device)
 
 
-class _ConvTranspose2d(nn.ConvTranspose2d):
-    """Likewise."""
+class _Terms(nn.Module):
+    """objective.terms as a module's forward, which is what functional_call calls."""
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: ARG002
-        assert not isinstance(self.padding, str)  # which a transposed convolution does not take
-        x, weight, bias = _autocast(x, self.weight, self.bias)
-        return F.conv_transpose2d(x, weight, bias, self.stride, self.padding)
+    def __init__(self, model: CVAE) -> None:
+        super().__init__()
+        self.model = model
 
-
-_HALF: dict[type[nn.Module], Any] = {nn.Conv2d: _Conv2d, nn.ConvTranspose2d: _ConvTranspose2d}
-
-
-def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The three in the type that autocast multiplies in, where it is on."""
-    half = torch.is_autocast_enabled(x.device.type) and weight.dtype == torch.float32
-    dtype = torch.bfloat16 if half else weight.dtype
-    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    def forward(self, *batch: Tensor) -> objective.Terms:
+        return objective.terms(self.model, *batch)
 
 
-class _Linear(nn.Linear):
-    """A Linear whose form for many members we choose.
+class _Half(torch.autograd.Function):
+    """Float32 weights in bfloat16, rounded before vmap: autocast would do it inside, but forgets convolutions' biases.
 
-    vmap's own rule expands shared inputs, adds the bias in a pass of its own and has autocast copy transposed
-    weights: on a CPU in bfloat16 a step with this one is 1.02 to 1.15 (article) and 1.2 to 1.3 times (strong) as fast.
+    The gradient is laid out as the weights are. Autograd alone would copy it once more: a twentieth of a step.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 2:
-            return super().forward(x)
-        half = torch.is_autocast_enabled(x.device.type) and self.weight.dtype == torch.float32
-        return _OneLinear.apply(x, self.weight, self.bias, torch.bfloat16 if half else self.weight.dtype)
-
-
-class _OneLinear(torch.autograd.Function):
-    """One member's layer, seen from inside vmap, which replaces it by the stacked one."""
+    @staticmethod
+    def forward(_: Any, weight: Tensor) -> Tensor:
+        return weight.bfloat16()
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-        return F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing to keep: the stacked layer has the gradient."""
-
-    @staticmethod
-    def vmap(
-        _: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, int]:
-        if in_dims[0] is not None:
-            x = x.movedim(in_dims[0], 0)
-        return _StackedLinear.apply(x, weight, bias, dtype), 0
+    def backward(_: Any, grad: Tensor) -> Tensor:
+        return torch.empty(grad.shape, dtype=torch.float32, device=grad.device).copy_(grad)
 
 
-class _StackedLinear(torch.autograd.Function):
-    """x (N, in), the same for all members, or (M, N, in); weight (M, out, in), bias (M, out); to (M, N, out)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-        x, weight = x.to(dtype), weight.to(dtype)
-        ctx.save_for_backward(x, weight)
-        bias, by_member = bias.to(dtype).unsqueeze(1), _by_member(x, weight)
-        if torch.compiler.is_compiling():  # the next pass over the products adds the bias
-            return torch.bmm(by_member, weight.mT) + bias
-        return torch.baddbmm(bias, by_member, weight.mT)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        x, weight = ctx.saved_tensors
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.bmm(grad, weight)
-            grad_x = grad_x.sum(0) if x.ndim == 2 else grad_x
-        # autograd brings each gradient to the type of what it belongs to
-        return grad_x, torch.bmm(grad.mT, _by_member(x, weight)), grad.sum(1), None
-
-
-def _by_member(x: Tensor, weight: Tensor) -> Tensor:
-    """x (N, in) for all of M members, (M, N, in); one that has M is itself, lest compiled code keep it twice."""
-    return x if x.ndim == 3 else x.expand(len(weight), *x.shape)
-
-
-class _StackedCVAE(CVAE):
-    """All members of a dense CVAE as one: every layer's weights and all it computes have a leading dimension M."""
-
-    def decode(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Without the flattening of the leading dimension, which is the members' here."""
-        return self.pixels(self.decoder(self.condition(z, one_hot(labels, z.dtype))))
-
-
-class _StackedLayer(nn.Linear):
-    """A Linear whose weights are stacked."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        half = torch.is_autocast_enabled(x.device.type) and self.weight.dtype == torch.float32
-        return _StackedLinear.apply(x, self.weight, self.bias, torch.bfloat16 if half else self.weight.dtype)
-
-
-class _StackedBernoulli(Bernoulli):
-    """One whose cross entropy takes few passes over (M, N, 784), and two for the gradient."""
+class _StackableBernoulli(Bernoulli):
+    """The Bernoulli with a rule for vmap, which by itself would take the cross entropy apart: a quarter of a step."""
 
     def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return super().log_prob(outputs, pixels)
-        return _CrossEntropy.apply(outputs, pixels)
-
-
-_STACKED: dict[type[nn.Module], Any] = {CVAE: _StackedCVAE, nn.Linear: _StackedLayer, Bernoulli: _StackedBernoulli}
+        return -_CrossEntropy.apply(full(outputs), pixels)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Outputs (M, N, 784) and pixels (N, 784) to (M, N): likelihood.log_prob_by_products, but its sigmoid is kept."""
+    """Logits (..., N, 784) and pixels (N, 784), without a gradient, to (..., N) nats."""
 
     @staticmethod
-    def forward(ctx: Any, outputs: Tensor, pixels: Tensor) -> Tensor:
-        logits = full(outputs)
-        mean = logits.sigmoid()
-        ctx.save_for_backward(mean, pixels)
-        linear = torch.addcmul(logits.clamp_min(0), logits, pixels, value=-1).sum(-1)
-        factors = (mean - 0.5).abs_().add_(0.5)  # sigmoid(|η|)
-        return factors.unflatten(-1, (-1, FACTORS)).prod(-1).log_().sum(-1) - linear
+    def forward(logits: Tensor, pixels: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, pixels.expand_as(logits), reduction="none").sum(-1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        mean, pixels = ctx.saved_tensors
-        return (pixels - mean).mul_(grad.unsqueeze(-1)), None
+        logits, pixels = ctx.saved_tensors
+        return (logits.sigmoid() - pixels).mul_(grad.unsqueeze(-1)), None
+
+    @staticmethod
+    def vmap(_: Any, in_dims: tuple[int, None], logits: Tensor, pixels: Tensor) -> tuple[Tensor, int]:
+        return _CrossEntropy.apply(logits.movedim(in_dims[0], 0), pixels), 0

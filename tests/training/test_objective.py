@@ -1,21 +1,18 @@
 """The objective: divergences and bounds as the papers define them, in nats per image at any batch size."""
 
-import doctest
 import itertools
-import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from settings import OBJECTIVE, objective_params
+from settings import OBJECTIVE
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from pipeline.base.errors import UserError
 from pipeline.base.params import parse
-from pipeline.model import likelihood
 from pipeline.model.cvae import CVAE, Architecture, build
 from pipeline.training import objective
 from pipeline.training.objective import ObjectiveParams, Terms
@@ -54,7 +51,7 @@ def test_the_terms_are_those_of_the_evidence_lower_bound() -> None:
 
 
 def test_the_loss_at_weight_one_is_minus_the_evidence_lower_bound() -> None:
-    """By Monte Carlo: E_q[log p(x,z∣y) − log q(z∣x,y)], with no closed-form KL, here large enough to be missed."""
+    """By Monte Carlo, E_q[log p(x,z∣y) − log q(z∣x,y)], without a closed-form KL, which is large here."""
     model, (images, labels, _), count = small().requires_grad_(requires_grad=False), batch(4), 1000
     model.mu.weight *= 10
     pixels = (images > 0.5).double()
@@ -69,8 +66,8 @@ def test_the_loss_at_weight_one_is_minus_the_evidence_lower_bound() -> None:
     assert objective.loss(ours, 1.0).item() == pytest.approx(-elbo.item(), abs=float(ours.kl.mean()) / 20)
 
 
-def test_gradients_flow_through_the_draw_to_the_encoder() -> None:
-    """Finite differences with the noise held still: the reparameterisation trick."""
+def test_gradients_reach_the_encoder_through_the_sample_of_z() -> None:
+    """Finite differences at fixed noise: the reparameterisation trick."""
     model, (images, labels, noise) = small(), batch(3)
     direction, step = draws(3, seed=7), 1e-6
     objective.loss(objective.terms(model, images, labels, noise), 0.7).backward()
@@ -85,12 +82,7 @@ def test_gradients_flow_through_the_draw_to_the_encoder() -> None:
     assert analytic == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-4)
 
 
-def test_the_weight_multiplies_the_kl_alone() -> None:
-    terms = Terms(torch.tensor([100.0, 80.0]), torch.tensor([[1.0, 2.0], [5.0, 0.0]]))
-    assert [objective.loss(terms, weight).item() for weight in (0.0, 1.0, 10.0)] == [90, 94, 130]
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0, 1e5])
+@pytest.mark.parametrize("weight", [0.0, 1e5])
 def test_the_balance_of_the_terms_does_not_depend_on_the_batch_size(weight: float) -> None:
     """A batch that holds every image twice has the same loss and the same gradients."""
     model, once = small(), batch(5)
@@ -106,19 +98,8 @@ def random_terms(count: int = 12) -> Terms:
     return Terms(100 + draws(count, seed=1), parts)
 
 
-def test_the_kl_is_the_sum_over_dimensions() -> None:
-    terms = random_terms()
-    assert torch.equal(terms.kl, terms.kl_by_dimension.sum(-1))
-
-
-def test_without_a_treatment_the_loss_is_the_plain_one() -> None:
-    terms = random_terms()
-    for off in (None, 0.0):
-        assert objective.loss(terms, 0.3, None, off) == (terms.reconstruction + 0.3 * terms.kl).mean()
-
-
-def test_a_dimension_within_its_free_bits_costs_them_and_has_no_gradient() -> None:
-    """Below λ on average over the batch: single images may lie above."""
+def test_a_dimension_below_its_free_bits_has_no_gradient() -> None:
+    """Below λ in the mean over the batch; single images may be above."""
     reconstruction, parts = random_terms()
     parts.requires_grad_()
     loss = objective.loss(Terms(reconstruction, parts), 2.0, free_bits=1.0)
@@ -135,7 +116,7 @@ def test_more_free_bits_never_lower_the_loss() -> None:
     assert losses[0] < losses[-1]
 
 
-def test_a_capacity_pulls_the_kl_from_both_sides() -> None:
+def test_a_capacity_draws_the_kl_from_both_sides() -> None:
     reconstruction, parts = random_terms()
     parts.requires_grad_()
     kl = parts.detach().sum(-1).mean().item()
@@ -144,10 +125,6 @@ def test_a_capacity_pulls_the_kl_from_both_sides() -> None:
         assert loss.item() == pytest.approx(reconstruction.mean().item() + 3 * 2)
         (gradient,) = torch.autograd.grad(loss, parts)
         assert (gradient.sign() == sign).all()
-
-
-def test_a_capacity_of_nothing_is_no_treatment() -> None:
-    assert objective.loss(random_terms(), 0.7, 0.0).item() == pytest.approx(objective.loss(random_terms(), 0.7).item())
 
 
 @pytest.mark.parametrize("architecture", [SMALL, replace(SMALL, prior="class"), MIXTURE])
@@ -160,7 +137,7 @@ def test_the_loss_of_several_draws_is_minus_the_importance_weighted_bound(archit
     z = mu + (log_var / 2).exp() * noise
     p_x = Independent(Bernoulli(logits=model.decode(z, labels)), 1).log_prob(pixels.flatten(1))
     ratio = p_x + model.prior().log_prob(z, labels) - posterior.log_prob(z)
-    expected = -(ratio.exp().mean(0).log()).mean()  # of so few nats that exp is safe in float64
+    expected = -(ratio.exp().mean(0).log()).mean()  # few nats, so that exp is safe in float64
     terms = objective.terms(model, pixels, labels, noise)
     assert terms.kl.shape == terms.reconstruction.shape == (5, 6)
     assert objective.loss(terms, 1.0).item() == pytest.approx(expected.item(), rel=1e-9)
@@ -168,7 +145,7 @@ def test_the_loss_of_several_draws_is_minus_the_importance_weighted_bound(archit
 
 def test_the_loss_falls_with_the_number_of_draws_and_equal_draws_count_as_one() -> None:
     model, (images, labels, _) = small().requires_grad_(requires_grad=False), batch(4)
-    model.log_var.bias.add_(1)  # posteriors wider than they should be: draws differ
+    model.log_var.bias.add_(1)  # posteriors wider than needed, so that draws differ
 
     def loss(noise: Tensor) -> float:
         return objective.loss(objective.terms(model, images, labels, noise), 1.0).item()
@@ -180,76 +157,17 @@ def test_the_loss_falls_with_the_number_of_draws_and_equal_draws_count_as_one() 
     assert loss(noise[:1].expand(7, -1, -1)) == pytest.approx(loss(noise[:1]), rel=1e-12)
 
 
-def test_several_draws_weigh_their_kl() -> None:
-    terms = Terms(torch.tensor([[3.0, 1.0], [5.0, 1.0]]), torch.tensor([[[1.0], [2.0]], [[0.5], [2.0]]]))
-    losses = [[3 + 2 * 1.0, 5 + 2 * 0.5], [1 + 2 * 2.0, 1 + 2 * 2.0]]
-    by_image = [-math.log(sum(math.exp(-value) for value in values) / 2) for values in losses]
-    assert objective.loss(terms, 2.0).item() == pytest.approx(sum(by_image) / 2)
-
-
-def test_draws_begin_where_they_should() -> None:
-    aim = objective_params(draws=5, draws_after=0.8)
-    assert [objective.draws(epoch, 10, aim) for epoch in range(10)] == [1] * 8 + [5] * 2
-    assert {objective.draws(epoch, 10, replace(aim, draws_after=0.0)) for epoch in range(10)} == {5}
-
-
 @pytest.mark.parametrize("other", [{"free_bits": 0.5}, {"schedule": "capacity"}])
-def test_several_draws_beside_a_pressure_on_means_are_refused_in_one_line(other: dict[str, Any]) -> None:
+def test_several_draws_with_a_limit_on_means_are_refused(other: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^p\.yaml: objective\.draws must be 1 with .*, not 3$"):
         parse(ObjectiveParams, OBJECTIVE | other | {"draws": 3}, "p.yaml: objective")
 
 
-def test_a_linear_schedule_rises_and_stays() -> None:
-    shares = [objective.warmup(step, 200, 0.25) for step in range(200)]
-    assert shares == sorted(shares)
-    assert (shares[0], shares[50], shares[-1]) == (0, 1, 1)
-    assert shares[25] == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize("steps", [1, 7, 100, 4296])
-@pytest.mark.parametrize("cycles", [1, 3, 4, 200])
-def test_a_cyclical_schedule_begins_each_cycle_at_nothing(steps: int, cycles: int) -> None:
-    shares = [objective.cyclical(step, steps, cycles, 0.5) for step in range(steps)]
-    assert all(0 <= share <= 1 for share in shares)
-    if steps >= 4 * cycles:
-        starts = [0, *(step for step in range(1, steps) if shares[step] < shares[step - 1])]
-        assert starts == [math.ceil(cycle * steps / cycles) for cycle in range(cycles)]
-        assert max(shares[start] for start in starts) < 2 * cycles / steps
-        assert sum(share == 1 for share in shares) == pytest.approx(steps / 2, abs=2 * cycles)
-
-
-def test_one_cycle_is_a_warmup() -> None:
-    assert [objective.cyclical(step, 60, 1, 0.5) for step in range(60)] == [
-        objective.warmup(step, 60, 0.5) for step in range(60)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("constant", (1.0, None)),
-        ("warmup", (0.5, None)),
-        ("cyclical", (0.5, None)),
-        ("capacity", (1.0, 12.5)),
-    ],
-)
-def test_each_schedule_presses_in_its_own_way(schedule: str, expected: tuple[float, float | None]) -> None:
-    step = {"warmup": 25, "cyclical": 5, "capacity": 25}.get(schedule, 3)
-    aim = objective_params(schedule=schedule, schedule_share=0.5, cycles=5, capacity=25.0)
-    assert objective.pressure(step, 100, aim) == expected
-
-
-@pytest.mark.parametrize("name", [name for name in likelihood.LIKELIHOODS if name != "bernoulli"])
-def test_binary_pixels_under_a_density_are_refused_in_one_line(name: str) -> None:
+@pytest.mark.parametrize("name", ["continuous_bernoulli", "gaussian"])
+def test_binary_pixels_with_a_density_are_refused(name: str) -> None:
     with pytest.raises(UserError) as caught:
         parse(ObjectiveParams, OBJECTIVE | {"likelihood": name, "pixels": "binary"}, "p.yaml: objective")
     message = str(caught.value)
     assert message.startswith(f"p.yaml: objective.pixels must be grey with likelihood {name}")
     assert "not 'binary'" in message
     assert "\n" not in message
-
-
-def test_the_examples_in_the_docstrings_hold() -> None:
-    outcome = doctest.testmod(objective)
-    assert outcome.attempted >= 3
-    assert outcome.failed == 0

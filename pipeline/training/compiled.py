@@ -1,0 +1,37 @@
+"""Everything that calls torch's compiler, or asks whether it can run."""
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Literal, ParamSpec, TypeVar
+
+import torch
+
+from pipeline.base.errors import UserError
+
+COMPILING_PAYS = 5_000_000  # images: compiling takes up to 40 s, which the default run would not win back
+
+Compile = Literal["auto", "always", "never"]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def compiler() -> str | None:
+    """The path of the C++ compiler (g++, or what CXX names), or None."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def is_worth(choice: Compile, device: torch.device, images: int) -> bool:
+    """Whether a run that sees so many images is compiled: `auto` compiles long runs on a GPU.
+
+    Raises UserError if train.compile is `always` and the CPU's compiler is missing.
+    """
+    if choice == "always" and device.type == "cpu" and not compiler():
+        raise UserError("train.compile always needs a C++ compiler (g++, or what CXX names): install it, or set auto")
+    return choice == "always" or (choice == "auto" and device.type == "cuda" and images >= COMPILING_PAYS)
+
+
+def compiled(function: Callable[P, R], device: torch.device | None = None) -> Callable[P, R]:
+    """The function as torch's compiler makes it; with a CUDA device, its launches are replayed as one graph."""
+    mode = "reduce-overhead" if device is not None and device.type == "cuda" else None
+    return torch.compile(function, dynamic=False, mode=mode)

@@ -1,8 +1,6 @@
-"""The study on a real PostgreSQL server: shared from the first moment, killed, left alone by its server, refused."""
+"""The study on a real PostgreSQL server: left in peace, away for a while, and refused."""
 
 import gc
-import itertools
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,25 +10,16 @@ from pathlib import Path
 import pytest
 from imports import ROOT
 from postgres import Server
-from test_study import SETTING, abandoned, brought, events, having, opened, program, states
+from studies import SETTING, abandoned, events, finished, having, opened, program, states, until
 
 from pipeline.base.errors import UserError
+from pipeline.base.paths import WORKERS
 from pipeline.study import storage
 from pipeline.study.queue import Candidate, open_study
 from pipeline.study.search import Began, Ended, Epoch, losers
 from pipeline.study.trials import counts
 
 pytestmark = pytest.mark.slow
-COUNT = itertools.count()
-
-
-@pytest.fixture
-def database(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a new, empty database, which OPTUNA_STORAGE names, too."""
-    name = f"test_{next(COUNT)}"
-    server.query(f"CREATE DATABASE {name}")
-    monkeypatch.setenv("OPTUNA_STORAGE", server.url(name))
-    return name
 
 
 def one_line(error: UserError) -> str:
@@ -40,65 +29,26 @@ def one_line(error: UserError) -> str:
     return text
 
 
-def test_a_study_is_made_searched_and_read_back(database: str, server: Server, tmp_path: Path) -> None:
-    found = brought(tmp_path)
-    again = opened(tmp_path)
-    assert again.done() == len(again.trials()) == 6
-    assert again.table().equals(found.table())
-    assert again.table()["validation/fitted/frechet"].notna().all()
-    assert again.choose() == found.choose()
-    assert all(again.strip(trial.number) is not None for trial in again.trials())
+def test_a_study_on_postgresql_is_the_one_on_sqlite(
+    database: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = having(epochs=2)
+    found = finished(tmp_path / "there", setting)
+    table = opened(tmp_path / "there", setting).table()
+    assert table.equals(found.table())
+    assert all(found.strip(trial.number) is not None for trial in found.trials())
     assert server.query("SELECT count(*) FROM trials", database) == [(6,)]
-    assert not (tmp_path / "optuna.db").exists()
-
-
-@pytest.mark.usefixtures("database")
-def test_a_study_on_postgresql_is_the_one_on_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = brought(tmp_path / "there").table()
+    assert not (tmp_path / "there/optuna.db").exists()
     monkeypatch.delenv("OPTUNA_STORAGE")
-    here = brought(tmp_path / "here").table()
-    assert there.drop(columns="seconds").equals(here.drop(columns="seconds"))
-
-
-def test_several_processes_share_one_new_database(database: str, server: Server, tmp_path: Path) -> None:
-    workers = [
-        subprocess.Popen(program(tmp_path, 9, 2, 0.0), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(3)
-    ]
-    outputs = [worker.communicate(timeout=300) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0, 0], outputs
-    found = opened(tmp_path, having(trials=9))
-    assert found.done() == len(found.trials()) == 9
-    assert found.table()["kl_weight"].nunique() == 9
-    assert [trial.number for trial in found.trials()] == list(range(9))
-    assert int(found.note("workers")) == 3
-    assert server.query("SELECT count(*) FROM studies", database) == [(1,)]
+    here = finished(tmp_path / "here", setting).table()
+    assert table.drop(columns="seconds").equals(here.drop(columns="seconds"))
 
 
 @pytest.mark.usefixtures("database")
-def test_a_killed_study_goes_on_and_its_count_ends_exact(tmp_path: Path) -> None:
-    with subprocess.Popen(program(tmp_path, 6, 2, 0.05), text=True, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch 3 "):  # the second batch: something is done, something is not
-                break
-        process.send_signal(signal.SIGKILL)
-    setting = having(trials=6, population=2)
-    before = opened(tmp_path, setting)
-    done = {trial.number: trial.values for trial in before.trials() if counts(trial)}
-    assert "RUNNING" in states(before)
-    assert done
-    after = brought(tmp_path, setting)
-    assert after.done() == 6
-    assert not {"RUNNING", "WAITING"} & set(states(after))
-    assert all(after.trials()[number].values == values for number, values in done.items())
-
-
-@pytest.mark.usefixtures("database")
-def test_a_process_killed_in_its_turn_holds_nobody_up(tmp_path: Path) -> None:
-    opened(tmp_path)
+def test_a_process_killed_in_its_turn_blocks_nobody(tmp_path: Path) -> None:
+    found = opened(tmp_path, having(trials=1, epochs=1))
     holder = f"""
-import os, sys, time
+import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from pipeline.study import storage
@@ -110,7 +60,6 @@ with storage.turn(storage.storage_url(Path())):
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         process.kill()
-    found = opened(tmp_path, having(trials=1, epochs=1))
     with found.at_work():
         assert len(found.ask(1)) == 1
 
@@ -128,7 +77,7 @@ def test_nothing_is_left_in_a_transaction_while_a_population_trains(
 
 
 def test_connections_end_with_the_study(database: str, server: Server, tmp_path: Path) -> None:
-    brought(tmp_path, having(trials=1, epochs=1))
+    finished(tmp_path, having(trials=1, epochs=1))
     gc.collect()
     for _ in range(100):
         left = server.query(f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}'")
@@ -163,37 +112,11 @@ def test_hearts_beat_by_one_clock_whatever_the_time_zone(
 # Servers that go away
 
 
-AWAY = """
-import sys
-sys.path[:0] = [{tests!r} + "/study", {tests!r}, {root!r}]
-from pathlib import Path
-import test_study as t
-from pipeline.base import console
-from pipeline.study.search import Epoch
-def main():
-    found = t.opened(Path({folder!r}), t.having(trials=6, population=2))
-    for event in t.events(found):
-        if isinstance(event, Epoch):
-            print("epoch", event.candidate.number, event.record.epoch, flush=True)
-            sys.stdin.readline()
-console.run(main)
-"""
-
-
 @pytest.mark.usefixtures("database")
-def test_a_server_that_goes_away_is_one_line_and_the_study_goes_on_once_it_is_back(
-    server: Server, tmp_path: Path
-) -> None:
-    text = AWAY.format(tests=str(ROOT / "tests"), root=str(ROOT), folder=str(tmp_path))
-    command, pipe = [sys.executable, "-W", "ignore", "-c", text], subprocess.PIPE
-    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        for line in process.stdout:
-            if line.startswith("epoch 3 "):
-                break
-            process.stdin.write("go on\n")
-            process.stdin.flush()
+def test_when_its_server_goes_away_a_study_ends_in_one_line_and_continues_later(server: Server, tmp_path: Path) -> None:
+    setting = having(trials=6, population=2, epochs=2)
+    with program(tmp_path, trials=6, population=2, epochs=2) as process:
+        until(process, "epoch 3 ")
         server.stop()
         try:
             _, errors = process.communicate("go on\n" * 50, timeout=120)
@@ -203,15 +126,12 @@ def test_a_server_that_goes_away_is_one_line_and_the_study_goes_on_once_it_is_ba
     assert errors.startswith("error: Optuna's database postgresql+psycopg://127.0.0.1")
     assert errors.count("\n") == 1
     assert "secret" not in errors
-    setting = having(trials=6, population=2)
-    before = opened(tmp_path, setting)
-    done = {trial.number: trial.values for trial in before.trials() if counts(trial)}
-    assert done
-    after = brought(tmp_path, setting)
+    values = {trial.number: trial.values for trial in opened(tmp_path, setting).trials() if counts(trial)}
+    assert values
+    after = finished(tmp_path, setting)
     assert after.done() == 6
-    assert not {"RUNNING", "WAITING"} & set(states(after))
-    assert all(after.trials()[number].values == values for number, values in done.items())
-    assert not list((tmp_path / ".workers").iterdir())
+    assert all(after.trials()[number].values == found for number, found in values.items())
+    assert not list((tmp_path / WORKERS).iterdir())
 
 
 @pytest.fixture
@@ -221,7 +141,7 @@ def called_back(server: Server) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("database", "called_back")
-def test_while_its_server_is_away_whatever_is_asked_of_a_study_is_one_line(
+def test_while_its_server_is_away_every_call_ends_in_one_line(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "HEARTBEAT_SECONDS", 0.01)
@@ -235,9 +155,7 @@ def test_while_its_server_is_away_whatever_is_asked_of_a_study_is_one_line(
         found.table,
         found.choose,
         lambda: found.strip(0),
-        lambda: found.note("mlflow_run"),
         lambda: found.remember("mlflow_run", "r"),
-        lambda: candidate.remember_run("r", "uri"),
         lambda: found.report(candidate),
         lambda: losers(found, [candidate], 1),
         lambda: found.tell(candidate, "PRUNED"),
@@ -253,7 +171,7 @@ def test_while_its_server_is_away_whatever_is_asked_of_a_study_is_one_line(
 
 
 @pytest.mark.usefixtures("database")
-def test_a_server_that_was_away_for_a_moment_between_two_words_was_not_missed(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_was_away_between_two_calls_is_not_missed(server: Server, tmp_path: Path) -> None:
     found = opened(tmp_path, having(trials=2, epochs=2, population=2))
     for event in events(found):
         if isinstance(event, Began):

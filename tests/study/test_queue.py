@@ -1,0 +1,224 @@
+"""Trials in a queue: interrupted, killed, shared between processes, retried, and never lost."""
+
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from studies import (
+    SETTING,
+    abandoned,
+    events,
+    finished,
+    having,
+    opened,
+    program,
+    states,
+    until,
+)
+
+from pipeline.base.errors import UserError
+from pipeline.base.paths import WORKERS
+from pipeline.study import search, storage, workers
+from pipeline.study.queue import Study
+from pipeline.study.search import Began, Ended, Epoch
+from pipeline.study.trials import counts
+
+ONE = having(trials=1, epochs=1)
+
+
+def outlive(found: Study, seconds: int) -> None:
+    """Moves every heartbeat of a study into the past."""
+    path = storage.sqlite_path(found._url)
+    assert path is not None
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, ?)", (f"-{seconds} seconds",))
+
+
+@pytest.mark.slow
+def test_an_interrupted_search_ends_cleanly_and_continues_in_its_runs(tmp_path: Path) -> None:
+    setting = having(trials=6, population=3, epochs=2)
+    found = opened(tmp_path, setting)
+    stream = events(found)
+    for event in stream:
+        if isinstance(event, Began):
+            event.candidate.remember_run(f"run {event.candidate.number}", "uri")
+        if isinstance(event, Ended):
+            with pytest.raises(KeyboardInterrupt):
+                stream.throw(KeyboardInterrupt())
+            break
+    told = [trial.number for trial in found.trials() if counts(trial)]
+    assert told
+    assert states(found).count("WAITING") == 3 - len(told)
+    assert "RUNNING" not in states(found)
+
+    again = opened(tmp_path, setting)
+    runs = [event.candidate.run_id for event in events(again) if isinstance(event, Began)]
+    assert [run for run in runs if run] == [f"run {number}" for number in range(3) if number not in told]
+    assert again.done() == again.table()["kl_weight"].nunique() == 6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("either")
+def test_a_killed_study_continues_and_its_count_ends_exact(tmp_path: Path) -> None:
+    setting = having(trials=6, population=2, epochs=2)
+    with program(tmp_path, trials=6, population=2, epochs=2) as process:
+        until(process, "epoch 3 ")  # the second batch: some trials are done, some are in training
+        process.kill()
+    before = opened(tmp_path, setting)
+    values = {trial.number: trial.values for trial in before.trials() if counts(trial)}
+    assert values
+    assert "RUNNING" in states(before)
+    after = finished(tmp_path, setting)
+    assert after.done() == 6
+    assert not {"RUNNING", "WAITING"} & set(states(after))
+    assert all(after.trials()[number].values == found for number, found in values.items())
+    assert not list((tmp_path / WORKERS).iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("either")
+def test_several_processes_share_one_new_study(tmp_path: Path) -> None:
+    processes = [program(tmp_path, trials=9, population=2, epochs=2) for _ in range(3)]
+    outputs = [process.communicate("go on\n" * 50, timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    found = opened(tmp_path, having(trials=9, epochs=2))
+    assert found.done() == len(found.trials()) == found.table()["kl_weight"].nunique() == 9
+    assert found.note("workers") == 3
+
+
+def test_a_trial_of_another_machine_is_left_alone_while_its_heart_beats_and_retried_once(tmp_path: Path) -> None:
+    found = opened(tmp_path, ONE)
+    candidate = abandoned(found, "elsewhere:lock")
+    assert found.ask(1) == []
+    outlive(found, storage.GRACE_SECONDS + 30)
+    (again,) = found.ask(1)
+    assert again.kl_weight == candidate.kl_weight
+    assert states(found) == ["FAIL", "RUNNING"]
+    again.trial.set_user_attr("worker", "elsewhere:lock")
+    outlive(found, storage.GRACE_SECONDS + 30)
+    (new,) = found.ask(1)
+    assert new.kl_weight != candidate.kl_weight
+
+
+def test_a_dead_process_of_this_machine_is_known_at_once(tmp_path: Path) -> None:
+    found = opened(tmp_path, ONE)
+    candidate = abandoned(found, f"{workers.machine()}:{tmp_path / 'no lock here'}")
+    (again,) = found.ask(1)
+    assert again.kl_weight == candidate.kl_weight
+    assert states(found) == ["FAIL", "RUNNING"]
+
+
+def test_a_living_process_keeps_its_trials_however_long_the_machine_slept(tmp_path: Path) -> None:
+    found, other = opened(tmp_path, ONE), opened(tmp_path, ONE)
+    with found.at_work(), other.at_work():
+        assert len(found.ask(1)) == 1
+        outlive(found, storage.GRACE_SECONDS + 30)
+        assert other.ask(1) == []
+        assert states(found) == ["RUNNING"]
+
+
+def test_a_trial_that_another_process_took_over_is_told_once(tmp_path: Path) -> None:
+    found = opened(tmp_path, ONE)
+    slept = abandoned(found, "elsewhere:lock")
+    outlive(found, storage.GRACE_SECONDS + 30)
+    (heir,) = found.ask(1)
+    slept.figures = heir.figures = {"validation/fitted/frechet": 1.0, "validation/kl": float("inf")}
+    found.report(slept)
+    found.tell(slept, "COMPLETE")
+    found.put_back([slept], KeyboardInterrupt())
+    assert states(found) == ["FAIL", "RUNNING"]
+    found.tell(heir, "COMPLETE")
+    assert states(found) == ["FAIL", "COMPLETE"]
+    assert found.trials()[1].user_attrs["figures"] == {"validation/fitted/frechet": 1.0}  # only finite ones
+
+
+def test_an_interruption_right_after_telling_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = having(trials=3, population=3, epochs=1)
+    found = opened(tmp_path, setting)
+    tell = found.tell
+
+    def told_and_interrupted(*arguments: Any) -> None:
+        tell(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(found, "tell", told_and_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(events(found))
+    assert sorted(states(found)) == ["COMPLETE", "FAIL", "FAIL", "WAITING", "WAITING"]
+    again = finished(tmp_path, setting)
+    assert again.done() == 3
+    assert "RUNNING" not in states(again)
+
+
+def test_a_trial_with_an_error_of_its_own_is_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = having(trials=2, population=2, epochs=1, pruner="none")
+    with monkeypatch.context() as broken:
+        broken.setattr(search, "_measure", lambda *_: 1 / 0)
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                list(events(opened(tmp_path, setting)))
+    weights = [trial.params["kl_weight"] for trial in opened(tmp_path, setting).trials()]
+    assert weights.count(weights[0]) == 2
+    assert "RUNNING" not in states(opened(tmp_path, setting))
+    assert finished(tmp_path, setting).done() == 2
+
+
+def test_a_process_with_nothing_to_ask_for_waits_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, waiting = opened(tmp_path, ONE), opened(tmp_path, ONE)
+    waits: list[float] = []
+    with busy.at_work():
+        (candidate,) = busy.ask(1)
+        candidate.figures["validation/fitted/frechet"] = 1.0
+
+        def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            busy.tell(candidate, "COMPLETE")
+
+        monkeypatch.setattr(time, "sleep", sleep)
+        assert list(events(waiting)) == []
+    assert waits == [search.WAIT_SECONDS]
+
+
+def test_hearts_beat_only_while_trials_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "HEARTBEAT_SECONDS", 0.01)
+    found = opened(tmp_path, having(trials=2, epochs=1))
+    beats: list[int] = []
+    monkeypatch.setattr(found.database, "record_heartbeat", beats.append)
+    with found.at_work():
+        candidates = found.ask(2)
+        first = len(beats)
+        time.sleep(0.2)
+        assert {candidate.trial._trial_id for candidate in candidates} <= set(beats[first:])
+        found.put_back(candidates, KeyboardInterrupt())
+        time.sleep(0.05)
+        count = len(beats)
+        time.sleep(0.1)
+        assert len(beats) == count
+
+
+def test_a_locked_file_is_one_line_and_the_trial_returns_to_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.1)
+    found = opened(tmp_path, having(trials=2, population=1))
+    stream = events(found)
+    candidate = next(event.candidate for event in stream if isinstance(event, Epoch))
+    with closing(sqlite3.connect(tmp_path / "optuna.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert found.done() == 0  # reading waits for nobody
+        with pytest.raises(UserError, match=r"optuna.db can't be used \(database is locked\)"):
+            candidate.remember_run("run", "uri")
+    stream.close()
+    assert states(found) == ["FAIL", "WAITING"]
+
+
+def test_a_study_whose_maker_was_killed_at_once_is_made_whole(tmp_path: Path) -> None:
+    opened(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "optuna.db")) as database, database:
+        database.execute("DELETE FROM study_user_attributes")
+    assert opened(tmp_path).note("fingerprint") == SETTING.fingerprint()

@@ -1,11 +1,11 @@
-"""A population against solo runs: images a second, all members together, by preset, batch size and members.
+"""A population against solo runs: images per second of all members together, by preset, batch size and members.
 
     python -m benchmarks.population            # about 15 minutes on 2 cores
-    python -m benchmarks.population --quick    # less than a minute, where the compiler's cache is warm
+    python -m benchmarks.population --quick    # less than a minute if the compiler's cache is warm
 
-Rounds are interleaved: each trains every contestant for a while through the product's own fit(), and a ratio is the
-median over rounds of that round's two figures, so that a busy machine slows both sides of it. The bars on 2 cores
-are 1.6 (article) and 0.95 (strong) times the best solo run.
+Every round trains each contestant for a short while through the product's own fit(). A ratio is the median over rounds
+of that round's two figures, so that other work on the machine slows both sides. The bar on 2 cores: 16 members of
+`article` at 1.15 times the best solo run.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def contestant(
 
 
 def compare(preset: str, batch_size: int, sizes: list[int], steps: int, rounds: int, split: Split) -> dict[str, Any]:
-    """Every contestant's images a second by round; a solo epoch has `steps` steps, M members' about one M-th."""
+    """Every contestant's images per second, by round. A solo epoch has `steps` steps; that of M members, steps ÷ M."""
     precisions = ["float32", "bfloat16"] if has_bfloat16(split.images.device) else ["float32"]
     runs: list[tuple[int | None, str]] = [(None, precision) for precision in precisions]
     runs += [(size, precisions[-1]) for size in sizes]
@@ -122,7 +122,7 @@ def main() -> None:
             for name, ratio in result["ratio"].items():
                 print(f"{name:24} {statistics.median(result['images_per_second'][name]):10,.0f}   {ratio:.2f}")
     if arguments.out:
-        machine = {"processor": platform.processor(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+        machine = {"cpu": platform.processor(), "torch": torch.__version__, "threads": torch.get_num_threads()}
         arguments.out.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
 
 

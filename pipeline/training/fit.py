@@ -60,7 +60,7 @@ class TrainParams:
     seed: Annotated[int, Field(ge=0, le=2**31)]
     device: Annotated[str, Field(description="auto | cpu | cuda | cuda:1; also of the judge and the evaluation")]
     precision: Annotated[Precision, Field(description="auto (bfloat16 where the device has it) | float32 | bfloat16")]
-    compile: Annotated[Compile, Field(description="auto (populations, and long runs on a GPU) | always | never")]
+    compile: Annotated[Compile, Field(description="auto (long runs on a GPU) | always | never")]
 
 
 @dataclass(frozen=True)

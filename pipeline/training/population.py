@@ -30,13 +30,13 @@ PRODUCTS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)  # the layers that autocas
 
 @dataclass
 class Population:
-    """What M runs carry from epoch to epoch. Row m of each stacked tensor is `members[m]`'s.
+    """What M runs carry from epoch to epoch. Row m of each stacked tensor belongs to `members[m]`.
 
-    members: the positions, in the list that `start` was given, of those still in; kl_weights: (M,); pace: (M,), each
-    member's learning rate ÷ that of the params, or None where all have that one.
+    members: those still in, by their position in the list that `start` was given. kl_weights: (M,). pace: (M,), each
+    member's learning rate ÷ train.learning_rate, or None if all are 1.
     """
 
-    template: CVAE  # what all have in common; its weights are not read
+    template: CVAE  # the common architecture; its weights are not read
     weights: dict[str, Tensor]  # by parameter name, (M, ...)
     buffers: dict[str, Tensor]
     optimizer: torch.optim.Adam
@@ -60,7 +60,7 @@ class Population:
             weight.detach().copy_(torch.lerp(old, weight.detach(), share))
 
     def model(self, member: int) -> CVAE:
-        """A copy of one member as it is now: an ordinary CVAE, which trains, samples and saves alone."""
+        """A copy of one member as it is now: an ordinary CVAE."""
         row = self._row(member)
         model = copy.deepcopy(self.template)
         tensors = (self.average or self.weights) | self.buffers
@@ -68,14 +68,14 @@ class Population:
         return model
 
     def drop(self, members: Collection[int]) -> None:
-        """Takes members out, between two records: weights and Adam's state shrink, the rest go on as if they stayed."""
+        """Takes members out between two records. The rest continue as if those had stayed."""
         leaving = {self._row(member) for member in members}
         rows = [row for row in range(len(self.members)) if row not in leaving]
         adam = self.optimizer
         weights = {name: weight.detach()[rows].requires_grad_() for name, weight in self.weights.items()}
         self.optimizer = torch.optim.Adam(weights.values(), lr=adam.param_groups[0]["lr"], fused=True)
         for name, weight in self.weights.items():
-            # `step` is one count for the whole tensor; the moments have a row for each member.
+            # `step` is one number for the whole tensor; the moments have a row for each member.
             self.optimizer.state[weights[name]] = {
                 key: value if key == "step" else value[rows] for key, value in adam.state[weight].items()
             }
@@ -99,10 +99,10 @@ def start(
     device: torch.device,
     learning_rates: Sequence[float] | None = None,
 ) -> Population:
-    """A population that has not taken a step: copies of the models' weights on the device, and a fresh Adam.
+    """A population before its first step: copies of the models' weights on the device, and a fresh Adam.
 
-    `learning_rates` gives each member a peak of its own in place of `params.learning_rate`. Raises ValueError where
-    the models differ in more than their weights, or there isn't one KL weight (and rate, if any) for each.
+    `learning_rates`: each member's own peak, in place of `params.learning_rate`. Raises ValueError if the models differ
+    in more than their weights, or do not have one KL weight (and learning rate, if given) each.
     """
     if len(models) != len(kl_weights):
         raise ValueError(f"{len(models)} models need as many KL weights, not {len(kl_weights)}")
@@ -183,7 +183,7 @@ def _population_step(
 
 
 def _clip(weights: Sequence[Tensor], longest: float) -> None:
-    """torch.nn.utils.clip_grad_norm_ for each member by its own: gradients (M, ...) in place."""
+    """torch.nn.utils.clip_grad_norm_ for each member by itself: gradients (M, ...), in place."""
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
     shares = (longest / (norms + 1e-6)).clamp(max=1)
@@ -192,32 +192,31 @@ def _clip(weights: Sequence[Tensor], longest: float) -> None:
 
 
 def auto_size(device: torch.device, architecture: Architecture, batch_size: int) -> int:
-    """How many members train at once: as many as still make the device faster, and half its memory holds.
+    """How many members train at once: as many as still make the device faster, within half of its memory.
 
-    On a CPU of 2 cores the images a second stop growing at 16 (benchmarks/population.py), as the products of the plain
-    step then fill the cores. On a GPU the launches of a step, about a
-    millisecond, hide the work of some 64 members (of 2 GFLOP each for `strong` at batch 256): this is reckoned, not
-    measured.
+    On a CPU with 2 cores, images per second stop growing at 16 members (benchmarks/population.py). On a GPU, the
+    launches of a step take about a millisecond, as long as the work of 64 members (2 GFLOP each for `strong` at batch
+    256): an estimate, not a measurement.
     """
     most = 64 if device.type == "cuda" else 16
     return max(1, min(most, _memory(device) // 2 // member_bytes(architecture, batch_size)))
 
 
 def member_bytes(architecture: Architecture, batch_size: int) -> int:
-    """About what one member's training takes, in bytes."""
+    """About the memory that one member's training takes, in bytes."""
     with torch.device("meta"):
         weights = sum(weight.numel() for weight in CVAE(architecture).parameters())
     units = sum(architecture.encoder_hidden) + sum(architecture.decoder_hidden)
     for scale, channels in enumerate(architecture.channels, 1):
-        # Encoder and decoder: the convolution that changes the side, and two (three arrays each) in every block.
+        # Encoder and decoder: one strided convolution, and two (three arrays each) in every block.
         units += 2 * channels * (SIDE >> scale) ** 2 * (1 + 3 * architecture.blocks)
-    # Weight, gradient and Adam's two moments in float32, weight and gradient in bfloat16. For an image, each hidden
-    # unit before and after its ReLU and its gradient, and about ten arrays around the likelihood's pixels.
+    # Weights: weight, gradient and Adam's two moments in float32, weight and gradient in bfloat16. Per image: each
+    # hidden unit before and after its ReLU and its gradient, and about ten arrays of the likelihood's 784 pixels.
     return 20 * weights + 4 * batch_size * (3 * units + 10 * PIXELS)
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes: free ones of a GPU, all of a CPU's."""
+    """Bytes: what is free on a GPU, or all of the machine's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

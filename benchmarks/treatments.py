@@ -42,7 +42,7 @@ from pipeline.stages.saved import load_splits
 from pipeline.stages.study.inputs import read_bench, read_setting
 from pipeline.study.queue import Study, open_study
 from pipeline.study.search import Bench, search
-from pipeline.study.space import Setting, TuneParams
+from pipeline.study.space import Setting
 from pipeline.training import population
 
 FOLDER, QUICK_FOLDER, KEPT = Path("benchmarks"), Path(".quick"), Path(".treatments")
@@ -279,9 +279,9 @@ def read_budget(options: argparse.Namespace) -> Budget:
     setting, model = read_setting(), load(ModelParams, "model")
     hidden = (options.hidden,) * 2
     architecture = resolve(replace(model, prior="standard", encoder_hidden=hidden, decoder_hidden=hidden))
-    tune = TuneParams(
-        study=None, trials=1, epochs=options.epochs, population=1, kl_weight=(LOWEST, HIGHEST), learning_rate=None,
-        latent_size=None, conditioning=None, objectives=("frechet",), sampler_of_latents="fitted",
+    tune = replace(
+        setting.tune, study=None, trials=1, epochs=options.epochs, population=1, kl_weight=(LOWEST, HIGHEST),
+        learning_rate=None, latent_size=None, conditioning=None, objectives=("frechet",), sampler_of_latents="fitted",
         least_class_accuracy=None, pruner="none", seed=CHOICE_SEED,
     )  # fmt: skip
     train = replace(

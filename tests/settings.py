@@ -1,7 +1,7 @@
 """Params for tests: those of params.yaml, changed to be plain and quick. A test names the values that it is about."""
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imports import ROOT
 
@@ -9,6 +9,9 @@ from pipeline.base.params import parse, read
 from pipeline.model.cvae import ModelParams
 from pipeline.training.fit import TrainParams
 from pipeline.training.objective import ObjectiveParams
+
+if TYPE_CHECKING:
+    from pipeline.study.space import TuneParams
 
 OURS = read(ROOT / "params.yaml")
 OBJECTIVE: dict[str, Any] = OURS["objective"] | {"kl_weight": 1.0}
@@ -29,3 +32,9 @@ def train_params(**changes: Any) -> TrainParams:
 
 def model_params(**changes: Any) -> ModelParams:
     return replace(parse(ModelParams, MODEL, "model"), **changes)
+
+
+def tune_params(**changes: Any) -> "TuneParams":
+    from pipeline.study.space import TuneParams  # with Optuna, which few tests need
+
+    return replace(parse(TuneParams, OURS["tune"], "tune"), **changes)

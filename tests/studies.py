@@ -14,16 +14,16 @@ import optuna
 import torch
 from bands import banded, judge
 from imports import ROOT
-from settings import objective_params, train_params
+from settings import objective_params, train_params, tune_params
 
 from pipeline.measure.evaluator import Evaluator
 from pipeline.model.cvae import Architecture
 from pipeline.study.queue import Candidate, Study, open_study
 from pipeline.study.search import Bench, Event, search
-from pipeline.study.space import Setting, TuneParams
+from pipeline.study.space import Setting
 
 CPU = torch.device("cpu")
-TUNE = TuneParams(
+TUNE = tune_params(
     study=None, trials=6, epochs=4, population="auto", kl_weight=(0.01, 100.0), learning_rate=None, latent_size=None,
     conditioning=None, objectives=("frechet",), sampler_of_latents="fitted", least_class_accuracy=None,
     pruner="halving", seed=0,

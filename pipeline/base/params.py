@@ -132,7 +132,8 @@ def _said(errors: list[ErrorDetails]) -> str:
         return " is missing"
     places = ["".join(f"[{part}]" for part in one["loc"] if isinstance(part, int)) for one in errors]
     place, value = places[0], errors[0]["input"]
-    rules = [one["msg"].removeprefix("Input should be ") for one, at in zip(errors, places, strict=True) if at == place]
+    said = [one["msg"].removeprefix("Input should be ").replace("a valid array", "a list") for one in errors]
+    rules = [rule for rule, at in zip(said, places, strict=True) if at == place]
     words = [word for rule in rules for word in re.findall("'(.*?)'", rule)]
     return f"{place} must be {' or '.join(rules)}, not {value!r}{did_you_mean(value, words)}"
 

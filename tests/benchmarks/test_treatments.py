@@ -10,7 +10,7 @@ import pytest
 import torch
 from bands import banded, judge
 from imports import ROOT
-from settings import objective_params, train_params
+from settings import objective_params, train_params, tune_params
 
 from benchmarks import treatments, treatments_report
 from benchmarks.treatments import CHOICE, COLUMNS, SETUP, TABLE, Budget, Treatment
@@ -21,10 +21,10 @@ from pipeline.model.cvae import Architecture
 from pipeline.model.likelihood import LIKELIHOODS
 from pipeline.model.samples import SAMPLERS
 from pipeline.study.search import Bench
-from pipeline.study.space import Setting, TuneParams
+from pipeline.study.space import Setting
 from pipeline.training import population
 
-TUNE = TuneParams(
+TUNE = tune_params(
     study=None, trials=1, epochs=1, population=1, kl_weight=(1e-4, 1e4), learning_rate=None, latent_size=None,
     conditioning=None, objectives=("frechet",), sampler_of_latents="fitted", least_class_accuracy=None, pruner="none",
     seed=0,

@@ -26,11 +26,12 @@ COMPARED = 1000  # images whose completions are compared with each other
 class EvaluateCompletionParams:
     """The section `evaluate_completion` of params.yaml."""
 
-    images: Annotated[
-        int | None, Field(ge=CLASSES, description="test images, each digit in its share; blank: all 10,000")
-    ]
-    draws: Annotated[int, Field(ge=1, description="k of the importance-weighted bound")]
-    seed: Annotated[int, Field(ge=0, le=2**31, description="of drawn pixels, of the bound and of completions")]
+    images: Annotated[int | None, Field(ge=CLASSES)]
+    """test images, each digit in its share; blank: all 10,000"""
+    draws: Annotated[int, Field(ge=1)]
+    """k of the importance-weighted bound"""
+    seed: Annotated[int, Field(ge=0, le=2**31)]
+    """of drawn pixels, of the bound and of completions"""
 
 
 class Estimate(NamedTuple):

@@ -36,25 +36,20 @@ class CompletionParams:
     """The section `completion` of params.yaml."""
 
     latent_size: Annotated[int, Field(ge=1, le=PIXELS)]
-    hidden: Annotated[Size, Field(description="units of every layer")]
-    label_shown: Annotated[
-        Number, Field(ge=0, le=1, description="share of training images that the model sees with their label")
-    ]
-    drawn: Annotated[
-        Number,
-        Field(ge=0, le=1, description="share whose pixels are Bernoulli draws; the others are thresholded at 0.5"),
-    ]
+    hidden: Size
+    """units of every layer"""
+    label_shown: Annotated[Number, Field(ge=0, le=1)]
+    """share of training images that the model sees with their label"""
+    drawn: Annotated[Number, Field(ge=0, le=1)]
+    """share whose pixels are Bernoulli draws; the others are thresholded at 0.5"""
     epochs: Annotated[int, Field(ge=1)]
-    network_epochs: Annotated[
-        int, Field(ge=1, description="of the deterministic network that the model is compared with")
-    ]
+    network_epochs: Annotated[int, Field(ge=1)]
+    """of the deterministic network that the model is compared with"""
     batch_size: Annotated[int, Field(ge=1)]
     learning_rate: Annotated[Number, Field(gt=0)]
     warmup: Annotated[Number, Field(ge=0, lt=1)]
-    ema: Annotated[
-        Number | None,
-        Field(gt=0, lt=1, description="decay of averaged weights, which are validated and saved; blank: last weights"),
-    ]
+    ema: Annotated[Number | None, Field(gt=0, lt=1)]
+    """decay of averaged weights, which are validated and saved; blank: last weights"""
     seed: Annotated[int, Field(ge=0, le=2**31)]
 
 

@@ -52,15 +52,14 @@ Progress = Callable[[str, int, int | None], None]
 class DataParams:
     """The section `data` of params.yaml."""
 
-    mirrors: Annotated[
-        tuple[str, ...],
-        Field(description="folders or URLs with the four MNIST files, tried before torchvision's mirrors and npm's"),
-    ]
-    checksums: Annotated[
-        str | None, Field(description="a SHA256SUMS file, for other data in MNIST's format; blank: MNIST's own")
-    ]
-    validation_size: Annotated[int, Field(ge=10, description="of the 60,000 training images")]
-    seed: Annotated[int, Field(ge=0, lt=2**32, description="of the split")]
+    mirrors: tuple[str, ...]
+    """folders or URLs with the four MNIST files, tried before torchvision's mirrors and npm's"""
+    checksums: str | None
+    """a SHA256SUMS file, for other data in MNIST's format; blank: MNIST's own"""
+    validation_size: Annotated[int, Field(ge=10)]
+    """of the 60,000 training images"""
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """of the split"""
 
 
 def mirrors(named: Sequence[str], environment: Mapping[str, str]) -> list[str]:

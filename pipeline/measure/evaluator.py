@@ -42,7 +42,8 @@ class EvaluateParams:
     """The section `evaluate` of params.yaml."""
 
     nll_draws: Draws
-    seed: Annotated[int, Field(ge=0, le=2**31, description="of samples and of the bound")]
+    seed: Annotated[int, Field(ge=0, le=2**31)]
+    """of samples and of the bound"""
 
 
 class Pictures(NamedTuple):

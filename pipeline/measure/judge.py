@@ -40,7 +40,8 @@ class JudgeParams:
 
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
-    learning_rate: Annotated[Number, Field(gt=0, description="the peak")]
+    learning_rate: Annotated[Number, Field(gt=0)]
+    """the peak"""
     seed: Annotated[int, Field(ge=0, le=2**31)]
 
 

@@ -27,34 +27,30 @@ MOST_SCALES = 2  # 28 → 14 → 7, and 7 is odd
 class ModelParams:
     """The section `model` of params.yaml: a preset, and what to change in it. None: as in the preset."""
 
-    preset: Annotated[
-        Literal["article", "strong"], Field(description="strong | article; it sets what is left blank below")
-    ]
-    architecture: Annotated[
-        Kind | None, Field(description="mlp (both presets) | conv | resnet (conv with residual blocks)")
-    ]
-    latent_size: Annotated[int | None, Field(ge=1, le=PIXELS, description="number of latent dimensions")]
-    encoder_hidden: Annotated[
-        tuple[Size, ...] | None,
-        Field(description="sizes of the dense layers, such as [512, 512]; after convolutions [256]"),
-    ]
-    decoder_hidden: Annotated[tuple[Size, ...] | None, Field(description="the same for the decoder")]
-    channels: Annotated[
-        tuple[Size, ...] | None, Field(description="of conv and resnet, at 14 × 14 and 7 × 7 pixels, such as [32, 64]")
-    ]
-    blocks: Annotated[
-        int | None, Field(ge=0, le=64, description="residual blocks at each of these sizes; resnet has 1, conv none")
-    ]
-    conditioning: Annotated[
-        Conditioning | None, Field(description="how the label enters the decoder: sum | mean | product | concat")
-    ]
-    encoder_sees_label: Annotated[bool | None, Field(description="true | false")]
-    init: Annotated[
-        Init | None,
-        Field(description="first weights: torch (both presets) | he (conv and resnet) | dark (he, with dark pixels)"),
-    ]
-    prior: Annotated[priors.Name, Field(description="p(z∣y): docs/treatments.md has the list")]
-    prior_components: Annotated[int, Field(ge=1, le=1000, description="components per label, of a mixture")]
+    preset: Literal["article", "strong"]
+    """strong | article; it sets what is left blank below"""
+    architecture: Kind | None
+    """mlp (both presets) | conv | resnet (conv with residual blocks)"""
+    latent_size: Annotated[int | None, Field(ge=1, le=PIXELS)]
+    """number of latent dimensions"""
+    encoder_hidden: tuple[Size, ...] | None
+    """sizes of the dense layers, such as [512, 512]; after convolutions [256]"""
+    decoder_hidden: tuple[Size, ...] | None
+    """the same for the decoder"""
+    channels: tuple[Size, ...] | None
+    """of conv and resnet, at 14 × 14 and 7 × 7 pixels, such as [32, 64]"""
+    blocks: Annotated[int | None, Field(ge=0, le=64)]
+    """residual blocks at each of these sizes; resnet has 1, conv none"""
+    conditioning: Conditioning | None
+    """how the label enters the decoder: sum | mean | product | concat"""
+    encoder_sees_label: bool | None
+    """true | false"""
+    init: Init | None
+    """first weights: torch (both presets) | he (conv and resnet) | dark (he, with dark pixels)"""
+    prior: priors.Name
+    """p(z∣y): docs/treatments.md has the list"""
+    prior_components: Annotated[int, Field(ge=1, le=1000)]
+    """components per label, of a mixture"""
 
     def __post_init__(self) -> None:
         kind = self.architecture or PRESETS[self.preset].architecture

@@ -1,10 +1,9 @@
 """Samples: latents from the prior or from a fitted density, decoded to images."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from pipeline.base.params import params
@@ -23,9 +22,11 @@ DECODED_AT_ONCE = 1000
 class SampleParams:
     """The section `sample` of params.yaml."""
 
-    sampler: Annotated[Sampler, Field(description="fitted (a mixture fitted to the latents of each class) | prior")]
+    sampler: Sampler
+    """fitted (a mixture fitted to the latents of each class) | prior"""
     components: Components
-    shown: Annotated[Shown, Field(description="mean | draw: samples have expected pixels or drawn ones")]
+    shown: Shown
+    """mean | draw: samples have expected pixels or drawn ones"""
 
 
 @torch.no_grad()

@@ -34,39 +34,30 @@ FORMAT = 2  # of what trials hold; it changes the studies' names, so that no stu
 class TuneParams:
     """The section `tune` of params.yaml. None: as in the other sections."""
 
-    study: Annotated[str | None, Field(description="its name; blank: made from what its figures depend on")]
-    trials: Annotated[int, Field(ge=1, description="`dvc repro` and `cvae tune` run the study until it has these")]
-    epochs: Annotated[int, Field(ge=1, description="of each trial's training; the other values are those of train")]
-    population: Annotated[
-        Literal["auto"] | Annotated[int, Field(ge=1)], Field(description="trials trained at once: auto | a number")
-    ]
-    kl_weight: Annotated[
-        tuple[Annotated[Number, Field(gt=0)], ...], Field(description="lowest and highest, sampled log-uniformly")
-    ]
-    learning_rate: Annotated[
-        tuple[Annotated[Number, Field(gt=0)], ...] | None,
-        Field(description="blank (as in train), or lowest and highest, such as [0.0005, 0.005]"),
-    ]
-    latent_size: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=784)], ...] | None,
-        Field(description="blank (as in model), or choices, such as [8, 16, 32]"),
-    ]
-    conditioning: Annotated[
-        tuple[Conditioning, ...] | None,
-        Field(description="blank (as in model), or choices, such as [sum, concat]"),
-    ]
-    objectives: Annotated[
-        tuple[Metric, ...],
-        Field(description="one or several of reconstruction, kl, elbo, nll, active_units, frechet, class_accuracy, …"),
-    ]
-    sampler_of_latents: Annotated[Sampler, Field(description="fitted | prior: whose samples are measured")]
-    least_class_accuracy: Annotated[
-        Number | None, Field(ge=0, le=1, description="a trial below it can't be the best; blank: no limit")
-    ]
-    pruner: Annotated[
-        Literal["halving", "none"],
-        Field(description="halving (after 1, 2, 4, … epochs the worse half stops) | none"),
-    ]
+    study: str | None
+    """its name; blank: made from what its figures depend on"""
+    trials: Annotated[int, Field(ge=1)]
+    """`dvc repro` and `cvae tune` run the study until it has these"""
+    epochs: Annotated[int, Field(ge=1)]
+    """of each trial's training; the other values are those of train"""
+    population: Literal["auto"] | Annotated[int, Field(ge=1)]
+    """trials trained at once: auto | a number"""
+    kl_weight: tuple[Annotated[Number, Field(gt=0)], ...]
+    """lowest and highest, sampled log-uniformly"""
+    learning_rate: tuple[Annotated[Number, Field(gt=0)], ...] | None
+    """blank (as in train), or lowest and highest, such as [0.0005, 0.005]"""
+    latent_size: tuple[Annotated[int, Field(ge=1, le=784)], ...] | None
+    """blank (as in model), or choices, such as [8, 16, 32]"""
+    conditioning: tuple[Conditioning, ...] | None
+    """blank (as in model), or choices, such as [sum, concat]"""
+    objectives: tuple[Metric, ...]
+    """one or several of reconstruction, kl, elbo, nll, active_units, frechet, class_accuracy, …"""
+    sampler_of_latents: Sampler
+    """fitted | prior: whose samples are measured"""
+    least_class_accuracy: Annotated[Number | None, Field(ge=0, le=1)]
+    """a trial below it can't be the best; blank: no limit"""
+    pruner: Literal["halving", "none"]
+    """halving (after 1, 2, 4, … epochs the worse half stops) | none"""
     seed: Annotated[int, Field(ge=0, le=2**31)]
 
 

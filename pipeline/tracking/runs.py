@@ -15,11 +15,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
-
-from pydantic import Field
 
 from pipeline.base.errors import UserError
 from pipeline.base.params import params
@@ -44,7 +42,8 @@ KEY = "run_key"  # the tag by which a run is found whose id nobody has been told
 class TrackingParams:
     """The section `tracking` of params.yaml."""
 
-    experiment: Annotated[str, Field(description="name of the MLflow experiment")]
+    experiment: str
+    """name of the MLflow experiment"""
 
 
 @contextmanager

@@ -40,27 +40,25 @@ class TrainParams:
 
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
-    learning_rate: Annotated[Number, Field(gt=0, description="the peak; it then falls to 0 along half a cosine")]
-    warmup: Annotated[
-        Number, Field(ge=0, lt=1, description="share of all steps in which the learning rate rises to its peak")
-    ]
-    ema: Annotated[
-        Number | None,
-        Field(gt=0, lt=1, description="decay of averaged weights, which are validated and saved; blank: last weights"),
-    ]
-    clip: Annotated[Number | None, Field(gt=0, description="largest norm of the gradient; blank: no limit")]
-    augment: Annotated[
-        Number,
-        Field(ge=0, le=10, description="how far training images are moved; 1: turned by about 4° (docs/treatments.md)"),
-        Neutral(0),
-    ]
-    augment_until: Annotated[
-        Number, Field(gt=0, le=1, description="share of the epochs with moved images"), Neutral(0.8)
-    ]
+    learning_rate: Annotated[Number, Field(gt=0)]
+    """the peak; it then falls to 0 along half a cosine"""
+    warmup: Annotated[Number, Field(ge=0, lt=1)]
+    """share of all steps in which the learning rate rises to its peak"""
+    ema: Annotated[Number | None, Field(gt=0, lt=1)]
+    """decay of averaged weights, which are validated and saved; blank: last weights"""
+    clip: Annotated[Number | None, Field(gt=0)]
+    """largest norm of the gradient; blank: no limit"""
+    augment: Annotated[Number, Field(ge=0, le=10), Neutral(0)]
+    """how far training images are moved; 1: turned by about 4° (docs/treatments.md)"""
+    augment_until: Annotated[Number, Field(gt=0, le=1), Neutral(0.8)]
+    """share of the epochs with moved images"""
     seed: Annotated[int, Field(ge=0, le=2**31)]
-    device: Annotated[str, Field(description="auto | cpu | cuda | cuda:1; also of the judge and the evaluation")]
-    precision: Annotated[Precision, Field(description="auto (bfloat16 where the device has it) | float32 | bfloat16")]
-    compile: Annotated[Compile, Field(description="auto (long runs on a GPU) | always | never")]
+    device: str
+    """auto | cpu | cuda | cuda:1; also of the judge and the evaluation"""
+    precision: Precision
+    """auto (bfloat16 where the device has it) | float32 | bfloat16"""
+    compile: Compile
+    """auto (long runs on a GPU) | always | never"""
 
 
 @dataclass(frozen=True)

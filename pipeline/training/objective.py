@@ -18,39 +18,28 @@ Schedule = Literal["constant", "warmup", "cyclical", "capacity"]
 class ObjectiveParams:
     """The section `objective` of params.yaml."""
 
-    kl_weight: Annotated[
-        Number, Field(ge=0, description="β of reconstruction + β · kl; 1 is the evidence lower bound (`cvae weight`)")
-    ]
-    likelihood: Annotated[likelihood.Name, Field(description="p(x∣z,y) of the pixels: docs/treatments.md has the list")]
-    sigma: Annotated[
-        Number,
-        Field(gt=0, description="of gaussian, in grey values from 0 to 1; half of it acts like a quarter of kl_weight"),
-    ]
-    pixels: Annotated[
-        Pixels, Field(description="grey | binary (a new Bernoulli draw of each pixel in every epoch; bernoulli only)")
-    ]
-    schedule: Annotated[
-        Schedule,
-        Field(description="of kl_weight: constant | warmup | cyclical | capacity (kl_weight · |kl − C|, C rises)"),
-    ]
-    schedule_share: Annotated[
-        Number, Field(gt=0, le=1, description="share of all steps (of each cycle) in which the weight, or C, rises")
-    ]
-    cycles: Annotated[int, Field(ge=1, description="of cyclical")]
-    capacity: Annotated[Number, Field(ge=0, description="nats per image that C rises to")]
-    draws: Annotated[
-        int,
-        Field(ge=1, le=1000, description="samples of z per image; several make the importance-weighted bound"),
-        Neutral(1),
-    ]
-    draws_after: Annotated[
-        Number,
-        Field(ge=0, lt=1, description="share of the epochs with one draw; 0.8: several in the last fifth"),
-        Neutral(0),
-    ]
-    free_bits: Annotated[
-        Number | None, Field(ge=0, description="nats; the loss ignores a latent dimension's kl below it; blank: none")
-    ]
+    kl_weight: Annotated[Number, Field(ge=0)]
+    """β of reconstruction + β · kl; 1 is the evidence lower bound (`cvae weight`)"""
+    likelihood: likelihood.Name
+    """p(x∣z,y) of the pixels: docs/treatments.md has the list"""
+    sigma: Annotated[Number, Field(gt=0)]
+    """of gaussian, in grey values from 0 to 1; half of it acts like a quarter of kl_weight"""
+    pixels: Pixels
+    """grey | binary (a new Bernoulli draw of each pixel in every epoch; bernoulli only)"""
+    schedule: Schedule
+    """of kl_weight: constant | warmup | cyclical | capacity (kl_weight · |kl − C|, C rises)"""
+    schedule_share: Annotated[Number, Field(gt=0, le=1)]
+    """share of all steps (of each cycle) in which the weight, or C, rises"""
+    cycles: Annotated[int, Field(ge=1)]
+    """of cyclical"""
+    capacity: Annotated[Number, Field(ge=0)]
+    """nats per image that C rises to"""
+    draws: Annotated[int, Field(ge=1, le=1000), Neutral(1)]
+    """samples of z per image; several make the importance-weighted bound"""
+    draws_after: Annotated[Number, Field(ge=0, lt=1), Neutral(0)]
+    """share of the epochs with one draw; 0.8: several in the last fifth"""
+    free_bits: Annotated[Number | None, Field(ge=0)]
+    """nats; the loss ignores a latent dimension's kl below it; blank: none"""
 
     def __post_init__(self) -> None:
         if self.draws > 1 and (self.free_bits or self.schedule == "capacity"):

@@ -96,7 +96,7 @@ from studies import *
 from pipeline.base import console
 from pipeline.study.search import Epoch
 def main():
-    found = opened(Path({folder!r}), having(**{tune!r}))
+    found = open_study(having(**{tune!r}), Path({folder!r}), create=True)  # the processes make its tables
     for event in events(found):
         if isinstance(event, Epoch):
             print("epoch", event.candidate.number, event.record.epoch, flush=True)

@@ -81,11 +81,15 @@ def test_a_killed_study_continues_and_its_count_ends_exact(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.usefixtures("either")
 def test_several_processes_share_one_new_study(tmp_path: Path) -> None:
-    processes = [program(tmp_path, trials=9, population=2, epochs=2) for _ in range(3)]
-    outputs = [process.communicate("go on\n" * 50, timeout=300) for process in processes]
+    processes = [program(tmp_path, trials=6, population=2, epochs=1) for _ in range(3)]
+    for process in processes:  # none of them may wait for its line while another waits for its trials
+        assert process.stdin is not None
+        process.stdin.write("go on\n" * 50)
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    found = opened(tmp_path, having(trials=9, epochs=2))
-    assert found.done() == len(found.trials()) == found.table()["kl_weight"].nunique() == 9
+    found = opened(tmp_path, having(trials=6, epochs=1))
+    assert found.done() == len(found.trials()) == found.table()["kl_weight"].nunique() == 6
     assert found.note("workers") == 3
 
 

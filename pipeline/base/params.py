@@ -1,8 +1,8 @@
 """Strict reading of params.yaml.
 
 Each section belongs to one module, which declares it as a class with the decorator `params`. Such a class has no
-defaults: the file alone holds the values. A field's annotation is its rule. The text below a field is the comment of its
-key in the file.
+defaults: the file alone holds the values. A field's annotation is its rule. The text below a field is the comment of
+its key in the file.
 """
 
 import dataclasses

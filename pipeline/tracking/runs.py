@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from pipeline.base.errors import UserError
@@ -62,8 +61,8 @@ def start(
     """A new run. It ends as FINISHED, as FAILED after an exception, or as KILLED after Ctrl-C or SIGTERM.
 
     parent: the run id under which the UI shows it. key: that of an interrupted run, which then goes on.
-    wait: whether to wait for the run's creation. Without it, `run_id` is empty at first, and a store whose failure
-    shows late only gives a warning. With a parent, whose store has worked before, a failure gives a warning, too.
+    wait: whether to wait until the store has created the run, and to raise its errors. Without it, `run_id` is empty
+    at first, and an error that shows late is a warning. So it is with a parent, whose store has worked before.
     warn: gets one line when records cannot be sent (default: stderr). Raises UserError if the store cannot be used.
     """
     run = Run(Outbox.at(tracking_uri(root)), name, warn, key)
@@ -71,8 +70,7 @@ def start(
     create = partial(run._create, experiment, _texts(context, LONGEST_TAG))
     if parent:
         run._put(create)
-        if wait:
-            run.wait_for_id()
+        run.wait_for_id()
     elif wait:
         with one_line(run.uri):
             run._outbox.ask(create)
@@ -179,8 +177,6 @@ class Run(Sender):
 
     def image(self, key: str, image: "np.ndarray", step: int) -> None:
         """A picture, (H, W) or (H, W, 3) uint8. Pictures with one key become a tile with a slider over the steps."""
-        if image.dtype != "uint8" or image.ndim not in (2, 3):
-            raise ValueError(f"image {key!r} must be (H, W) or (H, W, 3) uint8, not {image.shape} {image.dtype}")
         picture, at = image.copy(), _now()
         self._put(
             lambda client: client.log_image(self.run_id, picture, key=key, step=step, timestamp=at, synchronous=True)
@@ -193,32 +189,27 @@ class Run(Sender):
         self._put(lambda client: client.log_artifact(self.run_id, copy, folder), kept)
 
     def table(self, frame: "pd.DataFrame", name: str) -> None:
-        """A table for the UI's evaluation view, as the artifact `<name>.json`. It replaces an earlier one.
+        """The run's table for the UI's evaluation view, as the artifact `<name>.json`. It replaces an earlier one.
 
         The layout is that of MLflow's log_table, which would append the rows instead.
         """
-        file, content = f"{name}.json", frame.to_json(orient="split", index=False, date_format="iso")
+        content = frame.to_json(orient="split", index=False, date_format="iso")
+        listed = json.dumps([{"path": f"{name}.json", "type": "table"}])
 
         def send(client: Any) -> None:
-            from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
-
-            client.log_text(self.run_id, content, file)
-            listed = json.loads(client.get_run(self.run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
-            entry = {"path": file, "type": "table"}
-            if entry not in listed:
-                client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*listed, entry]))
+            client.log_text(self.run_id, content, f"{name}.json")
+            client.set_tag(self.run_id, "mlflow.loggedArtifacts", listed)
 
         self._put(send)
 
     def dataset(self, name: str, digest: str, source: str, context: str) -> None:
-        """The data that the run read: `source` is a path or URL, `context` its use ("train", "test")."""
-        remote = urlsplit(source).scheme in ("http", "https")
-        address = json.dumps({"url" if remote else "uri": source})
+        """The data that the run read: `source` is a path, `context` its use ("train", "test")."""
+        address = json.dumps({"uri": source})
 
         def send(client: Any) -> None:
             from mlflow.entities import Dataset, DatasetInput, InputTag
 
-            data = Dataset(name, digest[:LONGEST_DIGEST], "http" if remote else "local", address)
+            data = Dataset(name, digest[:LONGEST_DIGEST], "local", address)
             entry = DatasetInput(data, [InputTag("mlflow.data.context", context)])
             client.log_inputs(self.run_id, [entry])
 

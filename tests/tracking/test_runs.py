@@ -191,12 +191,15 @@ def test_a_run_that_is_gone_is_replaced_with_a_warning(root: Path, warnings: lis
 
 
 @pytest.mark.slow
-def test_a_server_that_does_not_answer_at_the_start_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_server_that_does_not_answer_at_the_start_is_an_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch, wait: bool
+) -> None:
     with socket.socket() as deaf:  # bound, so that nobody else takes the port, but not listening
         deaf.bind(("127.0.0.1", 0))
         port = deaf.getsockname()[1]
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
-        with pytest.raises(UserError) as caught, runs.start("train", "e", root=root):
+        with pytest.raises(UserError) as caught, runs.start("train", "e", wait=wait, root=root):
             pass
     message = str(caught.value)
     assert f"http://127.0.0.1:{port}" in message

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,14 @@ def pack(folder: Path, weights: Path, served: Served) -> None:
         signature=signature,
         input_example=example,
     )
+
+
+def warm_up() -> None:
+    """Packs an empty file, so that all imports are done when a model comes."""
+    with suppress(OSError), tempfile.TemporaryDirectory(prefix="cvae-") as folder:
+        empty = Path(folder, "empty")
+        empty.touch()
+        pack(Path(folder, MODEL), empty, "samples")
 
 
 def _interface(served: Served) -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ from pipeline.base.params import params
 from pipeline.tracking import local
 from pipeline.tracking.local import one_line, shown, tracking_uri
 from pipeline.tracking.outbox import Outbox, Record, Send, Sender, Warn
-from pipeline.tracking.package import MODEL, Served, pack, sign
+from pipeline.tracking.package import MODEL, Served, pack, sign, warm_up
 from pipeline.tracking.process import Terminated, context_tags, sigterm_raises
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def start(
     else:
         local.check(run.uri)
         run._put(create)
+        run._put(lambda _client: warm_up())
     with _recording(run):
         run.params(params or {})
         yield run

@@ -18,7 +18,7 @@ from pipeline.tracking.local import connect, reason, shown
 
 PAUSE_SECONDS = 10.0  # how long a store that failed is left alone
 STALL_SECONDS = 30.0  # how long the end of a run waits for one record
-ASK_SECONDS = 120.0  # how long a question may take, with the creation of a database before it
+FIRST_SECONDS = 120.0  # the same, while mlflow is imported and a database created
 
 Warn = Callable[[str], None]
 Send = Callable[[Any], Any]  # takes an MlflowClient
@@ -77,14 +77,14 @@ class Outbox:
         with self._changed:
             self._asked.append((send, answer))
             self._changed.notify_all()
-        return answer.result(ASK_SECONDS)
+        return answer.result(FIRST_SECONDS)
 
     def wait(self, enough: Callable[[], bool] = lambda: False) -> None:
         """Returns once all is sent, or `enough`, or the store fails, or a record takes longer than STALL_SECONDS."""
         with self._changed:
             while self._pending and not self._down and not enough():
                 sent = self._sent
-                self._changed.wait(STALL_SECONDS)
+                self._changed.wait(STALL_SECONDS if self._client else FIRST_SECONDS)
                 if self._sent == sent and not self._down:
                     return
 

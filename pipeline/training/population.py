@@ -249,15 +249,15 @@ def member_losses(template: CVAE, aim: ObjectiveParams, *, half: bool, device: t
         return loss, terms.reconstruction.mean(), terms.kl.mean()
 
     by_member = vmap(member_loss, in_dims=(0, 0, 0, None, None, None, None))
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PRODUCTS)}
+    layers = {name: layer for name, layer in model.named_modules() if half and isinstance(layer, PRODUCTS)}
+    for layer in layers.values():
+        layer.register_forward_pre_hook(lambda layer, inputs: (inputs[0].to(layer.weight.dtype),))
     halved = {f"{name}.{weight}" for name, layer in layers.items() for weight, _ in layer.named_parameters()}
 
     def losses(weights: dict[str, Tensor], *rest: Any) -> tuple[Tensor, ...]:
-        if not half:
-            return by_member(weights, *rest)
+        # In place of autocast, which does not convert all that a convolution takes under vmap.
         weights = {name: _Half.apply(tensor) if name in halved else tensor for name, tensor in weights.items()}
-        with torch.autocast(rest[-1].device.type, torch.bfloat16):
-            return by_member(weights, *rest)
+        return by_member(weights, *rest)
 
     return losses if device is None else compiled.compiled(losses, device)
 
@@ -274,9 +274,9 @@ class _Terms(nn.Module):
 
 
 class _Half(torch.autograd.Function):
-    """Float32 weights in bfloat16, rounded before vmap: autocast would do it inside, but forgets convolutions' biases.
+    """Float32 weights to bfloat16. The gradient is laid out as the weights are.
 
-    The gradient is laid out as the weights are. Autograd alone would copy it once more: a twentieth of a step.
+    Autograd alone would copy the gradient once more: a twentieth of a step.
     """
 
     @staticmethod

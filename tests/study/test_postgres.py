@@ -231,17 +231,6 @@ def test_a_wrong_password_is_one_line_without_it(database: str, server: Server, 
     assert "can't be used" in words
 
 
-def test_a_missing_database_is_named(server: Server, tmp_path: Path) -> None:
-    assert 'database "nowhere" does not exist' in refused(tmp_path, OPTUNA_STORAGE=server.url("nowhere"))
-
-
-def test_where_there_is_no_study_nothing_is_made(database: str, server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no study in .* yet: run `cvae tune`") as caught:
-        open_study(SETTING, tmp_path, create=False)
-    one_line(caught.value)
-    assert server.query("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", database) == [(0,)]
-
-
 def test_a_user_who_may_make_no_tables_is_told(database: str, server: Server, tmp_path: Path) -> None:
     server.query("DROP ROLE IF EXISTS guest")
     server.query("CREATE ROLE guest LOGIN PASSWORD 'secret'")

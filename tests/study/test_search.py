@@ -83,12 +83,6 @@ def test_a_picture_of_each_trial_is_kept(done: Done) -> None:
 
 
 @pytest.mark.slow
-def test_one_process_repeats_itself(done: Done, tmp_path: Path) -> None:
-    first, second = (found.table().drop(columns="seconds") for found in (done[0], finished(tmp_path, EIGHT)))
-    assert first.equals(second)
-
-
-@pytest.mark.slow
 def test_a_study_continues_only_with_more_trials_and_repeats_no_weight(tmp_path: Path) -> None:
     finished(tmp_path, having(trials=5, epochs=1))
     assert list(events(opened(tmp_path, having(trials=5, epochs=1)))) == []

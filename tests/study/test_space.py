@@ -41,10 +41,6 @@ def test_half_of_a_study_covers_the_range(tmp_path: Any) -> None:
     assert np.diff(np.log(sorted([0.01, 100.0, *weights]))).max() < np.log(100.0 / 0.01) / 4
 
 
-def test_a_weight_in_the_widest_gap_is_in_the_range() -> None:
-    assert space.widest_gap((1.0001, 1.0002), []) == 1.0001
-
-
 def test_the_name_ignores_the_budget_and_the_current_weight() -> None:
     other = having(trials=99, population=3, pruner="none", seed=5)
     other = replace(other, aim=replace(SETTING.aim, kl_weight=7.0))

@@ -28,9 +28,11 @@ def main() -> None:
     hashes = {"data": sha256(PREPARED), "params": digest(plain(params), precision, compiling)}
     notes = {"device": str(device), "precision": str(pick_precision(precision, device)).removeprefix("torch.")}
     view = training_view(params.drawn, params.label_shown)
-    own = {key: getattr(params, key) for key in ("batch_size", "learning_rate", "warmup", "ema", "seed")}
-    unused: dict[str, Any] = {"clip": None, "augment": 0, "augment_until": 1}
-    shared = own | unused | {"device": name, "precision": precision, "compile": compiling}
+    shared: dict[str, Any] = {
+        "batch_size": params.batch_size, "learning_rate": params.learning_rate, "warmup": params.warmup,
+        "ema": params.ema, "seed": params.seed, "device": name, "precision": precision, "compile": compiling,
+        "clip": None, "augment": 0, "augment_until": 1,
+    }  # fmt: skip
 
     histories = []
     # The CVAE comes last, because the evaluation continues the last run.

@@ -11,6 +11,7 @@ from pipeline.model.cvae import CVAE, Model
 
 ACTIVE = 0.01  # Burda 2016, section 5.2
 DECODED_AT_ONCE = 4096  # latents, so that their activations stay in the CPU's cache
+DECODED_ON_GPU = 65_536  # the same on a GPU, which is then at work all the time; it takes some GB
 ONE_BY_ONE = 64  # with k from here on, a CPU decodes one image's latents at a time (CVAE.decode_one_image)
 
 
@@ -47,7 +48,8 @@ def importance_weighted(model: Model, images: Tensor, condition: Tensor, k: int,
         outputs = ((model.decode_one_image(latents, label), pixels) for latents, label, pixels in rows)
         return torch.stack([model.likelihood.log_prob(output, pixels) for output, pixels in outputs], 1)
 
-    images_at_once, samples_at_once = max(DECODED_AT_ONCE // k, 1), min(k, DECODED_AT_ONCE)
+    at_once = DECODED_ON_GPU if images.is_cuda else DECODED_AT_ONCE
+    images_at_once, samples_at_once = max(at_once // k, 1), min(k, at_once)
     bound = torch.empty(len(images), device=images.device)
     prior = model.prior()
     for start in range(0, len(images), images_at_once):

@@ -30,6 +30,10 @@ def options():
 
 console.run(options)' "recipes/$name.yaml")
 
+# DVC keeps experiments in commits, which need a name
+if ! { git config user.name && git config user.email; } >/dev/null 2>&1; then
+    export GIT_AUTHOR_NAME=cvae GIT_AUTHOR_EMAIL=cvae GIT_COMMITTER_NAME=cvae GIT_COMMITTER_EMAIL=cvae
+fi
 dvc exp remove "recipe-$name" >/dev/null 2>&1 || true
 # shellcheck disable=SC2086
 dvc exp run --temp --name "recipe-$name" $changes "$@" "$target"

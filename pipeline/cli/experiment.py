@@ -1,6 +1,7 @@
 """`cvae try`: a DVC experiment whose values are checked before anything is changed or removed."""
 
 import copy
+import os
 import subprocess
 from typing import Annotated, Any
 
@@ -36,9 +37,17 @@ def experiment(
         parse(owner, changed[section], f"{FILE}: {section}")
     options = [word for change in changes for word in ("--set-param", change)]
     options += ["--name", name] if name else []
-    done = subprocess.run(["dvc", "exp", "run", *options, target])
+    done = subprocess.run(["dvc", "exp", "run", *options, target], env=_identity() | os.environ)
     if done.returncode:
         raise typer.Exit(done.returncode)
+
+
+def _identity() -> dict[str, str]:
+    """A name for the commits that DVC keeps experiments in, where git has none."""
+    known = (subprocess.run(["git", "config", key], capture_output=True) for key in ("user.name", "user.email"))
+    if all(found.returncode == 0 for found in known):
+        return {}
+    return {f"GIT_{who}_{what}": "cvae" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
 def _parts(change: str) -> tuple[str, str, Any]:

@@ -127,3 +127,17 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
+
+
+def test_an_experiment_needs_no_name_in_git(project: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch) -> None:
+    dvc = project / "bin/dvc"
+    dvc.parent.mkdir()
+    dvc.write_text('#!/bin/sh\necho "$GIT_AUTHOR_NAME $GIT_COMMITTER_EMAIL" > who\n', encoding="utf-8")
+    dvc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{dvc.parent}{os.pathsep}{os.environ['PATH']}")
+    assert cvae("try objective.kl_weight=1").status == 0
+    assert (project / "who").read_text() == "cvae cvae\n"
+    (project / "config").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n", encoding="utf-8")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(project / "config"))
+    assert cvae("try objective.kl_weight=1").status == 0
+    assert (project / "who").read_text() == " \n"

@@ -3,8 +3,12 @@
 .PHONY: help setup repro completions treatments bench bench-quick test test-unit check ui lock
 
 PYTHON ?= python3
+# `make setup CPU_ONLY=1` leaves these out, also when it runs again. Torch can't start without its other CUDA libraries.
+GPU_PACKAGES = triton nvidia-cusolver nvidia-nvtx cuda-bindings cuda-pathfinder
+LEAVE_OUT := $(CPU_ONLY)$(wildcard .venv/left_out)
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/ready
+WITHOUT_VENV = PATH="$${PATH\#*/.venv/bin:}"
 # A test file stays with one worker, which makes what its tests share once. `make test WORKERS=0`: one after another.
 WORKERS ?= 2
 SIDE_BY_SIDE = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -12,6 +16,9 @@ SIDE_BY_SIDE = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 export PATH := $(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport PYTHONHOME
+
+# The programs in .venv name its folder. If the project was moved, or its Python is gone, .venv is made anew.
+$(shell { test -x .venv/bin/python && test "$$(cat $(READY))" = "$$(pwd -P)"; } 2>/dev/null || rm -f $(READY))
 
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -25,7 +32,7 @@ repro: $(READY)  ## run the pipeline: what changed since the last time, and what
 completions: $(READY)  ## train and measure what completes pictures
 	@dvc repro completion/dvc.yaml
 
-treatments: $(READY)  ## measure every likelihood, prior and sampler for docs/treatments.md (OPTIONS=--help)
+treatments: $(READY)  ## measure every likelihood, prior and sampler for docs/lab/treatments.md (OPTIONS=--help)
 	@dvc repro --quiet judge
 	@python -m benchmarks.treatments $(OPTIONS)
 	@python -m benchmarks.treatments_report
@@ -45,19 +52,19 @@ ui: $(READY)  ## compare runs in the browser
 	@cvae ui
 
 bench: $(READY)  ## measure speed against what you would write or pick instead; needs `make repro` once
-	$(YARDSTICKS)
+	$(CONTENDERS)
 	@python -m benchmarks.run
 	@python -m benchmarks.commands
 	@python -m benchmarks.commands --repro
 	@python -m benchmarks.growth
 
 bench-quick: $(READY)  ## fewer rounds of fewer images, in less than five minutes
-	$(YARDSTICKS)
+	$(CONTENDERS)
 	@python -m benchmarks.run --quick
 	@python -m benchmarks.commands --quick
 
 # Lightning and pythae, without what they have in common with requirements.lock, whose versions stay
-YARDSTICKS = @uv pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.txt
+CONTENDERS = @uv pip install --quiet --require-hashes --no-deps --requirement benchmarks/requirements.txt
 
 lock: $(READY)  ## resolve pyproject.toml's ranges into requirements.lock anew
 	@uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --all-extras --python-version 3.11 \
@@ -68,11 +75,13 @@ lock: $(READY)  ## resolve pyproject.toml's ranges into requirements.lock anew
 # Bytecode is compiled once, here: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each stage and each
 # program that a test starts would otherwise compile thousands of modules anew.
 $(READY): requirements.lock pyproject.toml
-	@PATH="$${PATH#$(BIN):}" $(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	@$(WITHOUT_VENV) $(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 		sys.exit(0 if (3, 11) <= v < (3, 14) else "error: this is Python %d.%d; 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 setup" % v)'
-	@test -x $(BIN)/python || PATH="$${PATH#$(BIN):}" $(PYTHON) -m venv .venv
-	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@echo "installing what requirements.lock names into .venv: the first time, some 6 GB and a minute or more"
-	@uv pip install --quiet --require-hashes --compile-bytecode --requirement requirements.lock
+	@test -e $@ || $(WITHOUT_VENV) $(PYTHON) -m venv --clear .venv
+	@command -v uv >/dev/null || .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@$(if $(LEAVE_OUT),printf '%s\n' $(GPU_PACKAGES) >.venv/left_out)
+	@echo "installing what requirements.lock names into .venv: the first time, some 6 GB (CPU_ONLY=1: 5 GB) and a minute or more"
+	@uv pip install --quiet --require-hashes --compile-bytecode --requirement requirements.lock \
+		$(if $(LEAVE_OUT),--excludes .venv/left_out)
 	@uv pip install --quiet --no-deps --editable .
-	@touch $@
+	@pwd -P >$@

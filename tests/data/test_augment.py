@@ -11,8 +11,6 @@ from pipeline.data import augment
 from pipeline.data.splits import SIDE, Split
 from pipeline.training.fit import labelled, minibatches
 
-MOVES = ("TURN", "SHEAR", "STRETCH", "SHIFT")
-
 
 def source(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
@@ -36,11 +34,6 @@ def moments(images: Tensor) -> tuple[Tensor, Tensor]:
     return middle, torch.einsum("nij,nkij,nlij->nkl", ink, away, away)
 
 
-def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    for name in set(MOVES) - set(names):
-        monkeypatch.setattr(augment, name, 0.0)
-
-
 def test_each_image_moves_by_amounts_of_its_own_that_the_seed_decides() -> None:
     images = bar(3)
     kept = images.clone()
@@ -53,39 +46,27 @@ def test_each_image_moves_by_amounts_of_its_own_that_the_seed_decides() -> None:
     assert len({image.numpy().tobytes() for image in (*moved, *augment.move(images, 1.0, source(1)))}) == 6
 
 
-@pytest.mark.parametrize("strength", [1.0, 2.0])
-def test_images_are_shifted_by_a_third_of_a_pixel(monkeypatch: pytest.MonkeyPatch, strength: float) -> None:
-    only(monkeypatch, "SHIFT")
-    middle, _ = moments(augment.move(bar(2000), strength, source()))
-    assert middle.std(0).tolist() == pytest.approx([0.3 * strength] * 2, rel=0.06)
-    assert middle.mean(0).tolist() == pytest.approx([0, 0], abs=0.03 * strength)
+def test_copies_are_shifted_turned_and_sheared_by_the_amounts_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def copies(name: str) -> tuple[Tensor, Tensor]:
+        with monkeypatch.context() as patch:
+            for other in {"TURN", "SHEAR", "STRETCH", "SHIFT"} - {name}:
+                patch.setattr(augment, other, 0.0)
+            return moments(augment.move(bar(2000), 1.0, source()))
 
-
-def test_images_are_turned_by_four_degrees(monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, "TURN")
-    _, spread = moments(augment.move(bar(2000), 2.0, source()))
+    middle, _ = copies("SHIFT")
+    assert middle.std(0).tolist() == pytest.approx([0.3, 0.3], rel=0.06)
+    assert middle.mean(0).tolist() == pytest.approx([0, 0], abs=0.03)
+    _, spread = copies("TURN")
     across, down, mixed = spread[:, 0, 0], spread[:, 1, 1], spread[:, 0, 1]
     degrees = torch.rad2deg(torch.atan2(2 * mixed, down - across) / 2)  # of the long axis, away from upright
-    assert degrees.std().item() == pytest.approx(8, rel=0.06)
-    _, before = moments(bar(1))
-    size = before.diagonal(dim1=1, dim2=2).sum().item()  # a turn leaves it alone
-    assert spread.diagonal(dim1=1, dim2=2).sum(1).tolist() == pytest.approx([size] * 2000, rel=0.03)
-
-
-def test_images_are_sheared_and_stretched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """x = (1 + wide) x' + shear y' for the places that a copy's pixels x' are taken from.
-
-    torch's bicubic interpolation (a = -0.75) stretches by a sixth more than it is asked to.
-    """
-    before = moments(bar(1))[1][0]
-    only(monkeypatch, "STRETCH")
-    spread = moments(augment.move(bar(2000), 1.0, source()))[1]
-    for axis in range(2):
-        assert (before[axis, axis] / spread[:, axis, axis]).sqrt().std().item() == pytest.approx(0.03, rel=0.25)
-    monkeypatch.undo()
-    only(monkeypatch, "SHEAR")
-    spread = moments(augment.move(bar(2000), 1.0, source()))[1]
+    assert degrees.std().item() == pytest.approx(4, rel=0.06)
+    _, spread = copies("SHEAR")
     assert (spread[:, 0, 1] / spread[:, 1, 1]).std().item() == pytest.approx(0.05, rel=0.06)
+    _, spread = copies("STRETCH")
+    _, before = moments(bar(1))
+    assert (before[0, 0, 0] / spread[:, 0, 0]).sqrt().std().item() == pytest.approx(
+        0.03, rel=0.25
+    )  # bicubic adds to it
 
 
 DIGITS = Split(torch.randint(0, 256, (60, 1, SIDE, SIDE), dtype=torch.uint8, generator=source()), torch.arange(60) % 10)

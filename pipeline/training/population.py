@@ -20,8 +20,22 @@ from pipeline.base.device import pick_precision
 from pipeline.data.splits import PIXELS, SIDE, Split
 from pipeline.model.cvae import CVAE, Architecture
 from pipeline.model.likelihood import Bernoulli, full
-from pipeline.training import compiled, objective, schedule
-from pipeline.training.fit import Record, TakeStep, TrainParams, average, calibrate, labelled, run_epoch, validate
+from pipeline.training import compiled, objective
+from pipeline.training.fit import (
+    Batch,
+    Loop,
+    Record,
+    TakeStep,
+    TrainParams,
+    adam,
+    average,
+    calibrate,
+    changed_by,
+    labelled,
+    set_learning_rate,
+    steps_per_epoch,
+    validate,
+)
 from pipeline.training.objective import ObjectiveParams
 from pipeline.training.schedule import Step
 
@@ -46,10 +60,9 @@ class Population:
     pace: Tensor | None = None
     epoch: int = 0
 
-    def step(self, learning_rate: float) -> None:
+    def step(self, learning_rate: float | Tensor) -> None:
         """One step of Adam, whose update is proportional to the learning rate: a member's own rate takes a share."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
         if self.pace is None:
             self.optimizer.step()
             return
@@ -71,13 +84,13 @@ class Population:
         """Takes members out between two records. The rest continue as if those had stayed."""
         leaving = {self._row(member) for member in members}
         rows = [row for row in range(len(self.members)) if row not in leaving]
-        adam = self.optimizer
+        before = self.optimizer
         weights = {name: weight.detach()[rows].requires_grad_() for name, weight in self.weights.items()}
-        self.optimizer = torch.optim.Adam(weights.values(), lr=adam.param_groups[0]["lr"], fused=True)
+        self.optimizer = adam([*weights.values()], float(before.param_groups[0]["lr"]))
         for name, weight in self.weights.items():
             # `step` is one number for the whole tensor; the moments have a row for each member.
             self.optimizer.state[weights[name]] = {
-                key: value if key == "step" else value[rows] for key, value in adam.state[weight].items()
+                key: value if key == "step" else value[rows] for key, value in before.state[weight].items()
             }
         self.weights = weights
         self.average = self.average and {name: mean[rows] for name, mean in self.average.items()}
@@ -118,7 +131,7 @@ def start(
         template=copy.deepcopy(models[0]).eval(),
         weights=weights,
         buffers=buffers,
-        optimizer=torch.optim.Adam(weights.values(), lr=params.learning_rate, fused=True),
+        optimizer=adam([*weights.values()], params.learning_rate),
         kl_weights=torch.tensor(kl_weights, dtype=dtype, device=device),
         members=list(range(len(models))),
         pace=None if own_rates is None else own_rates / params.learning_rate,
@@ -135,10 +148,19 @@ def fit(
     dropped. Ends early when no member is left. Raises UserError if compiling is asked for and there is no compiler.
     """
     view, template = labelled(aim.pixels), population.template
-    take_step = _population_step(population, params, aim, train.images.device)
+    take_step = _population_step(population, params, aim, train)
 
+    def state() -> list[Tensor]:
+        return [*changed_by(population.optimizer), *(population.average or {}).values(), *population.buffers.values()]
+
+    def loop() -> Loop:
+        return Loop(take_step, state, train, params, aim, view, template.latent_size, population.kl_weights.dtype)
+
+    running, members = loop(), list(population.members)
     while population.members and population.epoch < params.epochs:
-        ran = run_epoch(take_step, population.epoch, train, params, aim, view, template)
+        if members != population.members:  # a captured step is of those who were in
+            running, members = loop(), list(population.members)
+        ran = running.run(population.epoch)
         population.epoch += 1
 
         means = ran.trace.mean(0).T.tolist()
@@ -156,17 +178,16 @@ def fit(
         yield records
 
 
-def _population_step(
-    population: Population, params: TrainParams, aim: ObjectiveParams, device: torch.device
-) -> TakeStep:
+def _population_step(population: Population, params: TrainParams, aim: ObjectiveParams, train: Split) -> TakeStep:
     """Takes the members that are still in the population one step further."""
-    is_compiled = compiled.is_worth(params.compile, device, images=0)
+    device, steps = train.images.device, steps_per_epoch(train, params) * params.epochs
+    is_compiled = compiled.is_worth(params.compile, device, steps)
     half = pick_precision(params.precision, device) == torch.bfloat16
-    losses = member_losses(population.template, aim, half=half, device=device if is_compiled else None)
+    losses = member_losses(population.template, aim, half=half, is_compiled=is_compiled)
 
-    def take_step(batch: tuple[Tensor, Tensor, Tensor], step: Step) -> Tensor:
+    def take_step(batch: Batch, step: Step[Any]) -> Tensor:
         kl_weights = population.kl_weights * step.kl_factor
-        capacity = None if step.capacity is None else kl_weights.new_tensor(step.capacity)
+        capacity = None if step.capacity is None else torch.as_tensor(step.capacity).to(kl_weights)
         population.optimizer.zero_grad()
         traced = losses(population.weights, population.buffers, kl_weights, capacity, *batch)
         traced[0].sum().backward()  # no loss depends on another member's weights
@@ -174,9 +195,8 @@ def _population_step(
         if params.clip is not None:
             _clip([*population.weights.values()], params.clip)
         population.step(step.learning_rate)
-        if population.average is not None and params.ema is not None:
-            means, weights = population.average.values(), population.weights.values()
-            average([*means], [*weights], schedule.decay(step.number, params.ema))
+        if population.average is not None and step.decay is not None:
+            average([*population.average.values()], [*population.weights.values()], step.decay)
         return torch.stack(traced).detach()
 
     return take_step
@@ -226,13 +246,13 @@ def _memory(device: torch.device) -> int:
 Losses = Callable[..., tuple[Tensor, ...]]
 
 
-def member_losses(template: CVAE, aim: ObjectiveParams, *, half: bool, device: torch.device | None) -> Losses:
+def member_losses(template: CVAE, aim: ObjectiveParams, *, half: bool, is_compiled: bool) -> Losses:
     """The objective of one member, by the model's own code, over all members by vmap.
 
-    half: multiply in bfloat16. device: where the losses are compiled for, or None.
+    half: multiply in bfloat16.
     """
     model = copy.deepcopy(template).train()
-    if type(model.likelihood) is Bernoulli and device is None:
+    if type(model.likelihood) is Bernoulli and not is_compiled:
         model.likelihood = _StackableBernoulli()
     function = _Terms(model)
 
@@ -259,7 +279,7 @@ def member_losses(template: CVAE, aim: ObjectiveParams, *, half: bool, device: t
         weights = {name: _Half.apply(tensor) if name in halved else tensor for name, tensor in weights.items()}
         return by_member(weights, *rest)
 
-    return losses if device is None else compiled.compiled(losses, device)
+    return compiled.compiled(losses) if is_compiled else losses
 
 
 class _Terms(nn.Module):

@@ -4,22 +4,26 @@ Steps are counted from 0 over the whole run.
 """
 
 import math
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
+
+from torch import Tensor
 
 from pipeline.training.objective import ObjectiveParams
 
+N = TypeVar("N", float, Tensor)
 
-class Step(NamedTuple):
-    """What a step is taken with.
 
-    number: how many steps came before. kl_factor: share of the KL weight. The weight itself is not part of it: the
-    members of a population share the schedule and differ in their weights. capacity: nats per image, or None.
+class Step(NamedTuple, Generic[N]):
+    """What a step is taken with: numbers on a CPU, tensors () on a GPU, where reading a number would be a wait.
+
+    kl_factor: share of the KL weight. The weight itself is not part of it: the members of a population share the
+    schedule and differ in their weights. capacity: nats per image, or None. decay: of the averaged weights, or None.
     """
 
-    number: int
-    learning_rate: float
-    kl_factor: float
-    capacity: float | None
+    learning_rate: N
+    kl_factor: N
+    capacity: N | None
+    decay: N | None
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:

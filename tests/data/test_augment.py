@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from settings import train_params
+from settings import objective_params, train_params
 from torch import Tensor
 
 from pipeline.data import augment
 from pipeline.data.splits import SIDE, Split
-from pipeline.training.fit import labelled, minibatches
+from pipeline.training.fit import Batch, Loop, labelled
 
 
 def source(seed: int = 0) -> torch.Generator:
@@ -72,9 +72,15 @@ def test_copies_are_shifted_turned_and_sheared_by_the_amounts_that_are_named(mon
 DIGITS = Split(torch.randint(0, 256, (60, 1, SIDE, SIDE), dtype=torch.uint8, generator=source()), torch.arange(60) % 10)
 
 
-def seen(epoch: int, **changes: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
-    params = train_params(epochs=10, **changes)
-    return list(minibatches(DIGITS, params, labelled("grey"), epoch, 4, torch.float32))
+def seen(epoch: int, **changes: Any) -> list[Batch]:
+    params, batches = train_params(epochs=10, **changes), []
+
+    def take_step(batch: Batch, _: Any) -> Tensor:
+        batches.append(batch)
+        return torch.zeros(3)
+
+    Loop(take_step, list, DIGITS, params, objective_params(), labelled("grey"), 4, torch.float32).run(epoch)
+    return batches
 
 
 def test_each_epoch_has_its_own_copies_until_augment_until() -> None:

@@ -28,25 +28,14 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-class Bar:
-    """A live bar on a terminal; elsewhere one line per step."""
-
-    def __init__(self, title: str, total: int, live: "Callable[[int, int, str], None] | None") -> None:
-        self.title, self.total, self._live = title, total, live
-
-    def show(self, done: int, note: str = "") -> None:
-        """Moves the bar to `done` of `total`, with `note` beside it."""
-        if self._live:
-            self._live(done, self.total, note)
-        else:
-            print(f"{self.title} {done}/{self.total}  {note}".rstrip(), flush=True)
-
-
 @contextmanager
-def bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
-    """A progress bar over `total` steps, which starts after `done` of them."""
+def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """A live bar over `total` steps, of which `done` are done; where there is no terminal, one line per step.
+
+    Yields a function of the steps done and of a note beside the bar.
+    """
     if not sys.stdout.isatty():
-        yield Bar(title, total, None)
+        yield lambda at, note: print(f"{title} {at}/{total}  {note}".rstrip(), flush=True)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
@@ -62,7 +51,7 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
     )
     with Progress(*columns, expand=True) as progress:
         task = progress.add_task(title, total=total, completed=done, note="")
-        yield Bar(title, total, lambda at, whole, note: progress.update(task, completed=at, total=whole, note=note))
+        yield lambda at, note: progress.update(task, completed=at, note=note)
 
 
 @contextmanager
@@ -71,9 +60,9 @@ def transfer() -> Iterator[Callable[[str, int, int | None], None]]:
     if not sys.stdout.isatty():
         yield lambda *_: None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import Progress
 
-    with Progress(TextColumn("{task.description}"), BarColumn(24), DownloadColumn(), TransferSpeedColumn()) as progress:
+    with Progress() as progress:
         tasks: dict[str, TaskID] = {}
 
         def show(name: str, done: int, total: int | None) -> None:
@@ -110,18 +99,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     from rich.console import Console
     from rich.table import Table
 
-    def grid(headings: Sequence[str]) -> Table:
-        made = Table(
-            title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=note or None, caption_justify="left"
-        )
-        for index, heading in enumerate(headings):
-            made.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
-        for row in rows:
-            made.add_row(*(number(cell) for cell in row))
-        return made
-
+    cells = [[number(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     console = Console()
-    made = grid(columns)
-    if console.measure(made, options=console.options.update(max_width=sys.maxsize)).maximum > console.width:
-        made = grid([column.replace("_", "_\n").replace("/", "/\n") for column in columns])
+    if sum(widths) + 3 * len(widths) > console.width:
+        columns = [column.replace("_", "_\n").replace("/", "/\n") for column in columns]
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=note or None, caption_justify="left")
+    for index, heading in enumerate(columns):
+        made.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in cells:
+        made.add_row(*row)
     console.print(made)

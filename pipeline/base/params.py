@@ -24,10 +24,6 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
 
 FILE = "params.yaml"
-SECTIONS = (
-    "data", "judge", "model", "objective", "train", "sample", "evaluate", "tune", "completion", "evaluate_completion",
-    "tracking",
-)  # fmt: skip
 RULES = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 T = TypeVar("T")
@@ -62,7 +58,7 @@ class Neutral:
 
 
 def read(path: Path | str = FILE) -> dict[str, Any]:
-    """The whole file as plain dictionaries. Raises UserError where it is missing, no YAML, or has unknown sections."""
+    """The whole file as plain dictionaries. Raises UserError where it is missing or not valid YAML."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -76,19 +72,13 @@ def read(path: Path | str = FILE) -> dict[str, Any]:
     except (YAMLError, ValueError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold sections: {', '.join(SECTIONS)}")
-    for section in content:
-        if section not in SECTIONS:
-            raise UserError(f"{path}: unknown section {section!r}{did_you_mean(section, SECTIONS)}")
+        raise UserError(f"{path} must hold sections, such as train")
     return content
 
 
 def load(owner: type[T], section: str, path: Path | str = FILE) -> T:
     """One section of the file as its owner's class. Raises UserError at the first broken rule."""
-    content = read(path)
-    if section not in content:
-        raise UserError(f"{path}: section {section!r} is missing")
-    return parse(owner, content[section], f"{path}: {section}")
+    return parse(owner, read(path).get(section), f"{path}: {section}")
 
 
 def load_key(rule: Any, section: str, key: str, path: Path | str = FILE) -> Any:
@@ -167,14 +157,11 @@ def plain(params: Any) -> dict[str, Any]:
 
 def hashed(params: Any) -> dict[str, Any]:
     """`plain` for hashes: without the keys that have their `Neutral` value."""
-    rules = typing.get_type_hints(type(params), include_extras=True)
-    neutral = {
-        key: note.value
-        for key, rule in rules.items()
-        for note in getattr(rule, "__metadata__", ())
-        if isinstance(note, Neutral)
-    }
-    return {key: value for key, value in plain(params).items() if key not in neutral or value != neutral[key]}
+    values = plain(params)
+    for key, rule in typing.get_type_hints(type(params), include_extras=True).items():
+        if any(isinstance(note, Neutral) and values[key] == note.value for note in getattr(rule, "__metadata__", ())):
+            del values[key]
+    return values
 
 
 def flat(sections: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,11 +68,11 @@ def train_all(
     """The results of all members, and a sheet of samples of the article's own model at each weight of CONTRAST."""
     results, sheets, device = [], {}, train.images.device
     stacks = article.stacks()
-    with console.bar("reproduce", len(stacks) * params.epochs) as bar:
+    with console.bar("reproduce", len(stacks) * params.epochs) as progress:
         for index, stack in enumerate(stacks):
             members = article.start(stack, params, device)
             for _ in article.fit(stack, members, train, evaluator.split, params):
-                bar.show(index * params.epochs + members.epoch, f"{len(stack)} weights, {_shape(stack[0])}")
+                progress(index * params.epochs + members.epoch, f"{len(stack)} weights, {_shape(stack[0])}")
             for row, member in enumerate(stack):
                 model = members.model(row)
                 results.append(article.measure(member, model, evaluator, components))

@@ -4,28 +4,17 @@ A command is a typed function: its docstring is the help. It imports what is hea
 `cvae --help` answers at once.
 """
 
+import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.cli import (
-    compare,
-    complete,
-    doctor,
-    draw,
-    experiment,
-    params,
-    report,
-    reproduce,
-    stages,
-    study,
-    ui,
-    weight,
-)
+from pipeline.cli import complete, doctor, draw, report, reproduce, study, ui, values
 
 NAME = "cvae"
 ABOUT = """\
@@ -45,22 +34,38 @@ Train a conditional VAE on MNIST and find out which KL weight, and why.
   cvae reproduce article                        the collapse that the source article tunes away
   cvae ui                                       compare runs in the browser
 """
-COMMANDS = (
-    draw.sample,
-    draw.interpolate,
-    draw.traverse,
-    draw.morph,
-    complete.complete,
-    weight.weight,
-    report.report,
-    params.params,
-    compare.compare,
-    study.study,
-    study.promote,
-    doctor.doctor,
-    reproduce.reproduce,
-    ui.ui,
-)
+STAGES = {
+    "download": "Fetch and check the four files of MNIST.",
+    "prepare": "Split MNIST into train, validation and test.",
+    "judge": "Train the classifier that measures samples.",
+    "train": "Train the CVAE of params.yaml.",
+    "evaluate": "Measure the CVAE on test, into reports/.",
+    "train_completion": "Train the completion model.",
+    "evaluate_completion": "Measure completions on test, into reports/.",
+    "tune": "Run the study until tune.trials have finished.",
+}  # those of dvc.yaml, for one stage without DVC
+COMMANDS: dict[str, Callable[..., None]] = {
+    "try": values.experiment,
+    "sample": draw.sample,
+    "interpolate": draw.interpolate,
+    "traverse": draw.traverse,
+    "morph": draw.morph,
+    "complete": complete.complete,
+    "weight": values.weight,
+    "report": report.report,
+    "params": values.params,
+    "compare": report.compare,
+    "study": study.study,
+    "promote": study.promote,
+    "doctor": doctor.doctor,
+    "reproduce": reproduce.reproduce,
+    "ui": ui.ui,
+}
+
+
+def _stage(name: str) -> Callable[[], None]:
+    return lambda: importlib.import_module(f"pipeline.stages.{name}").main()
+
 
 app = typer.Typer(
     help=ABOUT,
@@ -68,11 +73,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich help would cost half of the time that `cvae --help` takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, words in stages.STAGES.items():
-    app.command(name, help=words)(stages.command(name))
-app.command("try")(experiment.experiment)
-for act in COMMANDS:
-    app.command(act.__name__)(act)
+for name, words in STAGES.items():
+    app.command(name, help=words)(_stage(name))
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 
 def _version(wanted: bool) -> None:
@@ -96,10 +100,10 @@ def _start(
 
 def main() -> None:
     """The console command."""
-    console.run(_act)
+    console.run(_run)
 
 
-def _act() -> None:
+def _run() -> None:
     command = typer.main.get_command(app)
     if f"_{NAME.upper()}_COMPLETE" in os.environ:
         command.main(prog_name=NAME)  # answers the shell, and exits
@@ -112,7 +116,3 @@ def _act() -> None:
         failed = getattr(error, "ctx", None)
         path = failed.command_path if failed else NAME
         raise UserError(f"{error.format_message().rstrip('.')}; see `{path} --help`") from None
-
-
-if __name__ == "__main__":
-    main()

@@ -1,24 +1,25 @@
-"""`cvae report`: the headline figures of the last evaluation."""
+"""`cvae report` shows the figures of the last evaluation; `cvae compare` those of several revisions, side by side."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.base.paths import BEST, DOCTOR, FIGURES, METRICS
+from pipeline.base.paths import BEST, DOCTOR, FIGURES, HEADLINE, JUDGE, METRICS
 
 OF_SAMPLES = ("class_accuracy", "diversity", "frechet", "coverage")
 OF_FIT = ("reconstruction", "kl", "elbo", "nll", "active_units", "bits_per_dimension")
+WORKSPACE = "workspace"
 
 
 def report() -> None:
     """Show the headline figures of the last evaluation."""
     figures = _read(METRICS)
-    if figures is None:
-        raise UserError(f"{METRICS} not found: run `dvc repro` first")
     if "protocol" not in figures:
-        raise UserError(f"{METRICS} is no evaluation of this project: run `dvc repro evaluate`")
+        raise UserError(f"{METRICS} holds no evaluation: run `dvc repro evaluate` first")
     protocol = figures["protocol"]
     console.table(
         f"Samples, measured on {protocol['images']:,} {protocol['split']} images",
@@ -42,18 +43,85 @@ def report() -> None:
     print(
         f"Look at    {FIGURES}/samplers.png: samples of every digit, beside real ones\n"
         "Compare    cvae ui: every run with its curves, figures and samples\n"
-        "Try        dvc exp run -S objective.kl_weight=1, then dvc metrics diff"
+        "Try        cvae try objective.kl_weight=1, then cvae compare"
     )
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON file's object; None where there is no file."""
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file's object; empty where there is no file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None
+        return {}
     except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is broken: delete it and run `dvc repro`")
+        raise UserError(f"{path} is broken: delete it and run `dvc repro`") from None
     return content
+
+
+def compare(
+    revisions: Annotated[
+        list[str] | None, typer.Argument(metavar="[REV]...", help="commits, branches or experiments")
+    ] = None,
+) -> None:
+    """Show headline figures on test, side by side.
+
+    Without names: the workspace, the last commit, and the experiments made from it.
+
+    \b
+    cvae compare
+    cvae compare main heavier
+    """
+    from dvc.api import exp_show
+
+    if not revisions:
+        revisions = ["HEAD", *(row["Experiment"] for row in exp_show() if row.get("Experiment"))]
+    names = [WORKSPACE, *revisions]
+    found = {name: _headline(name) for name in names}
+    missing = [name for name, figures in found.items() if not figures]
+    rows = {name: figures for name, figures in found.items() if figures}
+    if not rows:
+        raise UserError(f"none of {', '.join(names)} has {HEADLINE}: run `dvc repro evaluate` first")
+    columns = list(dict.fromkeys(column for figures in rows.values() for column in figures))
+    # A figure a row and a revision a column, so that ten figures of a few revisions fit 80 characters.
+    console.table(
+        "Headline figures on test",
+        ("figure", *rows),
+        [(column, *(figures.get(column, "–") for figures in rows.values())) for column in columns],
+        note=f"no evaluation in {', '.join(missing)}" if missing else "",
+    )
+    by_judge: dict[str | None, list[str]] = {}
+    for name in rows:
+        by_judge.setdefault(_judge(name), []).append(name)
+    if len(by_judge) > 1:
+        groups = "; ".join(", ".join(group) for group in by_judge.values())
+        console.warn(f"different judges measured {groups}: figures of samples compare within one judge alone")
+
+
+def _headline(name: str) -> dict[str, Any]:
+    """The ten figures of a revision; empty where it was not evaluated, or DVC's cache does not hold it."""
+    from dvc.api import open as opened
+    from dvc.exceptions import DvcException
+    from dvc.scm import RevError
+
+    try:
+        with opened(str(HEADLINE), rev=None if name == WORKSPACE else name) as file:
+            content: dict[str, Any] = json.load(file)
+    except RevError:
+        raise UserError(f"{name} is no commit, branch or experiment: `dvc exp list` names experiments") from None
+    except (DvcException, OSError, ValueError):
+        return {}
+    return content
+
+
+def _judge(name: str) -> str | None:
+    """The hash of the judge that measured a revision, from its dvc.lock; None where that is not known."""
+    from dvc.api import read
+    from dvc.exceptions import DvcException
+    from ruamel.yaml import YAML
+
+    try:
+        lock = YAML(typ="safe", pure=True).load(read("dvc.lock", rev=None if name == WORKSPACE else name))
+        deps = {dep["path"]: dep["md5"] for dep in lock["stages"]["evaluate"]["deps"] if "md5" in dep}
+    except (DvcException, OSError, KeyError, TypeError):
+        return None
+    return deps.get(str(JUDGE))

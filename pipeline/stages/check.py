@@ -4,13 +4,14 @@ DVC deletes a stage's outputs before it runs the stage. A wrong value must there
 nothing to lose. What it writes never changes, so that no other stage becomes outdated by it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.base import console
 from pipeline.base.device import pick_device
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
-from pipeline.base.params import FILE, load
+from pipeline.base.params import FILE, did_you_mean, parse, read
 from pipeline.base.paths import CHECKED
 from pipeline.completion.measure import EvaluateCompletionParams
 from pipeline.completion.model import CompletionParams
@@ -40,9 +41,16 @@ SECTIONS: dict[str, type[Any]] = {
 }
 
 
-def load_all() -> None:
-    """Raises UserError at the first value that is not allowed, or can't be used on this machine."""
-    values = {section: load(owner, section) for section, owner in SECTIONS.items()}
+def load_all(changed: Mapping[str, Any] | None = None) -> None:
+    """Checks params.yaml, or its content as `changed`.
+
+    Raises UserError at the first section or value that is not allowed, or can't be used on this machine.
+    """
+    content = read() if changed is None else changed
+    for section in content:
+        if section not in SECTIONS:
+            raise UserError(f"{FILE}: unknown section {section!r}{did_you_mean(section, SECTIONS)}")
+    values = {section: parse(owner, content.get(section), f"{FILE}: {section}") for section, owner in SECTIONS.items()}
     pick_device(values["train"].device)
 
 

@@ -14,10 +14,10 @@ def main() -> None:
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
     network = judge.build(params.seed).to(device)
     accuracies = []
-    with console.bar("judge", params.epochs) as bar:
+    with console.bar("judge", params.epochs) as progress:
         for record in judge.fit(network, train, validation, params):
             accuracies.append(record.accuracy)
-            bar.show(record.epoch, console.figures({"loss": record.loss, "validation accuracy": record.accuracy}))
+            progress(record.epoch, console.figures({"loss": record.loss, "validation accuracy": record.accuracy}))
     save_judge(JUDGE, network, plain(params))
     # Its accuracy on test stands in reports/metrics.json: the test split is for evaluate alone to read.
     write_json(JUDGE_REPORT, {"validation_accuracy": max(accuracies)})

@@ -48,7 +48,7 @@ def recording(
         print(f"going on after epoch {training.epoch}, where this training was interrupted")
     known = before["run"]
     with (
-        console.bar(title, epochs, training.epoch) as bar,
+        console.bar(title, epochs, training.epoch) as progress,
         tracking.start(name, experiment, params=params, tags=tags, key=known, wait=False, warn=console.warn) as run,
     ):
         for row in rows:  # what the interrupted process had no time to send
@@ -57,7 +57,7 @@ def recording(
         def follow(records: Iterable[Record], preview: Callable[[], np.ndarray] | None) -> None:
             for record in records:
                 rows.append(record.row())
-                bar.show(record.epoch, console.figures(headline(record.figures)))
+                progress(record.epoch, console.figures(headline(record.figures)))
                 run.metrics(record.figures, record.step)
                 if preview:
                     run.image("samples_prior", preview(), record.step)

@@ -28,7 +28,7 @@ def main() -> None:
     with (
         study_run(study, experiment) as parent,
         tracking.SideBySide() as runs,
-        console.bar("tune", trials, study.done()) as bar,
+        console.bar("tune", trials, study.done()) as progress,
         closing(search(study, bench)) as events,
     ):
         records = Records(study, experiment, parent, runs)
@@ -36,7 +36,7 @@ def main() -> None:
             for event in events:
                 records.follow(event)
                 if isinstance(event, Ended) or (isinstance(event, Epoch) and event.candidate.epochs == 1):
-                    bar.show(study.done(), news(study))
+                    progress(study.done(), news(study))
         except KeyboardInterrupt:
             print(f"\n{study.done()} of {trials} trials are done; the same command continues", flush=True)
             raise

@@ -1,6 +1,5 @@
 """What the terminal shows."""
 
-import sys
 from unittest.mock import Mock
 
 import pytest
@@ -10,22 +9,22 @@ from pipeline.base.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
-    [(None, 0), (UserError("no data: run x"), 2), (KeyboardInterrupt(), 130), (BrokenPipeError(), 141)],
+    ("error", "status", "said"),
+    [
+        (None, 0, ""),
+        (UserError("no data: run x"), 2, "error: no data: run x\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted: complete results are kept\n"),
+    ],
 )
-def test_a_program_ends_with_the_status_of_its_error(
-    error: BaseException | None, status: int, monkeypatch: pytest.MonkeyPatch
+def test_a_program_ends_with_one_line_and_the_status_of_its_error(
+    error: BaseException | None, status: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stderr", Mock())
     with pytest.raises(SystemExit) as end:
         console.run(Mock(side_effect=error))
-    assert end.value.code == status
+    assert (end.value.code, capsys.readouterr().err) == (status, said)
 
 
-def test_a_user_error_is_one_line_and_another_error_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        console.run(Mock(side_effect=UserError("no data: run x")))
-    assert capsys.readouterr().err == "error: no data: run x\n"
+def test_a_defect_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         console.run(Mock(side_effect=ZeroDivisionError))
 
@@ -50,7 +49,7 @@ def test_a_wide_table_breaks_its_headings(monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_without_a_terminal_a_bar_prints_a_line_per_step(capsys: pytest.CaptureFixture[str]) -> None:
     with console.bar("train", 2) as bar, console.transfer() as progress:
-        bar.show(1, "loss 79.3")
-        bar.show(2)
+        bar(1, "loss 79.3")
+        bar(2, "")
         progress("file", 1, None)
     assert capsys.readouterr().out == "train 1/2  loss 79.3\ntrain 2/2\n"

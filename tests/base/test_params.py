@@ -42,18 +42,6 @@ def parse(**changes: Any) -> Settings:
     return params.parse(Settings, GOOD | changes, "p.yaml: train")
 
 
-def complaint(content: str | bytes, folder: Path) -> str:
-    """The error for a file with this content, after the file's path."""
-    path = folder / "p.yaml"
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(UserError) as caught:
-        params.load(Settings, "train", path)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.startswith(str(path))
-    return message.removeprefix(str(path))
-
-
 def test_good_values_are_read_as_they_are() -> None:
     expected = Settings(
         count=3, rate=0.5, name="a", fast=True, colour="grey", sizes=(4, 5), limit=None, size="auto"
@@ -62,6 +50,8 @@ def test_good_values_are_read_as_they_are() -> None:
     assert hash(parse()) == hash(expected)
     assert parse(size=3, limit=1).size == 3
     assert dataclasses.replace(expected, count=4) == parse(count=4)
+    assert params.parse(Settings, params.plain(expected), "p") == expected
+    assert params.flat({"train": expected})["train.sizes"] == [4, 5]
 
 
 @pytest.mark.parametrize("text", ["1e-5", "'1e-5'", ".00001"])
@@ -69,85 +59,61 @@ def test_a_small_number_may_be_written_in_any_way(text: str, tmp_path: Path) -> 
     path = tmp_path / "p.yaml"
     path.write_text(f"train: {{value: {text}}}", encoding="utf-8")
     assert params.load_key(Number, "train", "value", path) == 1e-5
-    path.write_text("train: {value: 1}", encoding="utf-8")
-    assert isinstance(params.load_key(Number, "train", "value", path), float)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "rule"),
-    [
-        ("count", 0, "greater than or equal to 1"),
-        ("count", 10**400, "less than or equal to 10"),
-        ("count", True, "a valid integer"),
-        ("count", 3.0, "a valid integer"),
-        ("count", "3", "a valid integer"),
-        ("rate", 0, "greater than 0"),
-        ("rate", 10**400, "a valid number"),
-        ("rate", float("nan"), "a finite number"),
-        ("rate", float("inf"), "a finite number"),
-        ("rate", "fast", "a valid number"),
-        ("rate", False, "a valid number"),
-        ("name", 5, "a valid string"),
-        ("fast", "yes", "a valid boolean"),
-        ("colour", "gery", "'grey' or 'binary'"),
-        ("sizes", 4, "a list"),
-        ("limit", 0, "greater than or equal to 1"),
-        ("size", "many", "'auto' or a valid integer"),
-        ("size", 0, "'auto' or greater than or equal to 1"),
-    ],
-)
-def test_a_broken_rule_is_named_with_its_key_and_the_value(key: str, value: Any, rule: str) -> None:
-    with pytest.raises(UserError) as caught:
-        parse(**{key: value})
-    message = str(caught.value)
-    assert message.startswith(f"p.yaml: train.{key} must be {rule}, not {value!r}")
-    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"count": 0}, "count must be greater than or equal to 1, not 0"),
+        ({"count": True}, "count must be a valid integer, not True"),
+        ({"count": "3"}, "count must be a valid integer, not '3'"),
+        ({"rate": "fast"}, "rate must be a valid number, not 'fast'"),
+        ({"rate": "nan"}, "rate must be a finite number, not nan"),
+        ({"fast": "yes"}, "fast must be a valid boolean, not 'yes'"),
+        ({"sizes": 4}, "sizes must be a list, not 4"),
         ({"sizes": [4, 0, 0]}, "sizes[1] must be greater than or equal to 1, not 0"),
+        ({"size": "many"}, "size must be 'auto' or a valid integer, not 'many'"),
+        ({"size": 0}, "size must be 'auto' or greater than or equal to 1, not 0"),
         ({"colour": "gray"}, "colour must be 'grey' or 'binary', not 'gray'; did you mean 'grey'?"),
         ({"colur": "grey"}, "colur: unknown key; did you mean 'colour'?"),
         ({"zzzz": 1}, "zzzz: unknown key"),
-        ({"rate": "nan"}, "rate must be a finite number, not nan"),
         ({"count": 9}, "count must be below 9 where fast is true, not 9"),
     ],
 )
-def test_an_error_names_its_place_and_what_was_meant(changes: dict[str, Any], message: str) -> None:
+def test_an_error_names_place_rule_and_value_and_what_was_meant(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         parse(**changes)
     assert str(caught.value) == f"p.yaml: train.{message}"
 
 
-@pytest.mark.parametrize("key", GOOD)
-def test_no_key_has_a_default(key: str) -> None:
-    with pytest.raises(UserError, match=rf"^p\.yaml: train\.{key} is missing$"):
-        params.parse(Settings, {name: value for name, value in GOOD.items() if name != key}, "p.yaml: train")
+def test_no_key_has_a_default() -> None:
+    for key in GOOD:
+        with pytest.raises(UserError, match=rf"^p\.yaml: train\.{key} is missing$"):
+            params.parse(Settings, {name: value for name, value in GOOD.items() if name != key}, "p.yaml: train")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("train: {1: 2}", ": train.1: unknown key"),
-        ("trian: {}", ": unknown section 'trian'; did you mean 'train'?"),
-        ("model: {}", ": section 'train' is missing"),
-        ("train:", ": train must hold keys with values, not None"),
+        ("model: {}", ": train must hold keys with values, not None"),
         ("train: [epochs]", ": train must hold keys with values, not ['epochs']"),
         ("train: {count: 2020-01-01}", ": train.count must be a valid integer, not '2020-01-01'"),
-        ("", " must hold sections: data, judge, model"),
-        ("- a", " must hold sections: data, judge, model"),
+        ("- a", " must hold sections, such as train"),
         ("train: [", " is not valid YAML: "),
         ("train: {epochs: 1, epochs: 2}", " is not valid YAML: "),
-        ("train: {}\n---\ntrain: {}", " is not valid YAML: "),
         ("train: !!python/object:os.system {}", " is not valid YAML: "),
         ("train: {count: " + "1" * 5000 + "}", " is not valid YAML: "),
         (b"\xff\xfe\x00", " is not valid YAML: "),
     ],
 )
 def test_a_broken_file_is_reported_in_one_line(content: str | bytes, message: str, tmp_path: Path) -> None:
-    assert complaint(content, tmp_path).startswith(message)
+    path = tmp_path / "p.yaml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError) as caught:
+        params.load(Settings, "train", path)
+    assert str(caught.value).startswith(f"{path}{message}")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_names_the_folder_to_run_in(tmp_path: Path) -> None:
@@ -168,20 +134,11 @@ def test_one_key_of_another_section_is_held_to_the_same_rule(tmp_path: Path) -> 
             params.load_key(int, section, key, path)
 
 
-def test_plain_values_are_read_back_as_they_were() -> None:
-    assert params.parse(Settings, params.plain(parse()), "p") == parse()
-    assert params.flat({"train": parse()})["train.sizes"] == [4, 5]
-
-
-def test_a_digest_tells_values_apart_and_forgets_the_order_of_keys() -> None:
-    assert params.digest({"a": 1, "b": 2}) == params.digest({"b": 2, "a": 1})
-    assert params.digest({"a": 1}) != params.digest({"a": 2})
-    assert params.digest(1, 2) != params.digest([1, 2], [])
-
-
-def test_a_hash_leaves_out_a_key_that_changes_nothing() -> None:
+def test_a_hash_leaves_out_a_key_that_changes_nothing_and_forgets_the_order_of_keys() -> None:
     assert "limit" not in params.hashed(parse(limit=2))
     assert params.hashed(parse(limit=3)) == params.plain(parse(limit=3))
+    assert params.digest({"a": 1, "b": 2}) == params.digest({"b": 2, "a": 1})
+    assert params.digest(1, 2) != params.digest([1, 2], [])
 
 
 # Writing
@@ -206,9 +163,7 @@ tune:
 @pytest.mark.parametrize(
     ("key", "value", "old", "new"),
     [
-        (("objective", "kl_weight"), 0.1234, "0.3         #", "0.1234      #"),
         (("objective", "kl_weight"), 0.2837465123456789, "0.3         #", "0.2837465123456789 #"),
-        (("objective", "pixels"), "binary", "grey  #", "binary #"),
         (("model", "latent_size"), 8, "latent_size:   ", "latent_size: 8 "),
         (("model", "conditioning"), None, "conditioning: sum", "conditioning:"),
         (("tune", "learning_rate"), 5e-4, "1e-3\n", "0.0005\n"),
@@ -228,9 +183,8 @@ def test_a_value_is_written_in_place_and_the_rest_stays(
 def test_a_missing_key_cannot_be_written(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(TEXT, encoding="utf-8")
-    for section, key in (("objective", "weight"), ("train", "epochs")):
-        with pytest.raises(UserError, match=rf"{section}\.{key} is missing"):
-            params.write({(section, key): 0.5}, path)
+    with pytest.raises(UserError, match=r"train\.epochs is missing"):
+        params.write({("objective", "kl_weight"): 0.5, ("train", "epochs"): 0.5}, path)
     assert path.read_text(encoding="utf-8") == TEXT
 
 

@@ -1,0 +1,134 @@
+"""`cvae params`, `cvae try` and `cvae weight`: the values of params.yaml, and those of the source article."""
+
+import json
+import os
+import subprocess
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.base.errors import UserError
+
+KEYWORDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+def params(
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema, for editors")] = False,
+) -> None:
+    """Check every value of params.yaml.
+
+    \b
+    cvae params
+    cvae params --schema > params.schema.json
+    """
+    from pipeline.stages import check
+
+    if schema:
+        print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+        return
+    check.load_all()
+    print("params.yaml: every value is allowed")
+
+
+def json_schema() -> dict[str, Any]:
+    """What an editor needs to complete and check params.yaml."""
+    from pydantic import TypeAdapter
+
+    from pipeline.stages.check import SECTIONS
+
+    sections = {section: _tidied(TypeAdapter(owner).json_schema()) for section, owner in SECTIONS.items()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": sections,
+        "required": list(sections),
+        "additionalProperties": False,
+    }
+
+
+def _tidied(node: Any) -> Any:
+    """Without titles, which repeat names, and with the bounds of `Number` in the schema's words, not pydantic's."""
+    if isinstance(node, list):
+        return [_tidied(part) for part in node]
+    if isinstance(node, dict):
+        return {KEYWORDS.get(key, key): _tidied(part) for key, part in node.items() if key != "title"}
+    return node
+
+
+def experiment(
+    changes: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="such as objective.kl_weight=1")],
+    name: Annotated[str | None, typer.Option("--name", "-n", help="the experiment's name")] = None,
+    target: Annotated[str, typer.Option(help="the stage to run, with what it needs")] = "evaluate",
+) -> None:
+    """Train and evaluate with other values.
+
+    It runs as a DVC experiment. The values are checked first: a wrong one changes nothing.
+
+    \b
+    cvae try objective.kl_weight=1
+    cvae try model.preset=article objective.kl_weight=1 --name article
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    from pipeline.base.params import read
+    from pipeline.stages import check
+
+    content = read()
+    options = ["--name", name] if name else []
+    for change in changes:
+        path, equals, text = change.partition("=")
+        section, _, key = path.partition(".")
+        if not equals:
+            raise UserError(f"{change!r} is no change of a value: write it as objective.kl_weight=1")
+        if key not in content.get(section, {}):
+            raise UserError(f"{path} is no key of params.yaml")
+        try:
+            content[section][key] = YAML(typ="safe", pure=True).load(text)
+        except YAMLError:
+            raise UserError(f"{change!r}: {text!r} is not a value of YAML") from None
+        options += ["--set-param", change]
+    check.load_all(content)
+    if status := subprocess.run(["dvc", "exp", "run", *options, target], env=_identity() | os.environ).returncode:
+        raise typer.Exit(status)
+
+
+def _identity() -> dict[str, str]:
+    """A name for the commits that DVC keeps experiments in, where git has none."""
+    known = (subprocess.run(["git", "config", key], capture_output=True) for key in ("user.name", "user.email"))
+    if all(found.returncode == 0 for found in known):
+        return {}
+    return {f"GIT_{who}_{what}": "cvae" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+def weight(
+    article: Annotated[float | None, typer.Option(metavar="W", help="a weight as the article writes it")] = None,
+    beta: Annotated[float | None, typer.Option(metavar="B", help="objective.kl_weight of params.yaml")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="the batch size that it is used with")] = 128,
+) -> None:
+    """Convert the source article's KL weight to β, or back.
+
+    \b
+    cvae weight --article 1e-5 --batch-size 128
+    cvae weight --beta 0.3 --batch-size 128
+    """
+    given = beta if article is None else article
+    if given is None or (article is not None and beta is not None):
+        raise UserError("give one of --article and --beta; see `cvae weight --help`")
+    if not 0 <= given < float("inf"):
+        raise UserError(f"a weight must be a finite number of at least 0, not {given}")
+
+    from pipeline.weight.convert import from_article_weight, to_article_weight
+
+    w = to_article_weight(given, batch_size) if article is None else given
+    beta = given if article is None else from_article_weight(given, batch_size)
+    said = f"{beta:,.2f}" if beta >= 0.1 else f"{beta:.4g}"
+    if article is None:
+        print(f"w = {w:.6g}   (the source article's weight)")
+    else:
+        print(f"β = {said}   (objective.kl_weight)")
+    print(
+        f"The article averages the reconstruction over 784 pixels × {batch_size} images, but sums the KL over the "
+        f"batch. So its w = {w:.4g} weighs the KL like β = w · 784 · {batch_size} = {said} in nats per image, where "
+        "β = 1 is the evidence lower bound."
+    )

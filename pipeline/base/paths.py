@@ -9,6 +9,7 @@ PREPARED = Path("data/prepared/mnist.safetensors")
 JUDGE = Path("models/judge.safetensors")
 MODEL = Path("models/cvae.safetensors")
 RUN = Path("models/run.json")
+SMALL = Path("docs/results/small/cvae.safetensors")  # in git: what `cvae sample` uses before any training
 COMPLETER = Path("models/completer.safetensors")
 NETWORK = Path("models/completion_network.safetensors")
 COMPLETION_RUN = Path("models/completion_run.json")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipeline.base.errors import UserError
+from pipeline.base.paths import MODEL, SMALL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,10 @@ def where_to(out: Path | None, usual: str, suffixes: tuple[str, ...]) -> Path | 
 
 
 def model_file(name: str) -> Path:
-    """The file that --model names; an MLflow run's model is fetched first."""
+    """The file that --model names; an MLflow run's model is fetched first. Before any training: the small model."""
+    if name == str(MODEL) and not MODEL.exists() and SMALL.exists():
+        print(f"{MODEL} does not exist yet: this is the small model {SMALL} (`dvc repro train` trains yours)")
+        return SMALL
     if not name.startswith("runs:/"):
         return Path(name)
     from pipeline.tracking.package import download_model

@@ -107,7 +107,7 @@ def load_cvae(path: Path, device: "torch.device | str" = "cpu") -> Saved:
         aim = parse(ObjectiveParams, params["objective"], "objective")
         model = build(architecture, 0, aim.likelihood, aim.sigma)
         model.load_state_dict(_under(MODEL, tensors))
-        density = Density(**{name: tensor.to(device) for name, tensor in _under(DENSITY, tensors).items()})
+        density = Density(**{name: tensor.float().to(device) for name, tensor in _under(DENSITY, tensors).items()})
     return Saved(_ready(model, device), density, params)
 
 

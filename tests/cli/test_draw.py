@@ -1,5 +1,6 @@
 """The drawing commands on a small model: sheets, strips, animations, completions, a person at a terminal."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from commands import Cvae
+from imports import ROOT
 from PIL import Image
 
+from pipeline.base.paths import MODEL, SMALL
 from pipeline.completion import model as completion
 from pipeline.completion.masks import named_masks
 from pipeline.measure import judge
+from pipeline.model.samples import rows_of_digits, sample
 from pipeline.show import pictures
-from pipeline.stages.saved import save_completer, save_judge
+from pipeline.stages.saved import load_cvae, save_completer, save_judge
 
 
 def picture(name: str) -> np.ndarray:
@@ -121,6 +125,26 @@ def test_an_animated_morph_passes_every_digit_once(cvae: Cvae) -> None:
 @pytest.mark.usefixtures("project")
 def test_a_count_may_not_make_more_pictures_than_memory_holds(cvae: Cvae, words: str, most: str) -> None:
     assert cvae(f"{words} --count 20000").err == f"error: --count must be from 1 to {most}, not 20,000\n"
+
+
+def test_a_fresh_clone_draws_from_the_small_model(project: Path, cvae: Cvae) -> None:
+    (project / MODEL).unlink()
+    (project / SMALL).parent.mkdir(parents=True)
+    shutil.copy(ROOT / SMALL, SMALL)
+    for words in ("sample 8", "interpolate 3 8", "traverse 5", "morph"):
+        said = cvae(f"{words} --out x.png").out
+        assert said.startswith("models/cvae.safetensors does not exist yet: this is the small model docs/results/small")
+        assert said.count("\n") == 2
+
+
+def test_the_small_model_is_small_and_draws_the_asked_digits() -> None:
+    assert (ROOT / SMALL).stat().st_size <= 1_000_000
+    model, density, _ = load_cvae(ROOT / SMALL)
+    assert {tensor.dtype for tensor in (*model.parameters(), *density.tensors().values())} == {torch.float32}
+    digits = rows_of_digits(20)
+    images = sample(model, density, digits, "fitted", seed=0).flatten(1)
+    mean = torch.stack([images[digits == digit].mean(0) for digit in range(10)])
+    assert (torch.cdist(images, mean).argmin(1) == digits).float().mean() > 0.8  # by the nearest mean; chance: 0.1
 
 
 def test_a_model_file_of_another_kind_is_refused(project: Path, cvae: Cvae) -> None:

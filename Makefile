@@ -8,7 +8,7 @@ GPU_PACKAGES = triton nvidia-cusolver nvidia-nvtx cuda-bindings cuda-pathfinder
 LEAVE_OUT := $(CPU_ONLY)$(wildcard .venv/left_out)
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/ready
-WITHOUT_VENV = PATH="$${PATH\#*/.venv/bin:}"
+WITHOUT_VENV = PATH="$(subst $(BIN):,,$(PATH))"
 # A test file stays with one worker, which makes what its tests share once. `make test WORKERS=0`: one after another.
 WORKERS ?= 2
 SIDE_BY_SIDE = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder

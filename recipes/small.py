@@ -31,7 +31,7 @@ def main() -> None:
     training = start(build(resolve(model_params), params.seed, aim.likelihood, aim.sigma), params, device)
     with console.bar("train", params.epochs) as bar:
         for record in fit(training, train, validation, params, aim):
-            bar.show(record.epoch, f"elbo {record.figures['validation/elbo']:.2f}")
+            bar(record.epoch, f"elbo {record.figures['validation/elbo']:.2f}")
     density = fit_density(training.model, train, aim.pixels, components, params.seed)
     half = Density(**{name: tensor.half() for name, tensor in density.tensors().items()})
     sections = {"model": model_params, "objective": aim, "train": params}

@@ -86,7 +86,7 @@ def save_grids(results: Sequence[Result], sheets: Mapping[float, np.ndarray], pa
     """The samples of the article's own model at the weights of CONTRAST, side by side."""
     titled, notes = {}, {}
     for weight in CONTRAST:
-        member, found = (result := find(results, weight)).member, result.figures
+        found = find(results, member := Member(weight)).figures
         title = f"w = {_w(weight)},  β = {console.number(round(member.kl_weight, 2))}"
         titled[title] = sheets[weight]
         shares = "   ".join(f"{name} {found[f'prior/{name}']:.2f}" for name in SHOWN)
@@ -115,7 +115,8 @@ def show_table(title: str, results: Sequence[Result], real: Mapping[str, float])
 
 def claims(results: Sequence[Result]) -> list[str]:
     """On units, on the evidence lower bound, on the price of diversity, and on the encoder's label."""
-    one, tuned, seeing = (find(results, *which) for which in ((1.0,), (TUNED,), (TUNED, "sum", True)))
+    members = (Member(1.0), Member(TUNED), Member(TUNED, encoder_sees_label=True))
+    one, tuned, seeing = (find(results, member) for member in members)
     size, w = one.member.architecture.latent_size, _w(TUNED)
     ratio = one.member.kl_weight / tuned.member.kl_weight
 

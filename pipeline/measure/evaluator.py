@@ -1,7 +1,6 @@
 """A model's figures on one split: how well it explains the images, how good its samples are, and the ceiling.
 
-Names of figures have no split in them: `elbo`, `nll`, `prior/frechet`, `fitted/class_accuracy`, `real/coverage`.
-`with_split` puts the split in front, and `nested` makes the form of reports/metrics.json.
+Names of figures have no split in them: `elbo`, `prior/frechet`, `real/coverage`. `with_split` adds it.
 """
 
 import math
@@ -79,21 +78,14 @@ class Evaluator:
     pixels: Pixels
     seed: int
 
-    # How well the model explains the images
-
     def fit_figures(self, model: CVAE) -> dict[str, float]:
         """reconstruction, kl and elbo in nats per image, active_units, and what the likelihood adds.
 
-        sigma: of a Gaussian likelihood. grey_floor: the lowest reconstruction that a Bernoulli likelihood can reach on
-        grey pixels, nats per image.
+        sigma: of a Gaussian likelihood. grey_floor: of a Bernoulli likelihood on grey pixels.
         """
-        terms = validate(model, self.split, labelled(self.pixels))
-        figures = {
-            "reconstruction": terms.reconstruction,
-            "kl": terms.kl,
-            "elbo": -(terms.reconstruction + terms.kl),
-            "active_units": self.active_units(model),
-        }
+        reconstruction, kl = validate(model, self.split, labelled(self.pixels))
+        figures = {"reconstruction": reconstruction, "kl": kl, "elbo": -(reconstruction + kl)}
+        figures["active_units"] = self.active_units(model)
         if isinstance(model.likelihood, Gaussian):
             figures["sigma"] = float(model.likelihood.log_sigma.detach().exp())
         elif isinstance(model.likelihood, Bernoulli) and self.pixels == "grey":
@@ -110,8 +102,6 @@ class Evaluator:
         if model.likelihood.sums_to_one_on == "levels":
             return {"nll": nll, "bits_per_dimension": nll / (PIXELS * math.log(2))}
         return {"nll": nll}
-
-    # How good its samples are
 
     def density(self, model: CVAE, components: int) -> Density:
         """A mixture fitted to the latents of `train`: `components` Gaussians for each class."""
@@ -131,18 +121,14 @@ class Evaluator:
         fitted/log_density, fitted/log_density_train: log p(z∣y) under the density in nats per latent, for the split
         and for training images. If the second is much higher, the density has memorised training images.
         """
-        tables = {
-            **{str(name): self._samples_by_class(model, density, name) for name in SAMPLERS},
-            "real": self._ceiling_by_class(),
-        }
-        means = {name: _means(table) for name, table in tables.items()}
-        figures = {f"{name}/{metric}": value for name in means for metric, value in means[name].items()}
+        tables = {str(name): self._samples_by_class(model, density, name) for name in SAMPLERS}
+        tables["real"] = self._ceiling_by_class()
+        figures = {f"{name}/{metric}": mean for name, table in tables.items() for metric, mean in _means(table).items()}
         figures["fitted/log_density"] = self._log_density(model, density, self.split)
         figures["fitted/log_density_train"] = self._log_density(model, density, self._training_split)
         figures["judge_accuracy"] = float((self._real.reading.labels == self._real.digits).float().mean())
-        per_class = [table.assign(sampler=name) for name, table in tables.items()]
-        columns = ["sampler", *tables["real"].columns]
-        return Evaluation(figures, pd.concat(per_class, ignore_index=True)[columns])
+        per_class = pd.concat(tables, names=["sampler"]).reset_index("sampler")
+        return Evaluation(figures, per_class.reset_index(drop=True))
 
     def evaluate(self, model: CVAE, density: Density, k: int) -> Evaluation:
         """Everything at once, and `collapsed`: no unit is active, or both samplers' samples are nearly all alike."""
@@ -163,19 +149,16 @@ class Evaluator:
             "seed": self.seed,
         }
 
-    # Helpers
-
     @cached_property
     def _real(self) -> Pictures:
-        return self._judged(to_unit(self.split.images), self.split.labels)
+        return self._judged(self.split.images, self.split.labels)
 
     @cached_property
     def _training_split(self) -> Split:
         return same_classes(self.train, self.split.labels, self.seed)
 
     def _ceiling_by_class(self) -> pd.DataFrame:
-        known = self._training_split
-        return compare(self._real, self._judged(to_unit(known.images), known.labels))
+        return compare(self._real, self._judged(self._training_split.images, self._training_split.labels))
 
     def _samples_by_class(self, model: CVAE, density: Density | None, sampler: Sampler) -> pd.DataFrame:
         """As many samples of each class as the split has images."""
@@ -185,6 +168,7 @@ class Evaluator:
     def _judged(self, images: Tensor, digits: Tensor) -> Pictures:
         if self.judge is None:
             raise ValueError("samples need a judge")
+        images = to_unit(images)
         return Pictures(images, digits, self.judge(images))
 
     def _log_density(self, model: CVAE, density: Density, split: Split) -> float:
@@ -200,8 +184,7 @@ def compare(real: Pictures, fake: Pictures) -> pd.DataFrame:
         own, other = real.of_class(digit), fake.of_class(digit)
         fewest = min(len(own.pixels), len(other.pixels))
         if fewest <= metrics.NEIGHBOURS:
-            needed = metrics.NEIGHBOURS + 1
-            raise UserError(f"digit {digit} has {fewest} images: sample metrics need at least {needed} of each digit")
+            raise UserError(f"digit {digit} has {fewest} images: metrics need more than {metrics.NEIGHBOURS} of each")
         rows.append({"digit": digit, **metrics.compare(own, other, digit)})
     return pd.DataFrame(rows)
 
@@ -217,10 +200,9 @@ def same_classes(split: Split, digits: Tensor, seed: int) -> Split:
 
 
 def grey_floor(images: Tensor) -> float:
-    """The lowest reconstruction that a Bernoulli likelihood can reach on grey images, nats per image.
+    """The lowest reconstruction that a Bernoulli likelihood can reach on images (N, 1, 28, 28) uint8, nats per image.
 
     −x log p − (1 − x) log(1 − p) is lowest at p = x, where it is the entropy of a Bernoulli variable of mean x.
-    images: (N, 1, 28, 28) uint8.
     """
     x = to_unit(images).double().flatten(1)
     return float(-(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)).sum(1).mean())

@@ -48,13 +48,8 @@ class JudgeParams:
     seed: Annotated[int, Field(ge=0, le=2**31)]
 
 
-@dataclass(frozen=True)
-class JudgeRecord:
-    """One epoch.
-
-    loss: mean cross-entropy of the epoch's augmented images, nats per image. accuracy: share of validation images,
-    not augmented, that are read right.
-    """
+class JudgeRecord(NamedTuple):
+    """One epoch. loss: mean cross-entropy of its augmented images, nats per image. accuracy: on validation images."""
 
     epoch: int
     loss: float
@@ -72,11 +67,7 @@ Reader = Callable[[Tensor], Reading]  # `Judge.read` of a trained judge
 
 
 class Judge(nn.Module):
-    """Four convolutions, then 64 features, then 10 logits.
-
-    The planes shrink 28² → 14² → 7² → 3², by a stride in the first convolution and by pooling before normalisation:
-    on a CPU, large planes take most of the time.
-    """
+    """Four convolutions, then 64 features, then 10 logits. Planes shrink early: large ones take most of the time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,14 +83,9 @@ class Judge(nn.Module):
         self.head = nn.Linear(FEATURES, CLASSES)
         self.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
-    def features(self, images: Tensor) -> Tensor:
-        """images: (N, 1, 28, 28) float32 in [0, 1]. Returns (N, 64), at least 0."""
-        features: Tensor = self.body(images)
-        return features
-
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, 1, 28, 28) float32 in [0, 1]. Returns logits (N, 10)."""
-        logits: Tensor = self.head(self.features(images))
+        logits: Tensor = self.head(self.body(images))
         return logits
 
     @torch.no_grad()
@@ -111,7 +97,7 @@ class Judge(nn.Module):
         self.eval()
         device = self.head.weight.device
         parts = (part.to(device) for part in images.split(READ_BATCH))
-        features = torch.cat([self.features(to_unit(part)) for part in parts])
+        features = torch.cat([self.body(to_unit(part)) for part in parts])
         return Reading(features, self.head(features).argmax(1))
 
 
@@ -207,11 +193,7 @@ def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, pool: in
 
 
 def _rate(progress: float) -> float:
-    """The learning rate as a share of its peak: it rises along half a cosine, then falls along another to 0.
-
-    >>> [round(_rate(share), 2) for share in (0.0, 0.1, 0.2, 0.6, 1.0)]
-    [0.04, 0.52, 1.0, 0.5, 0.0]
-    """
+    """The learning rate as a share of its peak: from 0.04 along half a cosine to 1, then along another to 0."""
     if progress < WARMUP:
         return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * progress / WARMUP))
     return 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))

@@ -7,10 +7,8 @@ objective at that β trains its model. All figures are measured on validation.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from torch import Tensor
 
 from pipeline.base.errors import UserError
 from pipeline.data.splits import Split
@@ -42,7 +40,6 @@ class Member:
 
     @property
     def kl_weight(self) -> float:
-        """The weight in our units."""
         return from_article_weight(self.weight, BATCH_SIZE)
 
     @property
@@ -51,7 +48,6 @@ class Member:
 
     @property
     def is_articles(self) -> bool:
-        """Whether it has the shape of the article's own model."""
         return self.architecture == PRESETS["article"]
 
 
@@ -75,13 +71,9 @@ class Result:
 
 def stacks() -> list[list[Member]]:
     """The members by shape, the article's own first. Members of one shape train at once."""
-    own = [Member(weight) for weight in WEIGHTS]
-    others = [
-        [Member(weight, conditioning, sees) for weight in CONTRAST]
-        for sees in (False, True)
-        for conditioning in CONDITIONINGS
-    ]
-    return [own, *(stack for stack in others if not stack[0].is_articles)]
+    shapes = [(conditioning, sees) for sees in (False, True) for conditioning in CONDITIONINGS]
+    others = [[Member(weight, *shape) for weight in CONTRAST] for shape in shapes]
+    return [[Member(weight) for weight in WEIGHTS], *(stack for stack in others if not stack[0].is_articles)]
 
 
 def start(stack: Sequence[Member], params: TrainParams, device: torch.device) -> population.Population:
@@ -105,12 +97,10 @@ def fit(
 
 def measure(member: Member, model: CVAE, evaluator: Evaluator, components: int) -> Result:
     """The figures of a trained member on the evaluator's split."""
-    density = evaluator.density(model, components)
-    figures = evaluator.fit_figures(model)
+    density, figures = evaluator.density(model, components), evaluator.fit_figures(model)
     figures["digit_in_latent"] = digit_in_latent(model, evaluator.train, evaluator.split, evaluator.seed)
     for sampler in SAMPLERS:
-        samples = evaluator.samples(model, density, sampler)
-        figures |= {f"{sampler}/{name}": value for name, value in samples.items()}
+        figures |= {f"{sampler}/{name}": value for name, value in evaluator.samples(model, density, sampler).items()}
     return Result(member, figures)
 
 
@@ -120,22 +110,14 @@ def digit_in_latent(model: CVAE, train: Split, held_out: Split, seed: int) -> fl
     Latents are samples of q(z∣x,y), not its means. The means of a collapsed model may differ enough to tell digits
     apart, but by so little that no decoder notices.
     """
-
-    def latents(split: Split, seed: int) -> np.ndarray:
-        z: np.ndarray = posterior_samples(model, split, AIM.pixels, seed).double().cpu().numpy()
-        return z
-
-    def digits(labels: Tensor) -> np.ndarray:
-        found: np.ndarray = labels.cpu().numpy()
-        return found
-
-    discriminant = LinearDiscriminantAnalysis().fit(latents(train, seed), digits(train.labels))
-    return float(discriminant.score(latents(held_out, seed + 1), digits(held_out.labels)))
+    known, unseen = (
+        posterior_samples(model, split, AIM.pixels, noise).double().cpu().numpy()
+        for split, noise in ((train, seed), (held_out, seed + 1))
+    )
+    discriminant = LinearDiscriminantAnalysis().fit(known, train.labels.cpu().numpy())
+    return float(discriminant.score(unseen, held_out.labels.cpu().numpy()))
 
 
-def find(
-    results: Sequence[Result], weight: float, conditioning: Conditioning = "sum", encoder_sees_label: bool = False
-) -> Result:
+def find(results: Sequence[Result], member: Member) -> Result:
     """The result of one member."""
-    wanted = Member(weight, conditioning, encoder_sees_label)
-    return next(result for result in results if result.member == wanted)
+    return next(result for result in results if result.member == member)

@@ -77,11 +77,6 @@ def averaged(k: int, repeats: int, ours: CVAE) -> float:
     return float(bound.log_likelihood(ours, many, "grey", k, seed=0).mean())
 
 
-def test_the_bound_with_many_samples_is_the_exact_log_likelihood() -> None:
-    estimate = bound.log_likelihood(model(), split(), "grey", k=5000, seed=0)
-    assert (estimate - exact(model(), split())).abs().max() < 0.2
-
-
 @pytest.mark.parametrize("name", prior.PRIORS)
 def test_the_bound_rises_with_k_and_stays_below_the_truth(name: prior.Name) -> None:
     ours = model(name)
@@ -90,6 +85,8 @@ def test_the_bound_rises_with_k_and_stays_below_the_truth(name: prior.Name) -> N
     steps = [later - earlier for earlier, later in zip(values, [*values[1:], truth], strict=True)]
     assert min(steps[:-1]) > 0.05
     assert steps[-1] > -0.05
+    estimate = bound.log_likelihood(ours, split(), "grey", k=5000, seed=0)
+    assert (estimate - exact(ours, split())).abs().max() < 0.2
 
 
 def test_with_one_sample_it_is_the_evidence_lower_bound() -> None:

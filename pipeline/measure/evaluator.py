@@ -83,8 +83,9 @@ class Evaluator:
 
         sigma: of a Gaussian likelihood. grey_floor: of a Bernoulli likelihood on grey pixels.
         """
-        reconstruction, kl = validate(model, self.split, labelled(self.pixels))
-        figures = {"reconstruction": reconstruction, "kl": kl, "elbo": -(reconstruction + kl)}
+        terms = validate(model, self.split, labelled(self.pixels))
+        elbo = -(terms.reconstruction + terms.kl)
+        figures = {"reconstruction": terms.reconstruction, "kl": terms.kl, "elbo": elbo}
         figures["active_units"] = self.active_units(model)
         if isinstance(model.likelihood, Gaussian):
             figures["sigma"] = float(model.likelihood.log_sigma.detach().exp())

@@ -8,7 +8,6 @@ So the judge is trained on digits that are moved, blurred and faded at random.
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import torch

@@ -1,14 +1,13 @@
 """The judge: a seeded fit that keeps its best weights, its augmentation, and its accuracy."""
 
-import dataclasses
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from imports import ROOT
 from torch import Tensor
 
+from benchmarks.judge import blurred
 from pipeline.data import splits as data
 from pipeline.data.splits import CLASSES, SIDE, Split
 from pipeline.measure.judge import FEATURES, Judge, JudgeParams, JudgeRecord, augment, build, fit
@@ -36,16 +35,14 @@ def weights(judge: Judge) -> Tensor:
 
 
 def test_a_seed_gives_the_weights_and_leaves_the_global_generator_alone() -> None:
-    once = dataclasses.replace(TINY, epochs=2, batch_size=64)
+    once = replace(TINY, epochs=2, batch_size=64)
     state = torch.get_rng_state()
     first, _ = fitted(once)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(1234)
-    second, _ = fitted(once)
-    assert torch.equal(weights(first), weights(second))
+    assert torch.equal(weights(first), weights(fitted(once)[0]))
     other = build(0)
-    assert torch.equal(weights(other), weights(build(0)))
-    list(fit(other, toy(160), toy(50, seed=1), dataclasses.replace(once, seed=1)))
+    list(fit(other, toy(160), toy(50, seed=1), replace(once, seed=1)))
     assert not torch.equal(weights(first), weights(other))
 
 
@@ -80,17 +77,15 @@ def test_reading_does_not_depend_on_the_type_or_on_the_batch() -> None:
         assert torch.equal(judge(images[:500].float() / 255).argmax(1), labels[:500])
 
 
-@pytest.mark.parametrize("fill", [0.0, 1.0, None])
-def test_augmentation_keeps_shape_range_and_source(fill: float | None) -> None:
-    images = torch.rand(64, 1, SIDE, SIDE).round() if fill is None else torch.full((64, 1, SIDE, SIDE), fill)
+def test_augmentation_keeps_shape_range_and_source() -> None:
+    images = torch.cat([torch.rand(64, 1, SIDE, SIDE).round(), torch.ones(64, 1, SIDE, SIDE)])
     before = images.clone()
     changed = augment(images, torch.Generator().manual_seed(0))
     assert (changed.shape, changed.dtype) == (images.shape, torch.float32)
-    assert changed.min() >= 0
-    assert changed.max() <= 1
+    assert 0 <= changed.min() < changed.max() <= 1
     assert torch.equal(images, before)
     assert torch.equal(changed, augment(images, torch.Generator().manual_seed(0)))
-    assert not torch.equal(changed, augment(images, torch.Generator().manual_seed(1))) or fill == 0
+    assert not torch.equal(changed, augment(images, torch.Generator().manual_seed(1)))
 
 
 def test_augmentation_moves_blurs_and_fades() -> None:
@@ -118,15 +113,6 @@ def test_augmentation_moves_blurs_and_fades() -> None:
     assert 0.3 < (steepest > 0.7).float().mean() < 0.8
 
 
-def blurred(images: Tensor, sigma: float) -> Tensor:
-    """A Gaussian blur with black beyond the edges. It shares no code with the judge's augmentation."""
-    reach = int(4 * sigma)
-    kernel = torch.exp(-torch.arange(-reach, reach + 1).float().square() / (2 * sigma**2))
-    kernel /= kernel.sum()
-    once = torch.nn.functional.conv2d(images, kernel.view(1, 1, 1, -1), padding=(0, reach))
-    return torch.nn.functional.conv2d(once, kernel.view(1, 1, -1, 1), padding=(reach, 0))
-
-
 @pytest.mark.slow
 def test_sharp_soft_and_grey_digits_are_read_right(mnist: dict[str, Split]) -> None:
     """After a tenth of the default's training. `python -m benchmarks.judge` has the default's own, higher bars."""
@@ -140,19 +126,11 @@ def test_sharp_soft_and_grey_digits_are_read_right(mnist: dict[str, Split]) -> N
 
     # Behind each bar: the accuracy of this training, and of one without augmentation.
     assert accuracy(images) >= 0.975  # 0.989, 0.985
-    assert accuracy(blurred(images, 1.0)) >= 0.970  # 0.986, 0.981
     assert accuracy(blurred(images, 1.5)) >= 0.965  # 0.982, 0.950
     assert accuracy(blurred(images, 2.0)) >= 0.940  # 0.968, 0.675
-    assert accuracy(0.5 * images) >= 0.970  # 0.988, 0.983
     assert accuracy(0.3 * images) >= 0.965  # 0.983, 0.957
     assert accuracy(0.1 + 0.5 * images) >= 0.960  # 0.984, 0.646
     assert accuracy(0.6 * blurred(images, 1.5)) >= 0.950  # 0.976, 0.842
 
     means = torch.stack([data.to_unit(mnist["test"].of_class(digit).images).mean(0) for digit in range(CLASSES)])
     assert trained.read(means).labels.tolist() == list(range(CLASSES))
-
-
-def test_the_recorded_judge_reads_the_test_digits() -> None:
-    assert (
-        json.loads((ROOT / "docs/results/default/metrics.json").read_text(encoding="utf-8"))["judge_accuracy"] >= 0.994
-    )

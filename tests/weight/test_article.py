@@ -1,6 +1,5 @@
 """The article's experiment: its loss in our units, its members, and their figures."""
 
-import doctest
 from dataclasses import replace
 from itertools import product
 
@@ -49,7 +48,6 @@ def test_weights_convert_there_and_back() -> None:
     assert Member(1.0).kl_weight == 100_352
     assert Member(TUNED).kl_weight == pytest.approx(1.00352)
     assert convert.to_article_weight(convert.from_article_weight(3e-4, 50), 50) == pytest.approx(3e-4)
-    assert not doctest.testmod(convert).failed
 
 
 def test_every_shape_has_both_weights_once_and_a_stack_has_one_shape() -> None:
@@ -58,11 +56,10 @@ def test_every_shape_has_both_weights_once_and_a_stack_has_one_shape() -> None:
     assert len(members) == len(set(members))
     assert {Member(*values) for values in product(CONTRAST, CONDITIONINGS, (False, True))} <= set(members)
     assert all(len({member.architecture for member in stack}) == 1 for stack in stacks)
-    assert stacks[0][0].architecture == PRESETS["article"]
-    assert [all(member.is_articles for member in stack) for stack in stacks] == [True] + [False] * (len(stacks) - 1)
+    assert [stack[0].architecture == PRESETS["article"] for stack in stacks] == [True] + [False] * (len(stacks) - 1)
 
 
-def test_a_stack_is_trained_and_measured() -> None:
+def test_a_stack_is_trained_and_measured_and_a_member_that_diverges_is_named() -> None:
     stack = [Member(1.0, "concat", encoder_sees_label=True), Member(TUNED, "concat", encoder_sees_label=True)]
     members = article.start(stack, PARAMS, torch.device("cpu"))
     records = list(article.fit(stack, members, TRAIN, HELD_OUT, PARAMS))
@@ -72,14 +69,10 @@ def test_a_stack_is_trained_and_measured() -> None:
     assert row["elbo"] == pytest.approx(records[-1][1].figures["validation/elbo"])
     assert row["conditioning"] == "concat"
     assert {"prior/class_accuracy", "fitted/diversity", "digit_in_latent", "active_units"} <= set(row)
-
-
-def test_a_member_that_diverges_is_named() -> None:
     params = replace(PARAMS, learning_rate=1e30)
-    stack = [Member(TUNED)]
-    members = article.start(stack, params, torch.device("cpu"))
+    members = article.start(stack[1:], params, torch.device("cpu"))
     with pytest.raises(UserError, match=r"weight 1e-05 diverged in epoch 1 at train.learning_rate 1e\+30"):
-        list(article.fit(stack, members, TRAIN, HELD_OUT, params))
+        list(article.fit(stack[1:], members, TRAIN, HELD_OUT, params))
 
 
 def encoding_the_digit(size: float) -> CVAE:

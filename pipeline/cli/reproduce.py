@@ -10,13 +10,10 @@ import typer
 from pipeline.base.errors import UserError
 from pipeline.base.paths import JUDGE, PREPARED
 
-EPOCHS = 3
-MOST_EPOCHS = 1000
-
 
 def reproduce(
     what: Annotated[Literal["article"], typer.Argument(help="article: the collapse and its remedy")],  # noqa: ARG001
-    epochs: Annotated[int, typer.Option(min=1, max=MOST_EPOCHS, metavar="N", help="of each training")] = EPOCHS,
+    epochs: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="of each training")] = 3,
 ) -> None:
     """Train the source article's model at its KL weights.
 

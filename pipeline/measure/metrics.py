@@ -1,7 +1,7 @@
 """How good samples of one class are: pure functions of feature and pixel tensors.
 
 METRICS names every figure that a study can take as its objective. To add one that compares samples with real images,
-write its function, call it in `compare`, and name it in METRICS.
+write its function, call it in `compare`, and name it in OF_SAMPLES (and in LOWER_IS_BETTER).
 
 Everywhere `real` (R, D) and `fake` (F, D) are float tensors with a row per image, all of one class. Distances are
 Euclidean. No function depends on what the features mean.
@@ -15,30 +15,11 @@ from torch import Tensor
 NEIGHBOURS = 5  # k of the nearest-neighbour balls (Naeem 2020 recommend 5)
 
 
-class Metric(NamedTuple):
-    """What tables and studies need to know of a figure. of_samples: each sampler has its own."""
-
-    lower_is_better: bool
-    of_samples: bool
-
-
-METRICS = {
-    "reconstruction": Metric(lower_is_better=True, of_samples=False),
-    "kl": Metric(lower_is_better=True, of_samples=False),
-    "elbo": Metric(lower_is_better=False, of_samples=False),
-    "nll": Metric(lower_is_better=True, of_samples=False),
-    "active_units": Metric(lower_is_better=False, of_samples=False),
-    "class_accuracy": Metric(lower_is_better=False, of_samples=True),
-    "diversity": Metric(lower_is_better=False, of_samples=True),
-    "frechet": Metric(lower_is_better=True, of_samples=True),
-    "precision": Metric(lower_is_better=False, of_samples=True),
-    "recall": Metric(lower_is_better=False, of_samples=True),
-    "density": Metric(lower_is_better=False, of_samples=True),
-    "coverage": Metric(lower_is_better=False, of_samples=True),
-    "feature_diversity": Metric(lower_is_better=False, of_samples=True),
-}
-OF_SAMPLES = tuple(name for name, metric in METRICS.items() if metric.of_samples)
-LOWER_IS_BETTER = tuple(name for name, metric in METRICS.items() if metric.lower_is_better)
+OF_SAMPLES = (  # of each sampler
+    "class_accuracy", "diversity", "frechet", "precision", "recall", "density", "coverage", "feature_diversity",
+)  # fmt: skip
+METRICS = ("reconstruction", "kl", "elbo", "nll", "active_units", *OF_SAMPLES)
+LOWER_IS_BETTER = ("reconstruction", "kl", "nll", "frechet")
 
 
 class ClassImages(NamedTuple):
@@ -52,7 +33,7 @@ class ClassImages(NamedTuple):
 def compare(real: ClassImages, fake: ClassImages, digit: int) -> dict[str, float]:
     """All metrics of samples `fake` of one digit."""
     return {
-        "class_accuracy": accuracy(fake.read_as, digit),
+        "class_accuracy": float((fake.read_as == digit).float().mean()),
         "diversity": diversity(real.pixels, fake.pixels),
         "frechet": frechet(real.features, fake.features),
         **precision_recall(real.features, fake.features),
@@ -66,11 +47,12 @@ def frechet(real: Tensor, fake: Tensor) -> float:
     |m_r − m_f|² + tr(C_r + C_f − 2 (C_r^½ C_f C_r^½)^½), in float64, by symmetric eigendecompositions alone.
     """
     real, fake = real.double(), fake.double()
-    root = _symmetric_root(_covariance(real))
+    real_covariance, fake_covariance = torch.cov(real.T), torch.cov(fake.T)
+    root = _symmetric_root(real_covariance)
     # The trace of a positive matrix's square root is the sum of its eigenvalues' roots.
-    cross = torch.linalg.eigvalsh(root @ _covariance(fake) @ root).clamp_min(0).sqrt().sum()
+    cross = torch.linalg.eigvalsh(root @ fake_covariance @ root).clamp_min(0).sqrt().sum()
     means = (real.mean(0) - fake.mean(0)).square().sum()
-    total = means + _covariance(real).trace() + _covariance(fake).trace() - 2 * cross
+    total = means + real_covariance.trace() + fake_covariance.trace() - 2 * cross
     return float(total.clamp_min(0))
 
 
@@ -100,15 +82,6 @@ def mean_distance(rows: Tensor) -> float:
 def diversity(real: Tensor, fake: Tensor) -> float:
     """Mean pairwise distance of fakes ÷ that of reals: 1 is as diverse as the real data, near 0 is collapse."""
     return mean_distance(fake) / mean_distance(real)
-
-
-def accuracy(labels: Tensor, digit: int) -> float:
-    """Share of (N,) labels that are `digit`."""
-    return float((labels == digit).float().mean())
-
-
-def _covariance(rows: Tensor) -> Tensor:
-    return torch.cov(rows.T)
 
 
 def _symmetric_root(matrix: Tensor) -> Tensor:

@@ -131,6 +131,5 @@ def treatments(table: pd.DataFrame) -> "Figure":
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(-0.5, len(names) - 0.5)
         axes.set_title(f"{sampler} sampler", fontsize=11, color=INK, loc="left")
-    handles, labels = legend(figure)
-    figure.legend(handles, labels, frameon=False, ncols=3, loc="outside lower center", fontsize=9)
+    legend(figure, columns=3)
     return figure

@@ -13,16 +13,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_COMPLETIONS = 1000
-BLOCK = "block"
 
 
 def complete(
     picture: Annotated[
-        Path,
-        typer.Argument(
-            metavar="INPUT",
-            help="a picture of 28 × 28 pixels, light ink on black or dark ink on white; thresholded at half grey",
-        ),
+        Path, typer.Argument(metavar="INPUT", help="28 × 28 pixels, light on black or dark on white; cut at half grey")
     ],
     mask: Annotated[
         str,
@@ -40,11 +35,7 @@ def complete(
     model: Model = str(COMPLETER),
     judge: Annotated[Path, typer.Option(metavar="FILE", help="the classifier that reads the completions")] = JUDGE,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help=".png: the visible part, then the completions (if not given: the terminal, or completions.png)",
-        ),
+        Path | None, typer.Option(metavar="FILE", help=".png: the visible part, then the completions")
     ] = None,
 ) -> None:
     """Complete the hidden part of a picture.
@@ -57,13 +48,15 @@ def complete(
     cvae complete INPUT.png --mask MASK.png
     cvae complete INPUT.png --mask top --model runs:/RUN_ID
     """
-    out = where_to(out, "completions.png", (".png",))
+    out = where_to(out, "completions.png", ".png")
 
     import torch
 
+    from pipeline.base.files import replacing
     from pipeline.completion import model as completion
     from pipeline.completion.views import veiled
-    from pipeline.show import pictures
+    from pipeline.show import model as figures
+    from pipeline.show import pictures, style
     from pipeline.stages.saved import load_completer, load_judge
 
     image = read_input(picture)
@@ -79,7 +72,8 @@ def complete(
         pictures.show(cells[None])
     else:
         captions = [f"{label}  {score:.1f}" for label, score in zip(read_as, scores, strict=True)]
-        pictures.save_png(out, pictures.captioned(cells, ["seen", *captions]))
+        with replacing(out) as part:
+            style.save(figures.captioned(cells, ["seen", *captions]), part)
     as_digit = "" if digit is None else f", as a {digit}"
     print(f"{'' if out is None else f'{out}: '}{count:,} completions, the most likely first{as_digit}")
     for rank, (label, score) in enumerate(zip(read_as, scores, strict=True), 1):
@@ -87,19 +81,18 @@ def complete(
 
 
 def read_input(path: Path) -> "Tensor":
-    """The picture (28, 28) to complete, 1 where there is ink. Prints what was changed in it."""
+    """The picture (28, 28) to complete, 1 where there is ink: the colour that the border has less of."""
     import torch
 
     from pipeline.data.splits import SIDE
     from pipeline.show.pictures import read_grey
 
-    grey, notes = read_grey(path, SIDE)
-    edge = [*grey[0], *grey[-1], *grey[:, 0], *grey[:, -1]]
-    if sum(edge) / len(edge) > 0.5:
-        grey, notes = 1 - grey, [*notes, "dark ink on a light ground, inverted"]
-    if notes:
-        print(f"{path}: {'; '.join(notes)}")
-    return torch.from_numpy(grey >= 0.5).float()
+    grey = torch.from_numpy(read_grey(path, SIDE))
+    border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    if border.mean() > 0.5:
+        print(f"{path}: dark ink on a light ground, inverted")
+        grey = 1 - grey
+    return (grey >= 0.5).float()
 
 
 def read_mask(name: str, seed: int) -> "Tensor":
@@ -113,17 +106,12 @@ def read_mask(name: str, seed: int) -> "Tensor":
     from pipeline.data.splits import SIDE
     from pipeline.show.pictures import read_grey
 
-    masks = named_masks()
+    masks = named_masks() | {"block": random_block(seed)}
     if name in masks:
         return masks[name]
-    if name == BLOCK:
-        return random_block(seed)
     if not Path(name).exists():
-        raise UserError(f"--mask {name} is no file and none of {', '.join([*masks, BLOCK])}")
-    grey, _ = read_grey(Path(name), SIDE)
-    visible = torch.from_numpy(grey < 0.5)
-    if visible.all():
-        raise UserError(f"--mask {name} hides nothing: paint white what is to be hidden")
-    if not visible.any():
-        raise UserError(f"--mask {name} hides everything")
+        raise UserError(f"--mask {name} is no file and none of {', '.join(masks)}")
+    visible = torch.from_numpy(read_grey(Path(name), SIDE) < 0.5)
+    if visible.all() or not visible.any():
+        raise UserError(f"--mask {name} hides {'nothing' if visible.all() else 'everything'}: white is what is hidden")
     return visible

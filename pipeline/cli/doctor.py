@@ -4,6 +4,7 @@ A model is measured on validation, never on test: its user chooses by what the d
 """
 
 import json
+import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,9 +52,8 @@ def doctor(
     gathered = of_run(run) if run.startswith("runs:/") else of_file(Path(run))
 
     from pipeline.measure.doctor import diagnose
-    from pipeline.show.pictures import terminal_width
 
-    print(screen(gathered, diagnose(gathered.case), min(terminal_width(), WIDEST)))
+    print(screen(gathered, diagnose(gathered.case), min(shutil.get_terminal_size().columns, WIDEST)))
 
 
 def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> Gathered:

@@ -7,19 +7,7 @@ import typer
 
 from pipeline.base.errors import UserError
 from pipeline.base.paths import MODEL
-from pipeline.cli.options import (
-    ROW,
-    Model,
-    SamplerName,
-    Seed,
-    check_count,
-    deliver,
-    digit_of,
-    digits_of,
-    model_file,
-    open_model,
-    where_to,
-)
+from pipeline.cli import options
 
 STRIP = 10  # pictures of a strip, if --steps is not given
 FRAMES = 30  # the same of an animation
@@ -38,20 +26,16 @@ Moving = Annotated[
 def sample(
     digits: Annotated[str, typer.Argument(help="8, 1,7 or 0-9")],
     count: Annotated[int, typer.Option(min=1, metavar="N", help="samples of each digit")] = 10,
-    seed: Seed = 0,
-    sampler: SamplerName = None,
-    model: Model = str(MODEL),
+    seed: options.Seed = 0,
+    sampler: options.SamplerName = None,
+    model: options.Model = str(MODEL),
     shown: Annotated[
         Literal["mean", "draw"] | None,
         typer.Option(help="expected pixels, or a draw of them; if not given, as in params.yaml"),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help=".png: one sheet; .npz: images (N, 28, 28) float32 in [0, 1] and labels (N,) "
-            "(if not given: the terminal, or samples.png)",
-        ),
+        typer.Option(metavar="FILE", help=".png: a sheet; .npz: images (N, 28, 28) float32 in [0, 1] and labels (N,)"),
     ] = None,
 ) -> None:
     """Draw samples of digits from a trained model.
@@ -62,39 +46,40 @@ def sample(
     cvae sample 1,7 --out sevens.npz
     cvae sample 0-9 --model runs:/RUN_ID
     """
-    wanted = digits_of(digits)
-    check_count(count, len(wanted))
-    out = where_to(out, "samples.png", (".png", ".npz"))
+    wanted = options.digits_of(digits)
+    options.check_count(count, len(wanted))
+    out = options.where_to(out, "samples.png", ".png", ".npz")
 
+    import numpy as np
     import torch
 
+    from pipeline.base.files import replacing
     from pipeline.base.params import load
-    from pipeline.model.samples import SampleParams
-    from pipeline.model.samples import sample as draw
-    from pipeline.show import pictures
+    from pipeline.model import samples
 
-    shown = shown or load(SampleParams, "sample").shown
-    saved, sampler = open_model(model, sampler)
+    shown = shown or load(samples.SampleParams, "sample").shown
+    saved, sampler = options.open_model(model, sampler)
     labels = torch.tensor(wanted).repeat_interleave(count)
-    images = draw(saved.model, saved.density, labels, sampler, seed, shown)
+    images = samples.sample(saved.model, saved.density, labels, sampler, seed, shown)
     said = f"{len(images):,} samples of {digits}, {sampler} sampler, seed {seed}"
     if out is not None and out.suffix == ".npz":
-        pictures.save_npz(out, {"images": images.squeeze(1).numpy(), "labels": labels.numpy()})
+        with replacing(out) as part, open(part, "wb") as file:
+            np.savez_compressed(file, images=images.squeeze(1).numpy(), labels=labels.numpy())
         print(f"{out}: {said}")
         return
     # One row per digit. A single digit fills rows of ten.
-    columns = count if len(wanted) > 1 else min(count, ROW)
+    columns = count if len(wanted) > 1 else min(count, options.ROW)
     blank = torch.zeros(-len(images) % columns, *images.shape[1:])
-    deliver(torch.cat([images, blank]).view(-1, columns, *images.shape[2:]), out, said)
+    options.deliver(torch.cat([images, blank]).view(-1, columns, *images.shape[2:]), out, said)
 
 
 def interpolate(
-    first: Annotated[int, typer.Argument(parser=digit_of, metavar="FROM", help="a digit")],
-    last: Annotated[int, typer.Argument(parser=digit_of, metavar="TO", help="a digit")],
+    first: Annotated[int, typer.Argument(parser=options.digit_of, metavar="FROM", help="a digit")],
+    last: Annotated[int, typer.Argument(parser=options.digit_of, metavar="TO", help="a digit")],
     count: Annotated[int, typer.Option(min=1, metavar="N", help="ways, each between latents of its own")] = 1,
-    seed: Seed = 0,
-    sampler: SamplerName = None,
-    model: Model = str(MODEL),
+    seed: options.Seed = 0,
+    sampler: options.SamplerName = None,
+    model: options.Model = str(MODEL),
     steps: Steps = None,
     out: Moving = None,
 ) -> None:
@@ -106,29 +91,29 @@ def interpolate(
     cvae interpolate 4 9 --seed 2 --out way.gif
     """
     steps = _steps(steps, out)
-    check_count(count, steps)
-    out = where_to(out, "interpolation.png", (".png", ".gif"))
+    options.check_count(count, steps)
+    out = options.where_to(out, "interpolation.png", ".png", ".gif")
 
     import torch
 
     from pipeline.model import samples
 
-    saved, sampler = open_model(model, sampler)
+    saved, sampler = options.open_model(model, sampler)
     # Two seeds: the way from 3 to 3 is between two threes.
     start, end = (
         samples.latents(saved.model, saved.density, torch.full((count,), digit), sampler, one)
         for digit, one in ((first, seed), (last, seed + 1))
     )
     images = samples.interpolate(saved.model, start, end, (first, last), steps)
-    deliver(images, out, f"from {first} to {last}, {sampler} sampler, seed {seed}", back=True)
+    options.deliver(images, out, f"from {first} to {last}, {sampler} sampler, seed {seed}", back=True)
 
 
 def traverse(
-    digit: Annotated[int, typer.Argument(parser=digit_of, metavar="DIGIT", help="drawn from the prior's mean")],
+    digit: Annotated[int, typer.Argument(parser=options.digit_of, metavar="DIGIT", help="drawn from the prior's mean")],
     dimension: Annotated[
         int | None, typer.Option(metavar="D", help="one latent dimension, from 0 (if not given: all, one per row)")
     ] = None,
-    model: Model = str(MODEL),
+    model: options.Model = str(MODEL),
     steps: Steps = None,
     out: Moving = None,
 ) -> None:
@@ -139,14 +124,14 @@ def traverse(
     cvae traverse 5 --dimension 2 --out fives.gif
     """
     steps = _steps(steps, out)
-    out = where_to(out, "traversal.png", (".png", ".gif"))
+    out = options.where_to(out, "traversal.png", ".png", ".gif")
 
     import torch
 
     from pipeline.model import samples
     from pipeline.stages.saved import load_cvae
 
-    loaded = load_cvae(model_file(model)).model
+    loaded = load_cvae(options.model_file(model)).model
     size = loaded.latent_size
     if dimension is not None and not 0 <= dimension < size:
         raise UserError(f"--dimension must be from 0 to {size - 1} for this model, not {dimension}")
@@ -154,14 +139,14 @@ def traverse(
     dimensions = range(size) if dimension is None else [dimension]
     images = torch.stack([samples.traverse(loaded, digit, one, values).squeeze(1) for one in dimensions])
     along = f"each of {size} dimensions, one per row" if dimension is None else f"dimension {dimension}"
-    deliver(images, out, f"{digit} along {along}, from −{SPREAD:g} to {SPREAD:g}", back=True)
+    options.deliver(images, out, f"{digit} along {along}, from −{SPREAD:g} to {SPREAD:g}", back=True)
 
 
 def morph(
     count: Annotated[int, typer.Option(min=1, metavar="N", help="styles, one per row")] = 1,
-    seed: Seed = 0,
-    sampler: SamplerName = None,
-    model: Model = str(MODEL),
+    seed: options.Seed = 0,
+    sampler: options.SamplerName = None,
+    model: options.Model = str(MODEL),
     steps: Steps = None,
     out: Moving = None,
 ) -> None:
@@ -176,15 +161,15 @@ def morph(
     if steps is not None and not animated:
         raise UserError("--steps is for a .gif: the strip holds the ten digits")
     steps = max(_steps(steps, out) // 10, 1) if animated else 1
-    check_count(count, 10 * steps)
-    out = where_to(out, "morph.png", (".png", ".gif"))
+    options.check_count(count, 10 * steps)
+    out = options.where_to(out, "morph.png", ".png", ".gif")
 
     from pipeline.model import samples
 
-    saved, sampler = open_model(model, sampler)
+    saved, sampler = options.open_model(model, sampler)
     z = samples.styles(saved.model, saved.density, count, sampler, seed)
     images = samples.morph(saved.model, z, steps)
-    deliver(images, out, f"one style per row in all ten digits, {sampler} sampler, seed {seed}")
+    options.deliver(images, out, f"one style per row in all ten digits, {sampler} sampler, seed {seed}")
 
 
 def _steps(steps: int | None, out: Path | None) -> int:

@@ -51,7 +51,7 @@ def check_count(count: int, pictures_each: int) -> None:
         raise UserError(f"--count must be from 1 to {most:,}, not {count:,}")
 
 
-def where_to(out: Path | None, usual: str, suffixes: tuple[str, ...]) -> Path | None:
+def where_to(out: Path | None, usual: str, *suffixes: str) -> Path | None:
     """The file to write: --out, or `usual`; None draws on the terminal. Raises UserError for a bad --out."""
     from pipeline.show.pictures import on_terminal
 
@@ -61,8 +61,6 @@ def where_to(out: Path | None, usual: str, suffixes: tuple[str, ...]) -> Path | 
         raise UserError(f"--out {out} must end in {' or '.join(suffixes)}")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder: name a file")
     return out
 
 
@@ -84,8 +82,7 @@ def open_model(name: str, sampler: "Sampler | None") -> "tuple[Saved, Sampler]":
     from pipeline.model.samples import SampleParams
     from pipeline.stages.saved import load_cvae
 
-    sampler = sampler or load(SampleParams, "sample").sampler
-    return load_cvae(model_file(name)), sampler
+    return load_cvae(model_file(name)), sampler or load(SampleParams, "sample").sampler
 
 
 def deliver(images: "Tensor", out: Path | None, said: str, back: bool = False) -> None:
@@ -101,14 +98,11 @@ def deliver(images: "Tensor", out: Path | None, said: str, back: bool = False) -
 
     if out is None:
         pictures.show(images.numpy())
-        print(said)
-        return
-    rows, columns = images.shape[:2]
-    if out.suffix == ".gif":
-        blank = images.new_zeros(-rows % min(rows, ROW), *images.shape[1:])
-        whole = torch.cat([images, blank])
-        order = [*range(columns), *(range(columns - 2, 0, -1) if back else ())]
-        pictures.save_gif(out, [sheet(whole[:, at], min(rows, ROW)) for at in order], FRAME_MILLISECONDS)
+    elif out.suffix == ".gif":
+        wide = min(len(images), ROW)
+        frames = torch.cat([images, images.new_zeros(-len(images) % wide, *images.shape[1:])]).unbind(1)
+        order = [*frames, *frames[-2:0:-1]] if back else frames
+        pictures.save_gif(out, [sheet(frame, wide) for frame in order], FRAME_MILLISECONDS)
     else:
-        pictures.save_png(out, sheet(images.flatten(0, 1), columns))
-    print(f"{out}: {said}")
+        pictures.save_png(out, sheet(images.flatten(0, 1), images.shape[1]))
+    print(said if out is None else f"{out}: {said}")

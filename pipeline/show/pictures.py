@@ -4,20 +4,16 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 ENLARGED = 4  # times, in animations
 RAMP = " .:-=+*#%@"  # from no ink to full ink
-Colours = Literal["true", "greys", "none"]
 
 
 def save_png(path: Path, picture: np.ndarray) -> None:
@@ -26,23 +22,6 @@ def save_png(path: Path, picture: np.ndarray) -> None:
 
     with replacing(path) as part, open(part, "wb") as file:
         Image.fromarray(picture).save(file, format="PNG")
-
-
-def captioned(images: np.ndarray, captions: Sequence[str], columns: int = 9, times: int = 3) -> np.ndarray:
-    """Images (N, 28, 28) in [0, 1] in rows, enlarged, dark on white, each above its caption: (H, W) uint8."""
-    from PIL import Image, ImageDraw
-
-    side, room, gap = images.shape[1] * times, 14, 6
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    whole = Image.new("L", (columns * (side + gap) - gap, rows * (side + room + gap) - gap), 255)
-    pen = ImageDraw.Draw(whole)
-    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        left, top = index % columns * (side + gap), index // columns * (side + room + gap)
-        grey = (255 - 255 * image).round().astype(np.uint8).repeat(times, 0).repeat(times, 1)
-        whole.paste(Image.fromarray(grey), (left, top))
-        pen.text((left + side // 2, top + side + room // 2), caption, fill=60, anchor="mm")
-    return np.asarray(whole)
 
 
 def save_gif(path: Path, frames: Sequence[np.ndarray], milliseconds: int) -> None:
@@ -59,54 +38,33 @@ def save_gif(path: Path, frames: Sequence[np.ndarray], milliseconds: int) -> Non
         )
 
 
-def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Named arrays, compressed."""
-    with replacing(path) as part, open(part, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def read_grey(path: Path, side: int) -> tuple[np.ndarray, list[str]]:
-    """A picture file as (side, side) float32 in [0, 1], light values high, and notes on each conversion.
+def read_grey(path: Path, side: int) -> np.ndarray:
+    """A picture file as (side, side) float32 in [0, 1], light values high.
 
     Raises UserError for a file that is no picture, has another size, or would lose colours, transparency or frames.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
-            if image.size != (side, side):
-                width, height = image.size
-                raise UserError(f"{path} is {width} × {height} pixels, not {side} × {side}: crop and scale it first")
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1:
-                raise UserError(f"{path} holds {frames} frames: give one picture")
-            return _grey(path, image)
+            size, frames, mode = image.size, getattr(image, "n_frames", 1), image.mode
+            grey = np.asarray(image.convert("L"), np.float32) / 255
+            *colours, alpha = np.moveaxis(np.asarray(image.convert("RGBA"), int), -1, 0)
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is no picture that can be read ({reason})") from None
-
-
-def _grey(path: Path, image: "Image.Image") -> tuple[np.ndarray, list[str]]:
-    notes = []
-    if image.mode.startswith("I"):  # 16 bits, which Pillow may widen to 32
-        values = np.asarray(image).astype(np.float64) / 65535
-        if not 0 <= values.min() <= values.max() <= 1:
-            raise UserError(f"{path} holds values beyond 16 bits: save it with 8 bits a pixel")
-        return values.astype(np.float32), ["16 bits a pixel, scaled to 8"]
-    if image.mode == "F":
-        raise UserError(f"{path} holds floating-point values: save it with 8 bits a pixel")
-    if image.has_transparency_data:
-        if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-            raise UserError(f"{path} is transparent in places: flatten it onto a plain background first")
-        notes.append("opaque, alpha ignored")
-    if image.mode not in ("1", "L", "LA"):
-        colours = np.asarray(image.convert("RGB")).astype(int)
-        if (colours.max(-1) - colours.min(-1)).max() > 8:  # JPEG changes greys a little
-            raise UserError(f"{path} is coloured: make it grey first")
-        notes.append("stored in colour, read as grey")
-    return np.asarray(image.convert("L"), np.float32) / 255, notes
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is no picture that can be read ({error})") from None
+    refusals = {
+        f"is {size[0]} × {size[1]} pixels, not {side} × {side}: crop and scale it first": size != (side, side),
+        f"holds {frames} frames: give one picture": frames > 1,
+        "holds more than 8 bits a pixel: save it with 8": mode[0] in "IF",
+        "is transparent in places: flatten it onto a plain background first": alpha.min() < 255,
+        "is coloured: make it grey first": np.ptp(colours, axis=0).max() > 8,  # JPEG changes greys a little
+    }
+    for reason, applies in refusals.items():
+        if applies:
+            raise UserError(f"{path} {reason}")
+    return grey
 
 
 def on_terminal() -> bool:
@@ -114,47 +72,29 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def colours(environment: Mapping[str, str] = os.environ, encoding: str | None = None) -> Colours:
-    """What the terminal can show: 24-bit colours, 24 greys, or plain characters alone."""
-    unicode = (encoding or getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "").startswith("utf")
-    if not unicode or environment.get("NO_COLOR") or environment.get("TERM", "dumb") == "dumb":
-        return "none"
-    return "true" if environment.get("COLORTERM") in ("truecolor", "24bit") else "greys"
+def has_colours(environment: Mapping[str, str] = os.environ, encoding: str | None = None) -> bool:
+    """Whether the terminal can show 24 greys and half blocks."""
+    unicode = (encoding or sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    return unicode and not environment.get("NO_COLOR") and environment.get("TERM", "dumb") != "dumb"
 
 
-def terminal_width() -> int:
-    """Columns of the terminal; 80 where it does not say."""
-    return shutil.get_terminal_size((80, 24)).columns
-
-
-def characters(ink: np.ndarray, kind: Colours) -> str:
+def characters(ink: np.ndarray, colours: bool) -> str:
     """A picture (H, W) of ink in [0, 1], light on dark, in H / 2 lines of W characters.
 
-    Each character is an upper half block: its colour is the upper pixel, its background the lower one.
+    With colours, each character is an upper half block: its colour is the upper pixel, its background the lower one.
     """
     rows = np.vstack([ink, np.zeros((len(ink) % 2, ink.shape[1]))])
-    upper, lower = rows[::2], rows[1::2]
-    if kind == "none":
-        levels = ((upper + lower) / 2 * (len(RAMP) - 1)).round().astype(int)
+    if not colours:
+        levels = ((rows[::2] + rows[1::2]) / 2 * (len(RAMP) - 1)).round().astype(int)
         return "\n".join("".join(RAMP[level] for level in line).rstrip() for line in levels)
-    return "\n".join(_half_blocks(*pair, kind) for pair in zip(upper, lower, strict=True))
-
-
-def _half_blocks(upper: np.ndarray, lower: np.ndarray, kind: Colours) -> str:
-    parts, before = [], ""
-    for above, below in zip(upper, lower, strict=True):
-        style = f"\x1b[38;{_colour(above, kind)};48;{_colour(below, kind)}m"
-        parts.append(("" if style == before else style) + "▀")
-        before = style
-    return "".join(parts) + "\x1b[0m"
-
-
-def _colour(value: float, kind: Colours) -> str:
-    if kind == "true":
-        grey = round(255 * float(value))
-        return f"2;{grey};{grey};{grey}"
     # 16 is black, 232 to 255 are 24 greys from nearly black to nearly white.
-    return f"5;{16 if value < 0.02 else 232 + round(23 * float(value))}"
+    greys = np.where(rows < 0.02, 16, 232 + (23 * rows).round()).astype(int)
+    lines = []
+    for upper, lower in zip(greys[::2], greys[1::2], strict=True):
+        runs = groupby(zip(upper, lower, strict=True))
+        blocks = [f"\x1b[38;5;{above};48;5;{below}m" + "▀" * len(list(run)) for (above, below), run in runs]
+        lines.append("".join(blocks) + "\x1b[0m")
+    return "\n".join(lines)
 
 
 def arranged(images: np.ndarray, width: int, gap: int = 2) -> np.ndarray:
@@ -175,4 +115,5 @@ def arranged(images: np.ndarray, width: int, gap: int = 2) -> np.ndarray:
 
 def show(images: np.ndarray) -> None:
     """Prints images (R, C, 28, 28) in [0, 1] in the best way that the terminal supports."""
-    print(characters(arranged(images, terminal_width()), colours()), flush=True)
+    width = shutil.get_terminal_size().columns
+    print(characters(arranged(images, width), has_colours()), flush=True)

@@ -12,12 +12,11 @@ from pipeline.show.style import (
     FAINT,
     INK,
     SAMPLER_COLOURS,
-    blank,
     legend,
     logarithmic,
+    panels,
     plain_axes,
     show_sheet,
-    titled,
 )
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 SIDE = 28
 STRIPS = 16  # rows of the figure from collapse to chaos
+NAMED = 12  # trials beside which the figure of rate and distortion writes the weight
 EXPLAINING = ("frechet", "class_accuracy", "diversity")
 
 
@@ -53,14 +53,13 @@ def study_figures(
         yield "pareto", pareto(table, names, front)
     if importances:
         yield "importances", importances_of(importances)
-    rows = []
+    strips = []
     for trial in spread(table, STRIPS).to_dict("records"):
-        digits = strip(trial["trial"])
-        if digits is not None:
-            mark = "" if trial["state"] == "COMPLETE" else " ○"
-            rows.append((f"β = {trial['kl_weight']:.2g}{mark}", digits[:SIDE], digits[-SIDE:]))
-    if rows:
-        yield "collapse_to_chaos", weight_strips(rows, ("z from the prior", "z from the fitted density"))
+        rows = strip(trial["trial"])
+        if rows is not None:
+            strips.append((f"β = {trial['kl_weight']:.3g}" + " ○" * (trial["state"] == "PRUNED"), rows))
+    if strips:
+        yield "collapse_to_chaos", weight_strips(strips)
 
 
 def spread(table: pd.DataFrame, most: int) -> pd.DataFrame:
@@ -76,148 +75,107 @@ def weights(table: pd.DataFrame, metrics: Sequence[str], real: Mapping[str, floa
 
     table: as study.trials.Trials.table gives it.
     """
-    across = min(len(metrics), 3)
-    down = -(-len(metrics) // across)
-    figure = blank(3.9 * across, 3.4 * down)
-    panels = list(figure.subplots(down, across, squeeze=False).flat)
-    for axes in panels:
-        axes.set_visible(False)
-    for axes, metric in zip(panels, metrics, strict=False):
-        axes.set_visible(True)
-        columns = {sampler: f"validation/{sampler}/{metric}" for sampler in ("prior", "fitted")}
-        for name, column in (columns | {"validation": f"validation/{metric}"}).items():
+    rows = -(-len(metrics) // 3)
+    figure, grids = panels(3.9 * min(len(metrics), 3), 3.4 * rows, *map(_titled, metrics), rows=rows)
+    for axes, metric in zip(grids, metrics, strict=True):
+        for name in ("prior", "fitted", "validation"):
+            column = f"validation/{metric}" if name == "validation" else f"validation/{name}/{metric}"
             if column in table:
-                _by_weight(axes, table.dropna(subset=[column]), column, name)
+                own = table.sort_values("kl_weight")
+                _points(axes, own, "kl_weight", column, SAMPLER_COLOURS.get(name, INK), name, "o-")
         if metric in real:
             axes.axhline(real[metric], color=INK, linewidth=0.9, linestyle=":", label="real images")
         if best is not None:
             axes.axvline(best, color=ACCENT, linewidth=0.9, alpha=0.5, label="best")
-        if metric == "frechet":
-            logarithmic(axes.yaxis)
         logarithmic(axes.xaxis)
         plain_axes(axes, "KL weight β", "")
-        axes.set_title(_titled(metric), fontsize=10, color=INK, loc="left")
-    handles, labels = legend(figure)
-    figure.legend(handles, labels, frameon=False, ncols=len(labels), loc="outside lower center", fontsize=9)
+    legend(figure)
     return figure
 
 
-def _by_weight(axes: "Axes", known: pd.DataFrame, column: str, name: str) -> None:
-    """Complete trials are joined by a line; pruned ones, which trained for fewer epochs, are hollow."""
-    colour = SAMPLER_COLOURS.get(name, INK)
-    complete = known[known["state"] == "COMPLETE"].sort_values("kl_weight")
-    axes.plot(complete["kl_weight"], complete[column], "o-", color=colour, markersize=5, linewidth=1.2, label=name)
-    pruned = known[known["state"] == "PRUNED"]
+def _points(axes: "Axes", table: pd.DataFrame, x: str, y: str, colour: str, label: str, style: str = "o") -> None:
+    """Complete trials are filled; pruned ones, which trained for fewer epochs, are hollow."""
+    known = table.dropna(subset=[x, y])
+    complete, pruned = (known[known["state"] == state] for state in ("COMPLETE", "PRUNED"))
+    axes.plot(complete[x], complete[y], style, color=colour, markersize=5, linewidth=1.2, label=label)
     if len(pruned):
-        axes.scatter(
-            pruned["kl_weight"], pruned[column], s=24, facecolors="none", edgecolors=colour, label=f"{name}, pruned"
-        )
+        axes.plot(pruned[x], pruned[y], "o", color=colour, markersize=5, mfc="none", label=f"{label}, pruned")
+    for name, axis in ((x, axes.xaxis), (y, axes.yaxis)):
+        if name.endswith("/frechet"):
+            logarithmic(axis)
+
+
+def _named(axes: "Axes", table: pd.DataFrame, x: str, y: str) -> None:
+    """Writes the KL weight beside each trial."""
+    for at, to, weight in zip(table[x], table[y], table["kl_weight"], strict=True):
+        axes.annotate(f"{weight:.3g}", (at, to), xytext=(6, 5), textcoords="offset points", fontsize=8, color=INK)
 
 
 def rate_distortion(table: pd.DataFrame) -> "Figure":
     """Reconstruction against kl, a point per trial, with lines of equal elbo (Alemi 2018)."""
-    known = table.dropna(subset=["validation/kl", "validation/reconstruction"])
-    figure, axes = titled(6.6, 5.4, "Rate and distortion by KL weight (hollow: trials that did not finish)")
-    kl, reconstruction = known["validation/kl"].to_numpy(), known["validation/reconstruction"].to_numpy()
-    weight = np.log10(known["kl_weight"].to_numpy(dtype=float))
-    complete = (known["state"] == "COMPLETE").to_numpy()
-    if len(known):
+    x, y = "validation/kl", "validation/reconstruction"
+    figure, (axes,) = panels(6.6, 5.4, "Rate and distortion by KL weight, with lines of equal elbo")
+    _points(axes, table, x, y, ACCENT, "complete")
+    complete = table[table["state"] == "COMPLETE"]
+    if len(complete):
+        _named(axes, spread(complete, NAMED), x, y)
         # The axes fit the complete trials, because the others can be far out.
-        shown = complete if complete.any() else np.ones(len(known), bool)
-        right, top = kl[shown].max() * 1.08 + 1, reconstruction[shown].max() + 12
-        bottom = reconstruction[shown].min() - 12
-        _equal_sums(axes, right, bottom, top)
-        axes.set_xlim(0, right)
-        axes.set_ylim(bottom, top)
-    span = {"vmin": weight.min(initial=0.0), "vmax": weight.max(initial=0.0), "cmap": "viridis"}
-    points = axes.scatter(kl[complete], reconstruction[complete], c=weight[complete], s=46, zorder=3, **span)
-    rings = [tuple(colour) for colour in points.to_rgba(weight[~complete]).tolist()]
-    axes.scatter(kl[~complete], reconstruction[~complete], s=40, facecolors="none", edgecolors=rings, zorder=2)
-    named: list[np.ndarray] = []
-    sides = np.array([np.ptp(axes.get_xlim()) / 12, np.ptp(axes.get_ylim()) / 40])  # approximate size of a label
-    for x, y, beta in zip(kl[complete], reconstruction[complete], 10 ** weight[complete], strict=True):
-        if all((np.abs(np.array([x, y]) - other) > sides).any() for other in named):
-            axes.annotate(f"{beta:.2g}", (x, y), xytext=(7, 4), textcoords="offset points", fontsize=8, color=INK)
-            named.append(np.array([x, y]))
-    bar = figure.colorbar(points, ax=axes, shrink=0.7, pad=0.02)
-    bar.set_label("log₁₀ of the KL weight β", color=FAINT, fontsize=9)
-    bar.ax.tick_params(colors=FAINT, labelsize=8)
-    bar.outline.set_visible(False)
+        right, bottom, top = complete[x].max() * 1.08 + 1, complete[y].min() - 12, complete[y].max() + 12
+        kl, reconstruction = np.meshgrid(np.linspace(0, right), np.linspace(bottom, top))
+        lines = axes.contour(
+            kl, reconstruction, -(kl + reconstruction), 10, colors="#dfe4ea", linewidths=0.8, linestyles="-", zorder=0
+        )
+        axes.set(xlim=(0, right), ylim=(bottom, top))
+        axes.clabel(lines, fmt="elbo %.0f", fontsize=8, colors=FAINT)
     plain_axes(axes, "rate: kl, nats per image", "distortion: reconstruction, nats per image")
     axes.grid(visible=False)
+    legend(figure)
     return figure
-
-
-def _equal_sums(axes: "Axes", right: float, bottom: float, top: float) -> None:
-    """Lines of equal kl + reconstruction, which is −elbo."""
-    from matplotlib.ticker import MaxNLocator
-
-    for total in MaxNLocator(10).tick_values(bottom, top + right):
-        axes.plot([0, right], [total, total - right], color="#dfe4ea", linewidth=0.8, zorder=0)
-        if bottom + 3 < total < top - 3:
-            axes.text(right / 80, total, f"elbo −{total:.0f}", fontsize=7, color=FAINT, va="center")
 
 
 def pareto(table: pd.DataFrame, objectives: Sequence[str], front: Sequence[int]) -> "Figure":
     """The first two objectives, such as `validation/kl`, of all trials; those of the front carry their KL weight."""
     x, y = objectives[:2]
-    known = table[table["state"] == "COMPLETE"]
-    best = known[known["trial"].isin(front)].sort_values(x)
-    figure, axes = titled(6.2, 4.8, "Trials that no other trial beats in all objectives, by KL weight")
-    axes.scatter(known[x], known[y], s=30, color=FAINT, label="complete")
-    # With more than two objectives, the front is no line in this plane.
-    axes.plot(best[x], best[y], "o-" if len(objectives) == 2 else "o", color=ACCENT, linewidth=1, label="front")
-    for at, to, beta in zip(best[x], best[y], best["kl_weight"], strict=True):
-        axes.annotate(f"{beta:.2g}", (at, to), xytext=(6, 5), textcoords="offset points", fontsize=8, color=INK)
-    for name, axis in zip((x, y), (axes.xaxis, axes.yaxis), strict=True):
-        if name.endswith("/frechet"):
-            logarithmic(axis)
-    axes.legend(frameon=False, fontsize=9)
+    figure, (axes,) = panels(6.2, 5.0, "Trials that no other trial beats in all objectives, by KL weight")
+    best = table[table["trial"].isin(front)].sort_values(x)
+    _points(axes, table, x, y, FAINT, "complete")
+    _points(axes, best, x, y, ACCENT, "front")
+    _named(axes, best, x, y)
     plain_axes(axes, _titled(x), _titled(y))
+    legend(figure)
     return figure
 
 
 def history(table: pd.DataFrame, objective: str, lower_is_better: bool) -> "Figure":
     """An objective, such as `validation/kl`, in the order of the trials, and the best of the complete ones so far."""
     known = table.dropna(subset=[objective])
-    complete, pruned = known[known["state"] == "COMPLETE"], known[known["state"] == "PRUNED"]
-    meets = complete["feasible"].astype(bool)
-    eligible = complete[meets] if meets.any() else complete
-    figure, axes = titled(6.4, 3.4, "All trials in order")
-    axes.scatter(pruned["trial"], pruned[objective], s=30, facecolors="none", edgecolors=FAINT, label="pruned")
-    axes.scatter(complete["trial"], complete[objective], s=34, color=INK, label="complete")
-    poor = complete[~meets]
-    if len(poor):
-        axes.scatter(
-            poor["trial"], poor[objective], s=60, marker="x", color=ACCENT, label="below the least class_accuracy"
-        )
-    best = eligible[objective].cummin() if lower_is_better else eligible[objective].cummax()
-    axes.step(eligible["trial"], best, where="post", color=ACCENT, linewidth=1.4, label="best so far")
-    if objective.endswith("/frechet"):
-        logarithmic(axes.yaxis)
+    complete = known[known["state"] == "COMPLETE"]
+    feasible = complete[complete["feasible"].astype(bool)]
+    figure, (axes,) = panels(6.4, 3.6, "All trials in order (best: of those with enough class_accuracy)")
+    _points(axes, known, "trial", objective, INK, "complete")
+    best = feasible[objective].cummin() if lower_is_better else feasible[objective].cummax()
+    axes.step(feasible["trial"], best, where="post", color=ACCENT, linewidth=1.4, label="best so far")
     axes.locator_params(axis="x", integer=True)
-    axes.legend(frameon=False, fontsize=9)
     plain_axes(axes, "trial", _titled(objective))
+    legend(figure)
     return figure
 
 
 def importances_of(shares: Mapping[str, float]) -> "Figure":
     """The share of the objective's variation that each parameter explains."""
+    figure, (axes,) = panels(5.6, 0.9 + 0.42 * len(shares), "Importance of each parameter")
     names = sorted(shares, key=lambda name: shares[name])
-    figure, axes = titled(5.6, 0.9 + 0.42 * len(names), "Importance of each parameter")
     axes.barh(names, [shares[name] for name in names], 0.6, color=ACCENT)
     plain_axes(axes, "share of the objective's variation among good trials (PED-ANOVA)", "")
     return figure
 
 
-def weight_strips(strips: Sequence[tuple[str, np.ndarray, np.ndarray]], notes: tuple[str, str]) -> "Figure":
-    """From collapse to chaos: a row per KL weight, with its label and two strips (28, W) from the same noise."""
-    names = [label for label, _, _ in strips]
-    figure = blank(9.2, 0.5 + 0.42 * len(strips))
-    for index, (axes, note) in enumerate(zip(figure.subplots(1, 2), notes, strict=True)):
-        rows = [np.pad(pictures[index], ((1, 1), (0, 0)), constant_values=255) for _, *pictures in strips]
-        show_sheet(axes, np.concatenate(rows), names if index == 0 else [""] * len(names))
-        axes.set_title(note, fontsize=10, color=INK)
+def weight_strips(strips: Sequence[tuple[str, np.ndarray]]) -> "Figure":
+    """From collapse to chaos: beside each name two strips (H, W) from the same noise, the prior's and the fitted's."""
+    figure, grids = panels(9.2, 0.6 + 0.35 * len(strips), "z from the prior", "z from the fitted density")
+    for axes, rows in zip(grids, (slice(SIDE), slice(-SIDE, None)), strict=True):
+        cells = [np.pad(sheet[rows], ((1, 1), (0, 0)), constant_values=255) for _, sheet in strips]
+        show_sheet(axes, np.concatenate(cells), [name for name, _ in strips])
     return figure
 
 

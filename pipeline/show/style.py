@@ -30,18 +30,20 @@ def blank(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
 
 
-def titled(width: float, height: float, title: str) -> "tuple[Figure, Axes]":
-    """A figure of one panel, in inches, with a title."""
+def panels(width: float, height: float, *titles: str, rows: int = 1) -> "tuple[Figure, list[Axes]]":
+    """A figure, in inches, with a panel under each title, in so many rows."""
     figure = blank(width, height)
-    axes = figure.subplots()
-    axes.set_title(title, fontsize=11, color=INK)
+    columns = -(-len(titles) // rows)
+    axes = [figure.add_subplot(rows, columns, place) for place in range(1, len(titles) + 1)]
+    for panel, title in zip(axes, titles, strict=True):
+        panel.set_title(title, fontsize=11, color=INK)
     return figure, axes
 
 
 def save(figure: "Figure", path: Path) -> np.ndarray:
-    """Writes a PNG whose colours have 32 levels each, and returns the picture (H, W, 3) uint8.
+    """Writes a PNG and returns the picture (H, W, 3) uint8.
 
-    The difference can't be seen. A sheet of digits then has few enough colours for a palette and a third of the size.
+    Each colour has 32 levels: a sheet of digits then has few enough for a palette, and a third of the size.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
@@ -70,13 +72,13 @@ def save_all(figures: "Iterable[tuple[str, Figure]]", folder: Path) -> None:
         stale.unlink()
 
 
-def show_sheet(axes: "Axes", sheet: np.ndarray, row_names: Sequence[str]) -> None:
+def show_sheet(axes: "Axes", sheet: np.ndarray, row_names: Sequence[str] = "0123456789") -> None:
     """A sheet (H, W) uint8 in its own greys, with a name beside each of its rows."""
     axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
     axes.set_xticks([])
     axes.set_yticks([(row + 0.5) * len(sheet) / len(row_names) for row in range(len(row_names))], row_names)
     axes.tick_params(length=0, labelcolor=FAINT, labelsize=9)
-    _no_frame(axes)
+    axes.spines[:].set_visible(False)
 
 
 def plain_axes(axes: "Axes", x: str, y: str) -> None:
@@ -86,12 +88,7 @@ def plain_axes(axes: "Axes", x: str, y: str) -> None:
     axes.tick_params(colors=FAINT, labelsize=8, length=2)
     axes.grid(visible=True, axis="y", color="#eceff2", linewidth=0.8)
     axes.set_axisbelow(True)
-    _no_frame(axes)
-
-
-def _no_frame(axes: Any) -> None:
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def logarithmic(axis: Any) -> None:
@@ -107,10 +104,10 @@ def logarithmic(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend(figure: "Figure") -> tuple[list[Any], list[str]]:
-    """Handles and labels of all panels, each label once."""
+def legend(figure: "Figure", columns: int = 8, **look: Any) -> None:
+    """One legend below all panels, which names each label once; look: other options of matplotlib's legend."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    return list(found.values()), list(found)
+    figure.legend(found.values(), found, frameon=False, ncols=columns, loc="outside lower center", fontsize=9, **look)

@@ -17,7 +17,7 @@ from pipeline.measure.doctor import Case, diagnose
 from pipeline.measure.evaluator import HEADLINE_FIGURES, EvaluateParams, Evaluator, nested, with_split
 from pipeline.measure.sheets import sheets
 from pipeline.model.samples import Sampler, Shown
-from pipeline.show.evaluation import evaluation_figures
+from pipeline.show.model import evaluation_figures
 from pipeline.show.style import save_all
 from pipeline.stages.saved import load_cvae, load_judge, load_splits
 from pipeline.tracking import runs as tracking

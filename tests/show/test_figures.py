@@ -1,0 +1,178 @@
+"""Figures are drawn without a display whatever the model or the study, and show the numbers they are given."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from pipeline.show import model, study
+from pipeline.show.style import save, save_all
+
+SOURCE = np.random.default_rng(0)
+FRECHET = "validation/fitted/frechet"
+
+
+def sheet(rows: int = 10, columns: int = 4) -> np.ndarray:
+    return SOURCE.integers(0, 256, (30 * rows - 2, 30 * columns - 2), dtype=np.uint8)
+
+
+def drawn(figure: Figure, folder: Path) -> Figure:
+    """The same figure, which has been drawn and is not one blank colour."""
+    picture = save(figure, folder / "figure.png")
+    assert picture.min() < picture.max()
+    return figure
+
+
+def names_of_rows(figure: Figure) -> list[str]:
+    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+
+def trials(*states: str) -> pd.DataFrame:
+    """A study's table with a trial for each state; failed and running trials have no figures."""
+    weight = np.geomspace(0.01, 100, len(states))
+    table = pd.DataFrame({"trial": range(len(states)), "state": states, "kl_weight": weight})
+    table["validation/kl"], table["validation/reconstruction"] = 30 / (1 + weight), 70 + 10 * weight**0.5
+    for sampler, name in itertools.product(("prior", "fitted"), ("frechet", "class_accuracy", "diversity")):
+        table[f"validation/{sampler}/{name}"] = 0.3 + weight / 200
+    unknown = ~table["state"].isin(["COMPLETE", "PRUNED"])
+    table.loc[unknown, [name for name in table.columns if "/" in name]] = np.nan
+    return table.assign(feasible=table["state"] == "COMPLETE")
+
+
+# A model
+
+
+def test_a_sheet_keeps_its_greys_and_has_a_row_per_digit(tmp_path: Path) -> None:
+    picture = np.full((298, 118), 200, np.uint8)
+    picture[:100] = 255
+    figure = drawn(model.digits(picture, "Samples at β = 1"), tmp_path)
+    assert names_of_rows(figure) == list("0123456789")
+    colours = figure.axes[0].images[0].to_rgba(np.array([[0, 200, 255]], np.uint8))[0, :, 0]
+    assert colours == pytest.approx([0, 200 / 255, 1], abs=0.01)
+
+
+@pytest.mark.parametrize("dimensions", [[], [3], [*range(16)]])
+def test_a_traversal_has_a_row_for_each_dimension_or_says_that_there_is_none(
+    tmp_path: Path, dimensions: list[int]
+) -> None:
+    figure = drawn(model.traversal(sheet(len(dimensions), 11) if dimensions else None, dimensions), tmp_path)
+    assert ("collapsed" in figure.axes[0].get_title()) == (not dimensions)
+    assert not dimensions or names_of_rows(figure) == [f"z{dimension}" for dimension in dimensions]
+
+
+@pytest.mark.parametrize("mu", [SOURCE.normal(size=(40, 1)), SOURCE.normal(size=(40, 8)), np.zeros((40, 8))])
+def test_latents_of_any_size_are_shown_once_each(tmp_path: Path, mu: np.ndarray) -> None:
+    figure = drawn(model.latent_space(mu, np.arange(40) % 9), tmp_path)  # one class is missing
+    assert sum(len(np.asarray(points.get_offsets())) for points in figure.axes[0].collections) == 40
+
+
+def test_a_latent_space_of_two_dimensions_is_turned_alone() -> None:
+    mu = SOURCE.normal(size=(10, 2)) * [1, 3] + 5
+    figure = model.latent_space(mu, np.arange(10))
+    shown = np.concatenate([np.asarray(points.get_offsets()) for points in figure.axes[0].collections])
+    expected = np.linalg.norm(mu[:, None] - mu[None], axis=-1)
+    assert np.linalg.norm(shown[:, None] - shown[None], axis=-1) == pytest.approx(expected)
+    assert "100% of their variance" in figure.axes[0].get_title()
+
+
+def test_curves_are_drawn_from_the_first_epoch_on(tmp_path: Path) -> None:
+    names = [f"{split}/{term}" for split in ("train", "validation") for term in ("reconstruction", "kl")]
+    history = pd.DataFrame({"epoch": [1]}).assign(**dict.fromkeys([*names, "validation/elbo"], 100.0))
+    figure = drawn(model.curves(history), tmp_path)
+    assert [len(axes.lines) for axes in figure.axes] == [2, 2, 1]
+
+
+def test_bars_are_as_high_as_the_figures_of_each_class_and_sampler(tmp_path: Path) -> None:
+    rows = pd.DataFrame(itertools.product(("prior", "fitted", "real"), range(10)), columns=["sampler", "digit"])
+    rows = rows.assign(class_accuracy=0.9, diversity=1, coverage=0.5, frechet=10 + rows["digit"])
+    figure = drawn(model.per_class(rows), tmp_path)
+    (axes,) = (axes for axes in figure.axes if axes.get_title().startswith("frechet"))
+    heights = [bar.get_height() for bar in axes.patches]  # type: ignore[attr-defined]
+    assert heights == pytest.approx(rows["frechet"].tolist())
+
+
+def test_completions_stand_between_the_visible_part_and_the_truth(tmp_path: Path) -> None:
+    figure = drawn(model.completions({f"{number} quadrants": sheet(columns=8) for number in (1, 2, 3)}, 5), tmp_path)
+    for axes in figure.axes:
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["seen", "network", "completions", "truth"]
+        assert [place // 30 for place in axes.get_xticks()] == [0, 1, 4, 7]
+
+
+# A study
+
+
+@pytest.mark.parametrize(
+    "states", [["COMPLETE", "PRUNED", "COMPLETE", "FAILED"], ["COMPLETE"], ["PRUNED", "PRUNED"], ["FAILED"]]
+)
+def test_a_study_is_drawn_whatever_the_states_of_its_trials(tmp_path: Path, states: list[str]) -> None:
+    objectives = {FRECHET: True, "validation/kl": True}
+    figures = study.study_figures(
+        trials(*states), objectives, {"frechet": 0.4}, 1.0, [0], {"a": 0.2, "b": 0.7}, lambda _: sheet(2, 10)
+    )
+    names = [name for name, figure in figures if drawn(figure, tmp_path)]
+    assert names[:5] == ["weights", "rate_distortion", "history", "pareto", "importances"]
+
+
+def test_samplers_and_real_images_are_in_one_panel_and_pruned_trials_are_hollow() -> None:
+    table = trials("COMPLETE", "PRUNED", "PRUNED")
+    frechet, diversity = study.weights(table, ["frechet", "diversity"], {"frechet": 0.4}, 1.0).axes
+    points = {str(line.get_label()): line for line in frechet.lines}
+    assert points.keys() == {"prior", "prior, pruned", "fitted", "fitted, pruned", "real images", "best"}
+    assert [len(points[name].get_xydata()) for name in ("fitted", "fitted, pruned")] == [1, 2]  # type: ignore[arg-type]
+    assert points["fitted, pruned"].get_markerfacecolor() == "none"
+    assert "real images" not in {line.get_label() for line in diversity.lines}
+    assert (frechet.get_xscale(), frechet.get_yscale(), diversity.get_yscale()) == ("log", "log", "linear")
+
+
+def test_complete_trials_name_their_weights_and_an_outlier_hides_none(tmp_path: Path) -> None:
+    table = trials("COMPLETE", "COMPLETE", "PRUNED")
+    table.loc[2, ["validation/kl", "validation/reconstruction"]] = 1e9
+    (axes,) = drawn(study.rate_distortion(table), tmp_path).axes
+    assert axes.get_xlim()[1] < 100
+    assert {"0.01", "1"} < {text.get_text() for text in axes.texts}
+
+
+@pytest.mark.parametrize(("lower", "expected"), [(True, [5.0, 1.0, 1.0]), (False, [5.0, 5.0, 5.0])])
+def test_the_best_so_far_never_gets_worse_and_is_feasible(lower: bool, expected: list[float]) -> None:
+    table = trials(*["COMPLETE"] * 4).assign(**{FRECHET: [0.0, 5.0, 1.0, 2.0]}, feasible=[False, True, True, True])
+    lines = {line.get_label(): line for line in study.history(table, FRECHET, lower).axes[0].lines}
+    assert np.asarray(lines["best so far"].get_ydata()).tolist() == expected
+
+
+def test_strips_stand_below_one_another_with_their_weights() -> None:
+    figure = study.weight_strips([(f"β = {row}", sheet(2, 10)) for row in range(5)])
+    assert names_of_rows(figure) == [f"β = {row}" for row in range(5)]
+
+
+# Files
+
+
+def test_a_saved_figure_looks_like_the_drawn_one_in_few_colours(tmp_path: Path) -> None:
+    picture = sheet(10, 8)
+    model.digits(picture, "a title").savefig(tmp_path / "plain.png", format="png")
+    shown = save(model.digits(picture, "a title"), tmp_path / ".few.png.part")  # as a stage names it first
+    with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / ".few.png.part") as few:
+        difference = np.abs(np.asarray(plain.convert("RGB")).astype(int) - np.asarray(few.convert("RGB")))
+        assert few.mode == "P"
+        assert np.array_equal(np.asarray(few.convert("RGB")), shown)
+    assert difference.max() <= 255 / 31 / 2 + 1
+    assert (tmp_path / ".few.png.part").stat().st_size < (tmp_path / "plain.png").stat().st_size / 1.5
+
+
+def test_a_figure_with_many_colours_keeps_them_all(tmp_path: Path) -> None:
+    """A palette of 256 gave 0 and 9 one colour in the legend of the latent space."""
+    figure = model.latent_space(SOURCE.normal(size=(3000, 4)), SOURCE.integers(0, 10, 3000))
+    shown = save(figure, tmp_path / "many.png")
+    with Image.open(tmp_path / "many.png") as saved:
+        assert np.array_equal(np.asarray(saved.convert("RGB")), shown)
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 256
+
+
+def test_figures_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "old.png").touch()
+    save_all([("new", model.digits(sheet(), ""))], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["new.png"]

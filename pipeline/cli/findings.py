@@ -18,7 +18,7 @@ def words(case: Case, finding: Finding) -> Words:
     """What a finding means for a case, and what to change: all that can help."""
     says, ways = WORDS[finding.name]
     values = _values(case, finding)
-    *first, last = [text.format(**values) for text, helps in ways.items() if helps(case)]
+    *first, last = [text.format(**values) for text, helps in ways.items() if helps is None or helps(case)]
     remedy = "; ".join([*first, f"or {last}" if first else last])
     return Words(says.format(**values), f"{remedy[0].upper()}{remedy[1:]}.")
 
@@ -41,10 +41,6 @@ def _values(case: Case, finding: Finding) -> dict[str, Any]:
     return values
 
 
-def _always(_: Case) -> bool:
-    return True
-
-
 def _can_raise(case: Case) -> bool:
     return case.aim.kl_weight < 1
 
@@ -65,8 +61,8 @@ def _adds_label(case: Case) -> bool:
 CONCATENATE = "concatenate the label with the latent (model.conditioning concat)"
 EPOCHS = "epochs instead of {epochs} (train.epochs; for trials of a study, tune.epochs)"
 
-# By finding: what it means, and the ways that can help, each with the cases in which it can.
-WORDS: dict[str, tuple[str, Mapping[str, Callable[[Case], bool]]]] = {
+# By finding: what it means, and the ways that can help, each with the cases in which it can (None: all).
+WORDS: dict[str, tuple[str, Mapping[str, Callable[[Case], bool] | None]]] = {
     "collapsed": (
         "The latents carry no information, or the decoder ignores them: all samples of a digit are alike.",
         {
@@ -83,14 +79,14 @@ WORDS: dict[str, tuple[str, Mapping[str, Callable[[Case], bool]]]] = {
             CONCATENATE: _adds_label,
             "raise objective.kl_weight from {weight} towards 1, so that the latents no longer encode the "
             "digit": _can_raise,
-            "set model.encoder_sees_label true, so that the latents need not encode the digit": _always,
+            "set model.encoder_sees_label true, so that the latents need not encode the digit": None,
         },
     ),
     "prior_hole": (
         "Latents of real images leave holes in the prior: its frechet is {value:.3g} times as high as that of the "
         "fitted sampler.",
         {
-            "use sample.sampler fitted, which needs no training": _always,
+            "use sample.sampler fitted, which needs no training": None,
             CONCATENATE: _adds_label,
             "raise objective.kl_weight from {weight} towards a value from 1 to 3": _can_raise,
             "learn the prior (model.prior mixture)": lambda case: case.prior == "standard",
@@ -101,19 +97,19 @@ WORDS: dict[str, tuple[str, Mapping[str, Callable[[Case], bool]]]] = {
         {
             "raise objective.capacity from {capacity:g}": _has_capacity,
             "lower objective.kl_weight from {weight}": lambda case: case.aim.kl_weight > 0.3,
-            "use a larger model (model.preset strong, or a larger model.latent_size)": _always,
+            "use a larger model (model.preset strong, or a larger model.latent_size)": None,
         },
     ),
     "under_trained": (
         "The loss on validation still fell by {value:.3g} nats per image in the last half of {epochs} epochs.",
-        {"train for {twice} " + EPOCHS: _always},
+        {"train for {twice} " + EPOCHS: None},
     ),
     "overfitted": (
         "The loss on validation was best after epoch {best} and has risen by {value:.3g} nats per image since.",
         {
-            "augment the training images, or augment them more (train.augment)": _always,
+            "augment the training images, or augment them more (train.augment)": None,
             "if nll or elbo matters, train for {best} " + EPOCHS + ". Samples may still have improved: compare their "
-            "frechet first": _always,
+            "frechet first": None,
         },
     ),
     "images_remembered": (
@@ -121,7 +117,7 @@ WORDS: dict[str, tuple[str, Mapping[str, Callable[[Case], bool]]]] = {
         "samples stay close to training images, which frechet, diversity and coverage do not show.",
         {
             "use fewer Gaussians (sample.components). The best number has the highest fitted/log_density, which `cvae "
-            "doctor` of a model file measures on validation": _always
+            "doctor` of a model file measures on validation": None
         },
     ),
     "likelihood_mismatched": (
@@ -139,12 +135,12 @@ WORDS: dict[str, tuple[str, Mapping[str, Callable[[Case], bool]]]] = {
         "{value:.0%} of the reconstruction is the entropy of the grey pixels, which no model can avoid. Under a "
         "Bernoulli likelihood the nll of grey pixels is not that of a density. Samples need no change.",
         {
-            "to compare nll with other work, set objective.pixels binary": _always,
-            "for a density of grey pixels, set objective.likelihood continuous_bernoulli or sigma_optimal": _always,
+            "to compare nll with other work, set objective.pixels binary": None,
+            "for a density of grey pixels, set objective.likelihood continuous_bernoulli or sigma_optimal": None,
         },
     ),
     "judge_unfit": (
         "The judge misreads too many real images, so the sample metrics, and findings that use them, are uncertain.",
-        {"raise judge.epochs": _always},
+        {"raise judge.epochs": None},
     ),
 }

@@ -18,8 +18,8 @@ from pipeline.base.errors import UserError
 from pipeline.base.params import params
 from pipeline.data.splits import CLASSES, PIXELS, Pixels, Split, epoch_seed, to_unit
 from pipeline.measure import bound, metrics
-from pipeline.measure.judge import Reader, Reading
-from pipeline.measure.metrics import ClassImages
+from pipeline.measure.judge import Reader
+from pipeline.measure.metrics import Judged
 from pipeline.model.cvae import CVAE
 from pipeline.model.density import Density, fit_density, posterior_samples, posteriors
 from pipeline.model.likelihood import Bernoulli, Gaussian
@@ -43,18 +43,6 @@ class EvaluateParams:
     nll_draws: Draws
     seed: Annotated[int, Field(ge=0, le=2**31)]
     """of samples and of the bound"""
-
-
-class Pictures(NamedTuple):
-    """Images (N, 1, 28, 28) in [0, 1], the digits they should show (N,), and what the judge reads in them."""
-
-    images: Tensor
-    digits: Tensor
-    reading: Reading
-
-    def of_class(self, digit: int) -> ClassImages:
-        rows = self.digits == digit
-        return ClassImages(self.images[rows].flatten(1), self.reading.features[rows], self.reading.labels[rows])
 
 
 class Evaluation(NamedTuple):
@@ -127,7 +115,7 @@ class Evaluator:
         figures = {f"{name}/{metric}": mean for name, table in tables.items() for metric, mean in _means(table).items()}
         figures["fitted/log_density"] = self._log_density(model, density, self.split)
         figures["fitted/log_density_train"] = self._log_density(model, density, self._training_split)
-        figures["judge_accuracy"] = float((self._real.reading.labels == self._real.digits).float().mean())
+        figures["judge_accuracy"] = self._real.accuracy()
         per_class = pd.concat(tables, names=["sampler"]).reset_index("sampler")
         return Evaluation(figures, per_class.reset_index(drop=True))
 
@@ -151,7 +139,7 @@ class Evaluator:
         }
 
     @cached_property
-    def _real(self) -> Pictures:
+    def _real(self) -> Judged:
         return self._judged(self.split.images, self.split.labels)
 
     @cached_property
@@ -166,11 +154,11 @@ class Evaluator:
         digits = self.split.labels
         return compare(self._real, self._judged(sample(model, density, digits, sampler, self.seed), digits))
 
-    def _judged(self, images: Tensor, digits: Tensor) -> Pictures:
+    def _judged(self, images: Tensor, digits: Tensor) -> Judged:
         if self.judge is None:
             raise ValueError("samples need a judge")
         images = to_unit(images)
-        return Pictures(images, digits, self.judge(images))
+        return Judged(images.flatten(1), *self.judge(images), digits)
 
     def _log_density(self, model: CVAE, density: Density, split: Split) -> float:
         # Other noise than that of the latents the density was fitted to.
@@ -178,15 +166,15 @@ class Evaluator:
         return float(density.log_prob(z, split.labels).mean())
 
 
-def compare(real: Pictures, fake: Pictures) -> pd.DataFrame:
+def compare(real: Judged, fake: Judged) -> pd.DataFrame:
     """The sample metrics of each class: a row per digit. Raises UserError where a class has too few images."""
     rows = []
     for digit in range(CLASSES):
         own, other = real.of_class(digit), fake.of_class(digit)
-        fewest = min(len(own.pixels), len(other.pixels))
+        fewest = min(len(own.digits), len(other.digits))
         if fewest <= metrics.NEIGHBOURS:
             raise UserError(f"digit {digit} has {fewest} images: metrics need more than {metrics.NEIGHBOURS} of each")
-        rows.append({"digit": digit, **metrics.compare(own, other, digit)})
+        rows.append({"digit": digit, **metrics.compare(own, other)})
     return pd.DataFrame(rows)
 
 

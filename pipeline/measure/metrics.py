@@ -22,18 +22,29 @@ METRICS = ("reconstruction", "kl", "elbo", "nll", "active_units", *OF_SAMPLES)
 LOWER_IS_BETTER = ("reconstruction", "kl", "nll", "frechet")
 
 
-class ClassImages(NamedTuple):
-    """Images of one class: pixels (N, 784), the judge's features (N, D), and the digit it reads in each (N,)."""
+class Judged(NamedTuple):
+    """Images and what the judge says of them.
+
+    pixels: (N, 784) in [0, 1]. features: (N, D). read_as: (N,), the digit that the judge reads. digits: (N,), the digit
+    that each image should show.
+    """
 
     pixels: Tensor
     features: Tensor
     read_as: Tensor
+    digits: Tensor
+
+    def of_class(self, digit: int) -> "Judged":
+        return Judged(*(part[self.digits == digit] for part in self))
+
+    def accuracy(self) -> float:
+        return float((self.read_as == self.digits).float().mean())
 
 
-def compare(real: ClassImages, fake: ClassImages, digit: int) -> dict[str, float]:
+def compare(real: Judged, fake: Judged) -> dict[str, float]:
     """All metrics of samples `fake` of one digit."""
     return {
-        "class_accuracy": float((fake.read_as == digit).float().mean()),
+        "class_accuracy": fake.accuracy(),
         "diversity": diversity(real.pixels, fake.pixels),
         "frechet": frechet(real.features, fake.features),
         **precision_recall(real.features, fake.features),

@@ -12,8 +12,8 @@ from torch import nn
 
 from pipeline.base.errors import UserError
 from pipeline.data.splits import Pixels, Split, to_unit
-from pipeline.measure.evaluator import Evaluation, Evaluator, Pictures, compare, grey_floor, nested, same_classes
-from pipeline.measure.metrics import OF_SAMPLES
+from pipeline.measure.evaluator import Evaluation, Evaluator, compare, grey_floor, nested, same_classes
+from pipeline.measure.metrics import OF_SAMPLES, Judged
 from pipeline.model import likelihood
 from pipeline.model.cvae import CVAE, Architecture, build
 from pipeline.model.density import Density
@@ -179,16 +179,16 @@ def test_the_real_images_in_place_of_samples_have_the_splits_class_counts() -> N
 
 
 def test_a_class_is_compared_with_the_same_class_alone_and_needs_enough_images() -> None:
-    def pictures(split: Split) -> Pictures:
+    def judged(split: Split) -> Judged:
         images = to_unit(split.images)
-        return Pictures(images, split.labels, judge(images))
+        return Judged(images.flatten(1), *judge(images), split.labels)
 
     images = TEST.images.clone()
     images[TEST.labels == 4] = images[TEST.labels == 5]
-    table = compare(pictures(TEST), pictures(Split(images, TEST.labels)))
+    table = compare(judged(TEST), judged(Split(images, TEST.labels)))
     assert table["class_accuracy"].tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1, 1]
     assert [round(value, 6) > 0 for value in table["frechet"]] == [digit == 4 for digit in range(10)]
-    few = pictures(TEST[(TEST.labels != 6) | (torch.arange(len(TEST)) < 40)])
-    for pair in ((few, few), (pictures(TEST), few), (few, pictures(TEST))):
+    few = judged(TEST[(TEST.labels != 6) | (torch.arange(len(TEST)) < 40)])
+    for pair in ((few, few), (judged(TEST), few), (few, judged(TEST))):
         with pytest.raises(UserError, match="digit 6 has 4 images"):
             compare(*pair)

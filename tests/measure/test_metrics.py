@@ -114,8 +114,8 @@ def test_diversity_is_the_ratio_of_mean_distances_wherever_the_sets_are() -> Non
 
 def test_every_sample_metric_is_registered() -> None:
     """A study can take each as its objective, and tables know which way is better."""
-    images = metrics.ClassImages(normal(20, 9), normal(20, 4), torch.tensor([3, 3, 5, 3] * 5))
-    found = metrics.compare(images, images, 3)
+    images = metrics.Judged(normal(20, 9), normal(20, 4), torch.tensor([3, 3, 5, 3] * 5), torch.full((20,), 3))
+    found = metrics.compare(images, images)
     assert tuple(found) == metrics.OF_SAMPLES
     assert found["class_accuracy"] == 0.75
     assert {"frechet", "nll"} <= set(metrics.LOWER_IS_BETTER) <= set(metrics.METRICS)

@@ -93,17 +93,14 @@ PRESETS = {
     "strong": Architecture(16, (512, 512), (512, 512), "concat", encoder_sees_label=True),
 }
 # What a preset becomes with convolutions in place of its mlp.
-CONVOLUTIONS = {
-    "conv": {"encoder_hidden": (256,), "decoder_hidden": (256,), "channels": (32, 64), "blocks": 0, "init": "he"},
-    "resnet": {"encoder_hidden": (256,), "decoder_hidden": (256,), "channels": (32, 64), "blocks": 1, "init": "he"},
-}
+CONVOLUTIONS = {"encoder_hidden": (256,), "decoder_hidden": (256,), "channels": (32, 64), "init": "he"}
 
 
 def resolve(params: ModelParams) -> Architecture:
     """The preset, with what `params` changes in it."""
     preset = PRESETS[params.preset]
-    if params.architecture in CONVOLUTIONS:
-        preset = replace(preset, architecture=params.architecture, **CONVOLUTIONS[params.architecture])  # type: ignore[arg-type]
+    if params.architecture in ("conv", "resnet"):
+        preset = replace(preset, blocks=int(params.architecture == "resnet"), **CONVOLUTIONS)  # type: ignore[arg-type]
     values = {field.name: getattr(params, field.name) for field in fields(Architecture)}
     if not priors.PRIORS[params.prior].has_components:
         values["prior_components"] = 1

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.data.splits import CLASSES, PIXELS, SIDE
 
 DARK = -2.0  # the logit of MNIST's mean grey value, 0.13
+halving = partial(nn.Conv2d, kernel_size=4, stride=2, padding=1)  # of the side of a picture
 
 
 def mlp(width: int, hidden: tuple[int, ...]) -> nn.Sequential:
@@ -51,10 +53,10 @@ class Convolutions(nn.Module):
         self.stem = halving(1, channels[0])
         self.bias = nn.Linear(labels, channels[0], bias=False) if labels else None
         layers = [*residuals(channels[0], blocks), nn.ReLU()]
-        for before, after in itertools.pairwise(channels):
-            layers += [halving(before, after), *residuals(after, blocks), nn.ReLU()]
+        for pair in itertools.pairwise(channels):
+            layers += [halving(*pair), *residuals(pair[1], blocks), nn.ReLU()]
         self.body = nn.Sequential(*layers)
-        features = channels[-1] * smallest_side(channels) ** 2 + labels
+        features = channels[-1] * (SIDE // 2 ** len(channels)) ** 2 + labels
         self.dense = mlp(features, hidden)
         self.width = (features, *hidden)[-1]
 
@@ -72,7 +74,8 @@ class Deconvolutions(nn.Module):
 
     def __init__(self, width: int, channels: tuple[int, ...], blocks: int) -> None:
         super().__init__()
-        self.shape = (channels[-1], smallest_side(channels), smallest_side(channels))
+        side = SIDE // 2 ** len(channels)
+        self.shape = (channels[-1], side, side)
         self.spread = nn.Linear(width, math.prod(self.shape))
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise((*reversed(channels), 1)):
@@ -105,16 +108,6 @@ class Residual(nn.Module):
 
 def residuals(channels: int, blocks: int) -> list[nn.Module]:
     return [Residual(channels) for _ in range(blocks)]
-
-
-def halving(before: int, after: int) -> nn.Conv2d:
-    """A convolution that halves the side of a picture."""
-    return nn.Conv2d(before, after, 4, stride=2, padding=1)
-
-
-def smallest_side(channels: tuple[int, ...]) -> int:
-    """Pixels along a side after one halving for each of the channels."""
-    return SIDE // 2 ** len(channels)
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """The article's experiment, from training to the table, the picture, and sentences that follow from the figures."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,12 @@ from pipeline.show.model import sampler_grids
 from pipeline.stages.saved import load_judge, load_splits
 from pipeline.training.fit import TrainParams
 from pipeline.weight import article
-from pipeline.weight.article import AIM, BATCH_SIZE, CONTRAST, LEARNING_RATE, TUNED, Member, Result, find
+from pipeline.weight.article import AIM, BATCH_SIZE, CONTRAST, LEARNING_RATE, TUNED, Member
 
 COLUMNS = 10
 GREYS = 32  # grey levels of the picture: digits look the same, and the file is a third as large
 SHOWN = ("class_accuracy", "diversity")
+Results = Mapping[Member, Mapping[str, float]]  # the figures of each member
 MATTERS = 0.1  # difference of two class_accuracies that counts: one sample in ten
 
 
@@ -51,8 +53,9 @@ def run(epochs: int) -> None:
     }
     sentences = claims(results)
     write_json(ARTICLE / "article.json", {"claims": sentences, "real": real, "protocol": protocol})
+    table = pd.DataFrame([asdict(member) | {"kl_weight": member.kl_weight} | results[member] for member in results])
     with replacing(ARTICLE / "results.csv") as part:
-        pd.DataFrame([result.row() for result in results]).to_csv(part, index=False, float_format="%.6g")
+        table.rename(columns={"weight": "article_weight"}).to_csv(part, index=False, float_format="%.6g")
     with replacing(ARTICLE / "grids.png") as part:
         save_grids(results, sheets, part)
     title = f"The article's model (★) and other shapes, {epochs} epochs, on {len(validation):,} validation images"
@@ -64,9 +67,9 @@ def run(epochs: int) -> None:
 
 def train_all(
     train: Split, evaluator: Evaluator, params: TrainParams, components: int
-) -> tuple[list[Result], dict[float, np.ndarray]]:
+) -> tuple[dict[Member, dict[str, float]], dict[Member, np.ndarray]]:
     """The results of all members, and a sheet of samples of the article's own model at each weight of CONTRAST."""
-    results, sheets, device = [], {}, train.images.device
+    results, sheets, device = {}, {}, train.images.device
     stacks = article.stacks()
     with console.bar("reproduce", len(stacks) * params.epochs) as progress:
         for index, stack in enumerate(stacks):
@@ -75,35 +78,34 @@ def train_all(
                 progress(index * params.epochs + members.epoch, f"{len(stack)} weights, {_shape(stack[0])}")
             for row, member in enumerate(stack):
                 model = members.model(row)
-                results.append(article.measure(member, model, evaluator, components))
+                results[member] = article.measure(model, evaluator, components)
                 if member.is_articles and member.weight in CONTRAST:
                     images = sample(model, None, rows_of_digits(COLUMNS).to(device), "prior", params.seed)
-                    sheets[member.weight] = sheet(images, COLUMNS)
+                    sheets[member] = sheet(images, COLUMNS)
     return results, sheets
 
 
-def save_grids(results: Sequence[Result], sheets: Mapping[float, np.ndarray], path: Any) -> None:
+def save_grids(results: Results, sheets: Mapping[Member, np.ndarray], path: Path) -> None:
     """The samples of the article's own model at the weights of CONTRAST, side by side."""
     titled, notes = {}, {}
-    for weight in CONTRAST:
-        found = find(results, member := Member(weight)).figures
-        title = f"w = {_w(weight)},  β = {console.number(round(member.kl_weight, 2))}"
-        titled[title] = sheets[weight]
-        shares = "   ".join(f"{name} {found[f'prior/{name}']:.2f}" for name in SHOWN)
-        notes[title] = f"active {found['active_units']}   {shares}"
+    for member, samples in sheets.items():
+        title = f"w = {_w(member)},  β = {console.number(round(member.kl_weight, 2))}"
+        titled[title] = samples
+        shares = "   ".join(f"{name} {results[member][f'prior/{name}']:.2f}" for name in SHOWN)
+        notes[title] = f"active {results[member]['active_units']}   {shares}"
     sampler_grids(titled, notes).savefig(path, format="png")
     with Image.open(path) as image:
         small = image.convert("RGB").quantize(GREYS)
     small.save(path, format="PNG", optimize=True)
 
 
-def show_table(title: str, results: Sequence[Result], real: Mapping[str, float]) -> None:
+def show_table(title: str, results: Results, real: Mapping[str, float]) -> None:
     """Prints a row per member, the highest weight first."""
     rows = []
-    for member, found in sorted(((one.member, one.figures) for one in results), key=lambda pair: -pair[0].weight):
+    for member, found in sorted(results.items(), key=lambda pair: -pair[0].weight):
         both = (" ".join(f"{found[f'{sampler}/{name}']:.3f}" for sampler in ("prior", "fitted")) for name in SHOWN)
         fit = (found["active_units"], f"{found['kl']:.2f}", f"{found['elbo']:.1f}", f"{found['digit_in_latent']:.3f}")
-        rows.append((f"w = {_w(member.weight)}", _shape(member) + " ★" * member.is_articles, *fit, *both))
+        rows.append((f"w = {_w(member)}", _shape(member) + " ★" * member.is_articles, *fit, *both))
     console.table(
         title,
         ("weight", "conditioning, encoder", "active", "kl", "elbo", "digit in latent", *SHOWN),
@@ -113,55 +115,48 @@ def show_table(title: str, results: Sequence[Result], real: Mapping[str, float])
     )
 
 
-def claims(results: Sequence[Result]) -> list[str]:
+def claims(results: Results) -> list[str]:
     """On units, on the evidence lower bound, on the price of diversity, and on the encoder's label."""
-    members = (Member(1.0), Member(TUNED), Member(TUNED, encoder_sees_label=True))
-    one, tuned, seeing = (find(results, member) for member in members)
-    size, w = one.member.architecture.latent_size, _w(TUNED)
-    ratio = one.member.kl_weight / tuned.member.kl_weight
+    one, tuned, seeing = Member(1.0), Member(TUNED), Member(TUNED, encoder_sees_label=True)
+    size, w, ratio = one.architecture.latent_size, _w(tuned), one.kl_weight / tuned.kl_weight
 
-    def pair(name: str, form: str) -> str:
-        return f"{one.figures[name]:{form}} and {tuned.figures[name]:{form}}"
+    def of(name: str, *members: Member, form: str = ".2f") -> str:
+        return " and ".join(f"{results[member][name]:{form}}" for member in members)
 
-    collapses = one.figures["active_units"] == 0 < tuned.figures["active_units"]
-    best, runner_up = sorted((each for each in results if each.member.is_articles), key=_elbo, reverse=True)[:2]
-    gains = one.figures["prior/diversity"] < tuned.figures["prior/diversity"]
-    costs = gains and _accuracy(one) > _accuracy(tuned)
-    helps = _accuracy(seeing) - _accuracy(tuned) >= MATTERS
-    top = max((each for each in results if each.member.weight == TUNED), key=_accuracy)
+    def gain(name: str, first: Member, last: Member) -> float:
+        return results[last][name] - results[first][name]
+
+    units = results[one]["active_units"] == 0 < results[tuned]["active_units"]
+    costs = gain("prior/diversity", one, tuned) > 0 > gain("prior/class_accuracy", one, tuned)
+    helps = gain("prior/class_accuracy", tuned, seeing) >= MATTERS
+    best, second = sorted((each for each in results if each.is_articles), key=lambda each: -results[each]["elbo"])[:2]
+    at_tuned = [each for each in results if each.weight == TUNED]
+    top = max(at_tuned, key=lambda each: results[each]["prior/class_accuracy"])
     return [
-        f"The article's w = 1 is β = {one.member.kl_weight:,.0f}, and its w = {w} is β = {tuned.member.kl_weight:.2f}, "
-        f"{ratio:,.0f} times less. {pair('active_units', '.0f')} of {size} units are active, and kl is "
-        f"{pair('kl', '.3g')} nats. So "
-        + ("the collapse is a matter of units." if collapses else "the weight alone does not decide the collapse."),
-        f"w = {w} at batch size {BATCH_SIZE} is the evidence lower bound to within "
-        f"{abs(tuned.member.kl_weight - 1):.2%} of its KL. Of all weights, w = {_w(best.member.weight)} reaches "
-        f"the highest elbo: {_elbo(best):.1f} nats, against {_elbo(runner_up):.1f} at the next best, "
-        f"w = {_w(runner_up.member.weight)}.",
-        f"At w = 1 and {w}, the diversity of samples from the prior is {pair('prior/diversity', '.2f')}, and their "
-        f"class_accuracy is {pair('prior/class_accuracy', '.2f')}: diversity {'costs' if costs else 'does not cost'} "
-        f"accuracy. At w = {w}, a linear discriminant reads {tuned.figures['digit_in_latent']:.0%} of the digits from "
-        "the latent, and the prior does not know which digit was asked for.",
-        f"If the article's encoder sees the label, {seeing.figures['digit_in_latent']:.0%} of the digits can be read "
-        f"from the latent, and class_accuracy is {_accuracy(seeing):.2f}: "
+        f"The article's w = 1 is β = {one.kl_weight:,.0f}, and its w = {w} is β = {tuned.kl_weight:.2f}, {ratio:,.0f} "
+        f"times less. {of('active_units', one, tuned, form='.0f')} of {size} units are active, and kl is "
+        f"{of('kl', one, tuned, form='.3g')} nats. So "
+        + ("the collapse is a matter of units." if units else "the weight alone does not decide the collapse."),
+        f"w = {w} at batch size {BATCH_SIZE} is the evidence lower bound to within {abs(tuned.kl_weight - 1):.2%} of "
+        f"its KL. Of all weights, w = {_w(best)} reaches the highest elbo: {of('elbo', best, form='.1f')} nats, "
+        f"against {of('elbo', second, form='.1f')} at the next best, w = {_w(second)}.",
+        f"At w = 1 and {w}, the diversity of samples from the prior is {of('prior/diversity', one, tuned)}, and their "
+        f"class_accuracy is {of('prior/class_accuracy', one, tuned)}: diversity "
+        f"{'costs' if costs else 'does not cost'} accuracy. At w = {w}, a linear discriminant reads "
+        f"{of('digit_in_latent', tuned, form='.0%')} of the digits from the latent, and the prior does not know which "
+        "digit was asked for.",
+        f"If the article's encoder sees the label, {of('digit_in_latent', seeing, form='.0%')} of the digits can be "
+        f"read from the latent, and class_accuracy is {of('prior/class_accuracy', seeing)}: "
         f"{'samples are better' if helps else 'this alone changes little'}. Of all shapes at w = {w}, the highest "
-        f"class_accuracy is {_accuracy(top):.2f}, with {top.member.conditioning} and an encoder that "
-        f"{'sees the label' if top.member.encoder_sees_label else 'does not see it'}.",
+        f"class_accuracy is {of('prior/class_accuracy', top)}, with {top.conditioning} and an encoder that "
+        f"{'sees the label' if top.encoder_sees_label else 'does not see it'}.",
     ]
 
 
-def _w(weight: float) -> str:
+def _w(member: Member) -> str:
     """A weight as people write it: 1e-5, not 1e-05."""
-    return f"{weight:g}".replace("e-0", "e-")
+    return f"{member.weight:g}".replace("e-0", "e-")
 
 
 def _shape(member: Member) -> str:
     return f"{member.conditioning}, {'sees label' if member.encoder_sees_label else 'blind'}"
-
-
-def _elbo(result: Result) -> float:
-    return result.figures["elbo"]
-
-
-def _accuracy(result: Result) -> float:
-    return result.figures["prior/class_accuracy"]

@@ -4,7 +4,7 @@ The article's loss is ours at β = w · 784 · B (weight/convert.py), up to a co
 objective at that β trains its model. All figures are measured on validation.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,24 +51,6 @@ class Member:
         return self.architecture == PRESETS["article"]
 
 
-@dataclass(frozen=True)
-class Result:
-    """A member and its figures on validation: `elbo`, `digit_in_latent`, `prior/frechet`, …"""
-
-    member: Member
-    figures: Mapping[str, float]
-
-    def row(self) -> dict[str, float | str | bool]:
-        """One flat row of a table."""
-        return {
-            "article_weight": self.member.weight,
-            "kl_weight": self.member.kl_weight,
-            "conditioning": self.member.conditioning,
-            "encoder_sees_label": self.member.encoder_sees_label,
-            **self.figures,
-        }
-
-
 def stacks() -> list[list[Member]]:
     """The members by shape, the article's own first. Members of one shape train at once."""
     shapes = [(conditioning, sees) for sees in (False, True) for conditioning in CONDITIONINGS]
@@ -95,13 +77,13 @@ def fit(
         yield records
 
 
-def measure(member: Member, model: CVAE, evaluator: Evaluator, components: int) -> Result:
-    """The figures of a trained member on the evaluator's split."""
+def measure(model: CVAE, evaluator: Evaluator, components: int) -> dict[str, float]:
+    """The figures of a trained member on the evaluator's split: `elbo`, `digit_in_latent`, `prior/frechet`, …"""
     density, figures = evaluator.density(model, components), evaluator.fit_figures(model)
     figures["digit_in_latent"] = digit_in_latent(model, evaluator.train, evaluator.split, evaluator.seed)
     for sampler in SAMPLERS:
         figures |= {f"{sampler}/{name}": value for name, value in evaluator.samples(model, density, sampler).items()}
-    return Result(member, figures)
+    return figures
 
 
 def digit_in_latent(model: CVAE, train: Split, held_out: Split, seed: int) -> float:
@@ -116,8 +98,3 @@ def digit_in_latent(model: CVAE, train: Split, held_out: Split, seed: int) -> fl
     )
     discriminant = LinearDiscriminantAnalysis().fit(known, train.labels.cpu().numpy())
     return float(discriminant.score(unseen, held_out.labels.cpu().numpy()))
-
-
-def find(results: Sequence[Result], member: Member) -> Result:
-    """The result of one member."""
-    return next(result for result in results if result.member == member)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.cli.article import claims
-from pipeline.weight.article import TUNED, Member, Result
+from pipeline.weight.article import TUNED, Member
 
 USUAL = {
     "elbo": -110.0, "kl": 10.0, "active_units": 8, "digit_in_latent": 0.6, "prior/class_accuracy": 0.3,
@@ -11,7 +11,7 @@ USUAL = {
 }  # fmt: skip
 
 
-def results(one: dict[str, Any], lower: dict[str, Any], seeing: dict[str, Any]) -> list[Result]:
+def results(one: dict[str, Any], lower: dict[str, Any], seeing: dict[str, Any]) -> dict[Member, dict[str, float]]:
     """USUAL at the tuned weight, and changes to it at w = 1, at w = 1e-6, and with an encoder that sees the label."""
     changed = {
         Member(1.0): one,
@@ -19,7 +19,7 @@ def results(one: dict[str, Any], lower: dict[str, Any], seeing: dict[str, Any]) 
         Member(1e-6): lower,
         Member(TUNED, encoder_sees_label=True): seeing,
     }
-    return [Result(member, USUAL | changes) for member, changes in changed.items()]
+    return {member: USUAL | changes for member, changes in changed.items()}
 
 
 def test_the_conclusions_are_the_articles_where_the_figures_are() -> None:

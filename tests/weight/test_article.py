@@ -65,10 +65,9 @@ def test_a_stack_is_trained_and_measured_and_a_member_that_diverges_is_named() -
     records = list(article.fit(stack, members, TRAIN, HELD_OUT, PARAMS))
     assert [record.figures["kl_weight"] for record in records[-1].values()] == [100_352, pytest.approx(1.00352)]
     evaluator = Evaluator(judge, HELD_OUT, TRAIN, article.AIM.pixels, 0)
-    row = article.measure(stack[1], members.model(1), evaluator, 1).row()
-    assert row["elbo"] == pytest.approx(records[-1][1].figures["validation/elbo"])
-    assert row["conditioning"] == "concat"
-    assert {"prior/class_accuracy", "fitted/diversity", "digit_in_latent", "active_units"} <= set(row)
+    figures = article.measure(members.model(1), evaluator, 1)
+    assert figures["elbo"] == pytest.approx(records[-1][1].figures["validation/elbo"])
+    assert {"prior/class_accuracy", "fitted/diversity", "digit_in_latent", "active_units"} <= set(figures)
     params = replace(PARAMS, learning_rate=1e30)
     members = article.start(stack[1:], params, torch.device("cpu"))
     with pytest.raises(UserError, match=r"weight 1e-05 diverged in epoch 1 at train.learning_rate 1e\+30"):

@@ -1,6 +1,6 @@
 """All that the project keeps as safetensors: splits, the judge, the CVAE, the completer, and unfinished trainings.
 
-A model's file states its kind and its params in the metadata. No file holds code.
+A file states its kind and its params in the metadata, and holds no code.
 
 Each function imports what it needs itself, so that a stage depends only on the rooms of the functions that it uses.
 """
@@ -57,18 +57,13 @@ def save_splits(path: Path, splits: "Mapping[str, Split]") -> None:
 
 def load_splits(path: Path, *names: str, device: "torch.device | str" = "cpu") -> "tuple[Split, ...]":
     """The named splits of a file, on the device; other splits are not read. Raises UserError."""
-    from safetensors import SafetensorError, safe_open
-
     from pipeline.data.splits import Split
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            return tuple(
-                Split(file.get_tensor(f"{name}.images"), file.get_tensor(f"{name}.labels").long()).to(device)
-                for name in names
-            )
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} can't be read ({error}): {REMEDY['splits']}") from None
+    with _opened(path, "splits") as (file, _):
+        return tuple(
+            Split(file.get_tensor(f"{name}.images"), file.get_tensor(f"{name}.labels").long()).to(device)
+            for name in names
+        )
 
 
 def save_judge(path: Path, judge: "Judge", params: Mapping[str, Any]) -> None:
@@ -80,10 +75,9 @@ def load_judge(path: Path, device: "torch.device | str" = "cpu") -> "Judge":
     """The judge, ready to read. Raises UserError."""
     from pipeline.measure.judge import build
 
-    tensors, _ = _read(path, "judge")
     judge = build(seed=0)
-    with _of_this_version(path, "judge"):
-        judge.load_state_dict(tensors)
+    with _opened(path, "judge") as (file, _):
+        judge.load_state_dict(_tensors(file))
     return _ready(judge, device)
 
 
@@ -100,14 +94,12 @@ def load_cvae(path: Path, device: "torch.device | str" = "cpu") -> Saved:
     from pipeline.model.density import Density
     from pipeline.training.objective import ObjectiveParams
 
-    tensors, notes = _read(path, "cvae")
-    with _of_this_version(path, "cvae"):
-        params = json.loads(notes["params"])
+    with _opened(path, "cvae") as (file, params):
         architecture = resolve(parse(ModelParams, params["model"], "model"))
         aim = parse(ObjectiveParams, params["objective"], "objective")
         model = build(architecture, 0, aim.likelihood, aim.sigma)
-        model.load_state_dict(_under(MODEL, tensors))
-        density = Density(**{name: tensor.float().to(device) for name, tensor in _under(DENSITY, tensors).items()})
+        model.load_state_dict(_tensors(file, MODEL))
+        density = Density(**{name: tensor.float().to(device) for name, tensor in _tensors(file, DENSITY).items()})
     return Saved(_ready(model, device), density, params)
 
 
@@ -121,10 +113,9 @@ def load_completer(path: Path, device: "torch.device | str" = "cpu") -> "Complet
     """The completer, or the network. Raises UserError."""
     from pipeline.completion.model import Completer
 
-    tensors, notes = _read(path, "completion")
-    with _of_this_version(path, "completion"):
-        model = Completer(**json.loads(notes["params"]))
-        model.load_state_dict(_under(MODEL, tensors))
+    with _opened(path, "completion") as (file, sizes):
+        model = Completer(**sizes)
+        model.load_state_dict(_tensors(file, MODEL))
     return _ready(model, device)
 
 
@@ -140,8 +131,7 @@ def save_training(path: Path, training: "Training[Any]", notes: Mapping[str, Any
     """A training between two epochs, with its caller's notes (plain values)."""
     from pipeline.training.checkpoint import tensors_of
 
-    about = {"kind": "training", "epoch": str(training.epoch), "notes": json.dumps(notes)}
-    write_tensors(path, tensors_of(training), about)
+    _write(path, "training", tensors_of(training), {"epoch": training.epoch, "notes": notes})
 
 
 def resume_training(path: Path, training: "Training[Any]") -> dict[str, Any] | None:
@@ -150,41 +140,36 @@ def resume_training(path: Path, training: "Training[Any]") -> dict[str, Any] | N
 
     if not path.exists():
         return None
-    tensors, metadata = _read(path, "training")
-    restore(training, tensors, int(metadata["epoch"]))
-    notes: dict[str, Any] = json.loads(metadata["notes"])
-    return notes
+    with _opened(path, "training") as (file, saved):
+        restore(training, _tensors(file), saved["epoch"])
+        return saved["notes"]
 
 
 def _write(path: Path, kind: str, tensors: "Mapping[str, Tensor]", params: Mapping[str, Any]) -> None:
     write_tensors(path, tensors, {"kind": kind, "params": json.dumps(params)})
 
 
-def _read(path: Path, kind: str) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """Tensors and metadata of a file of this kind. Raises UserError for any other file."""
+@contextmanager
+def _opened(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A file of this kind and its params. Any error in reading and rebuilding becomes one line with the remedy."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             notes = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if (found := notes.get("kind", "splits")) != kind:
+                raise ValueError(f"it holds {found}")
+            yield file, json.loads(notes.get("params", "{}"))
     except FileNotFoundError:
         raise UserError(f"{path} not found: {REMEDY[kind]}") from None
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is no safetensors file ({error}): {REMEDY[kind]}") from None
-    if notes.get("kind") != kind:
-        raise UserError(f"{path} holds no {kind} of this project: {REMEDY[kind]}")
-    return tensors, notes
-
-
-@contextmanager
-def _of_this_version(path: Path, kind: str) -> Iterator[None]:
-    """Errors in rebuilding what a file holds become one line with the remedy."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, RuntimeError, UserError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, UserError) as error:
         reason = str(error).splitlines()[0].rstrip(":")  # load_state_dict goes on to list every tensor
-        raise UserError(f"{path} is of another version of this project ({reason}): {REMEDY[kind]}") from None
+        raise UserError(f"{path} holds no {kind} of this version of the project ({reason}): {REMEDY[kind]}") from None
+
+
+def _tensors(file: Any, prefix: str = "") -> "dict[str, Tensor]":
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
 
 
 def _ready(model: M, device: "torch.device | str") -> M:
@@ -193,7 +178,3 @@ def _ready(model: M, device: "torch.device | str") -> M:
 
 def _prefixed(prefix: str, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def _under(prefix: str, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -13,8 +13,9 @@ from pipeline.base.paths import HISTORY, MODEL, PREPARED, RUN
 from pipeline.model import samples
 from pipeline.model.cvae import ModelParams, build, resolve
 from pipeline.model.density import Components, fit_density
-from pipeline.stages.recording import recording, watched
+from pipeline.stages.recording import recording
 from pipeline.stages.saved import load_splits, save_cvae
+from pipeline.stages.watching import watched
 from pipeline.tracking import runs as tracking
 from pipeline.training.fit import TrainParams, fit, start
 from pipeline.training.objective import ObjectiveParams
@@ -39,12 +40,10 @@ def main() -> None:
     words = " ".join([model_params.preset, *unusual])
     print(f"{words} CVAE of {size:,} weights, β = {aim.kl_weight:g}, on {device} in {notes['precision']}")
 
-    tags = {"data_hash": hashes["data"], "params_hash": hashes["params"], **notes}
     with recording(
-        "train", training, params.epochs, digest(hashes),
-        name=f"{words} β={aim.kl_weight:g}", experiment=experiment, params=flat(sections), tags=tags,
+        "train", training, params.epochs, hashes, notes,
+        name=f"{words} β={aim.kl_weight:g}", experiment=experiment, params=flat(sections),
     ) as (run, rows, follow):  # fmt: skip
-        run.dataset("mnist", hashes["data"], str(PREPARED), "train")
         records = watched(fit(training, split, validation, params, aim), params.epochs, aim, run)
         follow(records, lambda: samples.preview(training.model))
         density = fit_density(training.model, split, aim.pixels, components, params.seed)

@@ -42,21 +42,16 @@ def main() -> None:
         training = start(build(latent_size, params.hidden, params.seed), recipe, device)
         size = sum(weight.numel() for weight in training.model.parameters())
         print(f"completion {model} of {size:,} weights, on {device} in {notes['precision']}")
-        with recording(
-            model, training, epochs, digest(hashes, model),
-            name=f"completion {model}",
-            experiment=experiment,
-            params={f"completion.{key}": value for key, value in plain(params).items()},
-            tags={"data_hash": hashes["data"], "params_hash": hashes["params"], **notes},
-        ) as record:  # fmt: skip
-            record.run.dataset("mnist", hashes["data"], str(PREPARED), "train")
-            record.follow(fit(training, split, validation, recipe, AIM, view), None)
+        values = {f"completion.{key}": value for key, value in plain(params).items()}
+        about = {"name": f"completion {model}", "experiment": experiment, "params": values}
+        with recording(model, training, epochs, hashes, notes, **about) as (run, rows, follow):
+            follow(fit(training, split, validation, recipe, AIM, view), None)
             save_completer(path, training.model)
-            record.run.model(path, "completions")
-        histories.append(pd.DataFrame(record.rows).assign(model=model))
+            run.model(path, "completions")
+        histories.append(pd.DataFrame(rows).assign(model=model))
     with replacing(COMPLETION_HISTORY) as part:
         pd.concat(histories).to_csv(part, index=False)
-    write_json(COMPLETION_RUN, {"run_id": record.run.wait_for_id(), "tracking_uri": record.run.uri, "hashes": hashes})
+    write_json(COMPLETION_RUN, {"run_id": run.wait_for_id(), "tracking_uri": run.uri, "hashes": hashes})
 
 
 if __name__ == "__main__":

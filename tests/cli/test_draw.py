@@ -138,8 +138,7 @@ def test_the_small_model_is_small_and_draws_the_asked_digits() -> None:
 def test_a_model_file_of_another_kind_is_refused(project: Path, cvae: Cvae) -> None:
     save_judge(project / "judge.safetensors", judge.build(0), {})
     error = cvae("sample 8 --model judge.safetensors --out x.png").err
-    assert "holds no cvae of this project" in error
-    assert "train a model first" in error
+    assert "holds no cvae of this version of the project (it holds judge): train a model first" in error
 
 
 def test_a_person_at_a_terminal_sees_digits_and_gets_no_file(

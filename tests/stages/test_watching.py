@@ -1,0 +1,44 @@
+"""A collapse is reported at once, and only once."""
+
+from typing import Any, cast
+
+import pytest
+from settings import objective_params
+
+from pipeline.stages.watching import watched
+from pipeline.tracking.runs import Run
+from pipeline.training.fit import Record, collapsed
+
+
+class Tagged(dict[str, Any]):
+    """In place of an open run."""
+
+    tags = dict.update
+
+
+def records(*kls: float) -> list[Record]:
+    """Epochs of ten steps with these KLs on validation."""
+    return [Record(epoch, 10 * epoch, {"kl_weight": 2.0, "validation/kl": kl}) for epoch, kl in enumerate(kls, 1)]
+
+
+def test_a_collapse_and_its_end_are_reported_once_and_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    run, given = Tagged(), records(5, 0.01, 0.02, 4)
+    events = watched(given, 4, objective_params(), cast("Run", run))
+    assert [next(events), next(events)] == given[:2]
+    assert "collapsed (see `cvae doctor`): validation/kl 0.01 nats after epoch 2" in capsys.readouterr().err
+    assert run == {"collapsed": "true", "collapsed_after_epoch": 2}
+    assert list(events) == given[2:]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "used again: validation/kl 4 nats after epoch 4" in line
+    assert run["collapsed"] == "false"
+
+
+@pytest.mark.parametrize("schedule", ["warmup", "capacity"])
+def test_no_collapse_is_reported_while_a_schedule_rises(schedule: str) -> None:
+    aim = objective_params(schedule=schedule, schedule_share=0.5)
+    assert [collapsed(record, 4, aim) for record in records(0, 0, 0, 0)] == [False, False, True, True]
+
+
+def test_a_cycle_counts_at_its_end() -> None:
+    aim = objective_params(schedule="cyclical", schedule_share=0.9, cycles=2)
+    assert [collapsed(record, 4, aim) for record in records(0, 0, 0, 0)] == [False, True, False, True]

@@ -127,7 +127,7 @@ def of_run(uri: str) -> Gathered:
     if run.has_model and not evaluated:
         of_model = of_file(model_file(uri), run.history)
         case = replace(of_model.case, figures=figures | dict(of_model.case.figures))
-        return Gathered(name, f"not evaluated: its model {of_model.measured}", case, of_model.hints)
+        return Gathered(name, f"not evaluated; its model: {of_model.measured}", case, of_model.hints)
     hint = f"the run holds no model: `dvc exp run -S objective.kl_weight={aim.kl_weight!r}` trains and evaluates one"
     if run.has_model:
         file = f"models/{uri.removeprefix('runs:/').split('/')[0]}.safetensors"

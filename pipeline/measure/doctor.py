@@ -108,11 +108,6 @@ def _loss_rise(case: Case) -> float | None:
     return losses[-1] - losses[best]
 
 
-def _frechet_ratio(case: Case) -> float:
-    # Samples that are better than real images count as equally good.
-    return case["prior/frechet"] / max(case["fitted/frechet"], case.figures.get("real/frechet", 0.0), 1e-9)
-
-
 def _reconstruction_share(case: Case) -> float | None:
     if case.aim.likelihood != "bernoulli":
         return None  # the reconstruction under a density can be negative: it is no share of anything
@@ -172,7 +167,11 @@ CHECKS = {
     # Samples show the digit that was asked for hardly more often than by chance, which is 0.1.
     "label_ignored": Check("severe", (Sign("prior/class_accuracy", "below", 0.2),)),
     # Latents of images do not fill the prior (Rosca 2018). At 2 this costs as much as all other errors together.
-    "prior_hole": Check("warning", (Sign("prior/frechet ÷ fitted/frechet", "above", 2.0, _frechet_ratio),)),
+    # Samples that are better than real images count as equally good.
+    "prior_hole": Check("warning", (
+        Sign("prior/frechet ÷ fitted/frechet", "above", 2.0, lambda case: case["prior/frechet"]
+             / max(case["fitted/frechet"], case.figures.get("real/frechet", 0.0), 1e-9)),
+    )),
     # The KL term costs so much that the latents say little. One network, fully trained, has a diversity of 0.89 at
     # β = 1 and 0.77 at β = 3, and a share of 0.81 and 0.93.
     "over_regularised": Check("warning", (Sign("fitted/diversity", "below", 0.8),), (
@@ -221,10 +220,8 @@ def diagnose(case: Case) -> Diagnosis:
             unchecked[name] = lacking
         else:
             fine.append(name)
-    order = ("severe", "warning", "note")
-    return Diagnosis(
-        tuple(sorted(found.values(), key=lambda finding: order.index(finding.severity))), tuple(fine), unchecked
-    )
+    by_severity = sorted(found.values(), key=lambda finding: ("severe", "warning", "note").index(finding.severity))
+    return Diagnosis(tuple(by_severity), tuple(fine), unchecked)
 
 
 def _beyond(signs: Sequence[Sign], case: Case) -> tuple[tuple[Evidence, ...], str | None]:

@@ -40,6 +40,7 @@ from pipeline.training import fit as train
 from pipeline.training import objective, schedule
 from pipeline.training.fit import TrainParams
 from pipeline.training.objective import ObjectiveParams
+from pipeline.training.validation import labelled, validate
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Setting:
 
     def elbo(self, network: CVAE) -> float:
         """On validation, nats per image."""
-        means = train.validate(network.to(self.device).eval(), self.validation, train.labelled(self.aim.pixels))
+        means = validate(network.to(self.device).eval(), self.validation, labelled(self.aim.pixels))
         return -(means.reconstruction + means.kl)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.completion.masks import draw_masks, quadrants_shown
 from pipeline.data.splits import CLASSES, PIXELS, Split, to_unit
 from pipeline.model.networks import one_hot
-from pipeline.training.fit import View
+from pipeline.training.validation import View
 
 Binarised = Literal["thresholded", "drawn"]
 

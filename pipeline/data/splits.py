@@ -4,7 +4,6 @@ A data set stays on the device as uint8 (47 MB for all of MNIST), so that a batc
 worker processes or copies from the host (after KellerJordan/cifar10-airbench).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,8 +63,8 @@ def split(images: np.ndarray, labels: np.ndarray, validation_size: int, seed: in
     return as_split(images[train], labels[train]), as_split(images[validation], labels[validation])
 
 
-def batches(size: int, batch_size: int, seed: int, epoch: int, device: torch.device) -> Iterator[Tensor]:
-    """The row indices of each batch of an epoch: a permutation that depends on seed and epoch alone.
+def batches(size: int, batch_size: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+    """The row indices of an epoch's batches, (batches, batch size): a permutation by seed and epoch alone.
 
     All batches have the same size, because a compiled step needs it. The rows left over, fewer than `batch_size`,
     differ from epoch to epoch.
@@ -73,7 +72,7 @@ def batches(size: int, batch_size: int, seed: int, epoch: int, device: torch.dev
     generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
     order = torch.randperm(size, generator=generator).to(device)
     batch_size = min(batch_size, size)
-    yield from order[: size - size % batch_size].view(-1, batch_size)
+    return order[: size - size % batch_size].view(-1, batch_size)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

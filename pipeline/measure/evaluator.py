@@ -24,7 +24,7 @@ from pipeline.model.cvae import CVAE
 from pipeline.model.density import Density, fit_density, posterior_samples, posteriors
 from pipeline.model.likelihood import Bernoulli, Gaussian
 from pipeline.model.samples import SAMPLERS, Sampler, sample
-from pipeline.training.fit import labelled, validate
+from pipeline.training.validation import labelled, validate
 
 COLLAPSED_DIVERSITY = 0.2
 HEADLINE_FIGURES = (

@@ -138,7 +138,7 @@ def fit(judge: Judge, train: Split, validation: Split, params: JudgeParams) -> I
         judge.train()
         shares = ((epoch * length + index) / (params.epochs * length) for index in range(length))
         plan = [Step(params.learning_rate * _rate(share), 1.0, None, None) for share in shares]
-        rows = torch.stack([*batches(len(train), params.batch_size, params.seed, epoch, device)])
+        rows = batches(len(train), params.batch_size, params.seed, epoch, device)
         loss = float(steps.run(rows, plan, epoch_seed(params.seed, epoch)).mean())
 
         accuracy = float((judge.read(validation.images).labels == validation.labels).float().mean())

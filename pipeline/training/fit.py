@@ -19,17 +19,15 @@ from pipeline.base.device import pick_precision
 from pipeline.base.errors import UserError
 from pipeline.base.params import Neutral, Number, params
 from pipeline.data import augment
-from pipeline.data.splits import PIXELS, Pixels, Split, as_pixels, batches, epoch_seed, to_unit
+from pipeline.data.splits import Split, batches, epoch_seed
 from pipeline.model.cvae import Model
-from pipeline.model.likelihood import SigmaOptimal
 from pipeline.training import compiled, objective, schedule
 from pipeline.training.compiled import Compile
 from pipeline.training.graph import Mode, Steps
 from pipeline.training.objective import ObjectiveParams
 from pipeline.training.schedule import Step
+from pipeline.training.validation import Means, View, calibrate, labelled, validate
 
-VALIDATION_BATCH = 1000
-CALIBRATION = 10_000  # training images that sigma_optimal takes its σ from: a small part of an epoch's time
 COLLAPSED_KL = 0.1  # nats per image: I(x; z∣y) ≤ kl, so that the latents then carry at most a seventh of a bit
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -85,18 +83,6 @@ class Record:
     def row(self) -> dict[str, float]:
         """Epoch, step and figures as one flat row of a table."""
         return {"epoch": self.epoch, "step": self.step, **self.figures}
-
-
-# How a part of a split is shown to a model: images (N, 1, 28, 28), in [0, 1] or as they are stored, and the condition
-# of each, (N, ...). Randomness comes from the generator alone.
-View = Callable[[Split, torch.Generator], tuple[Tensor, Tensor]]
-
-
-def labelled(pixels: Pixels) -> View:
-    """The CVAE's view: the condition is the label. Grey images stay uint8; the step converts them."""
-    if pixels == "grey":
-        return lambda part, _: (part.images, part.labels)
-    return lambda part, source: (as_pixels(part.images, pixels, source), part.labels)
 
 
 M = TypeVar("M", bound=Model)
@@ -235,19 +221,27 @@ class Loop:
     latent_size: int
     dtype: torch.dtype
     steps: dict[tuple[bool, int], Steps] = field(default_factory=dict)  # by what an epoch's steps differ in
+    ready: dict[int, tuple[Tensor, list[Step[float]]]] = field(default_factory=dict)  # by epoch
 
     def run(self, epoch: int) -> Epoch:
         """Takes the steps of an epoch, the first of which is 0."""
         began, params = time.perf_counter(), self.params
-        steps = plan(epoch, params, self.aim, steps_per_epoch(self.train, params))
-        rows = torch.stack([*batches(len(self.train), params.batch_size, params.seed, epoch, self.device)])
+        rows, numbers = self.ready.pop(epoch, None) or self._prepared(epoch)
         moving = params.augment > 0 and epoch < params.augment_until * params.epochs
         kind = moving, schedule.draws(epoch, params.epochs, self.aim)
         if kind not in self.steps:
             self.steps[kind] = self._steps(*kind)
         # Each step leaves its losses on the device. To copy them at the end is the epoch's only wait for it.
-        trace = self.steps[kind].run(rows, steps, epoch_seed(params.seed, epoch)).cpu()
-        return Epoch(trace, steps[-1], epoch + 1, rows.numel(), time.perf_counter() - began)
+        trace = self.steps[kind].run(rows, numbers, epoch_seed(params.seed, epoch))
+        if epoch + 1 < params.epochs:  # while a GPU is at work
+            self.ready[epoch + 1] = self._prepared(epoch + 1)
+        trace = trace.cpu()
+        return Epoch(trace, numbers[-1], epoch + 1, rows.numel(), time.perf_counter() - began)
+
+    def _prepared(self, epoch: int) -> tuple[Tensor, list[Step[float]]]:
+        """The rows of an epoch's batches, (steps, B), and what its steps are taken with."""
+        rows = batches(len(self.train), self.params.batch_size, self.params.seed, epoch, self.device)
+        return rows, plan(epoch, self.params, self.aim, len(rows))
 
     @property
     def device(self) -> torch.device:
@@ -360,52 +354,6 @@ def collapsed(record: Record, epochs: int, aim: ObjectiveParams) -> bool:
     factor, capacity = schedule.pressure(record.step - 1, record.step // record.epoch * epochs, aim)
     finished = factor == 1 and capacity in (None, aim.capacity)
     return finished and record.figures["validation/kl"] <= COLLAPSED_KL
-
-
-@torch.no_grad()
-def calibrate(model: Model, train: Split, view: View) -> None:
-    """Gives sigma_optimal the one σ that all images are measured with. Other likelihoods stay as they are.
-
-    From training images alone, with one draw of z each; the same draws at every call.
-    """
-    if not isinstance(model.likelihood, SigmaOptimal):
-        return
-    seen = train[:CALIBRATION]
-    total = torch.zeros((), dtype=torch.float64, device=seen.images.device)
-    for images, condition, noise in _shown(seen, model, view):
-        x, y = to_unit(images).to(noise.dtype), model.context(condition)
-        mean = model.decode(model.encode(x, y).sample(noise), y).sigmoid()
-        total += (x.flatten(1) - mean).square().sum()
-    model.likelihood.calibrate((total / (len(seen) * PIXELS)).to(model.dtype))
-
-
-@dataclass(frozen=True)
-class Means:
-    """Terms of the evidence lower bound, in nats per image: means over a split."""
-
-    reconstruction: float
-    kl: float
-
-
-@torch.no_grad()
-def validate(model: Model, split: Split, view: View) -> Means:
-    """Both terms on a split, with one draw of z per image, in the weights' own precision; the same at every call."""
-    total = torch.zeros(2, dtype=torch.float64, device=split.images.device)
-    for batch in _shown(split, model, view):
-        terms = objective.terms(model, *batch)
-        total += torch.stack([terms.reconstruction.sum(), terms.kl.sum()])
-    reconstruction, kl = (total / len(split)).tolist()
-    return Means(reconstruction, kl)
-
-
-def _shown(split: Split, model: Model, view: View) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """A split in order, in batches of images, conditions and noise (B, latent); the same at every call."""
-    device = split.images.device
-    source = torch.Generator(device).manual_seed(0)
-    for begin in range(0, len(split), VALIDATION_BATCH):
-        images, condition = view(split[begin : begin + VALIDATION_BATCH], source)
-        noise = torch.randn(len(images), model.latent_size, generator=source, device=device, dtype=model.dtype)
-        yield images, condition, noise
 
 
 def _divergence(ran: Epoch, params: TrainParams, aim: ObjectiveParams) -> str:

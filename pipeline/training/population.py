@@ -7,19 +7,18 @@ and noise (a test compares them in float64), and one member's NaN stays its own.
 
 import copy
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch import Tensor
+from torch.func import stack_module_state, vmap
 
 from pipeline.base.device import pick_precision
 from pipeline.data.splits import PIXELS, SIDE, Split
 from pipeline.model.cvae import CVAE, Architecture
-from pipeline.model.likelihood import Bernoulli, full
+from pipeline.model.likelihood import SigmaOptimal
 from pipeline.training import compiled, objective
 from pipeline.training.fit import (
     Batch,
@@ -29,17 +28,14 @@ from pipeline.training.fit import (
     TrainParams,
     adam,
     average,
-    calibrate,
     changed_by,
-    labelled,
     set_learning_rate,
     steps_per_epoch,
-    validate,
 )
+from pipeline.training.members import member_terms
 from pipeline.training.objective import ObjectiveParams
 from pipeline.training.schedule import Step
-
-PRODUCTS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)  # the layers that autocast multiplies in half precision
+from pipeline.training.validation import Means, View, calibrate, labelled, shown
 
 
 @dataclass
@@ -166,30 +162,56 @@ def fit(
         means = ran.trace.mean(0).T.tolist()
         kl_weights = (population.kl_weights * ran.last.kl_factor).tolist()
         pace = [1.0] * len(means) if population.pace is None else population.pace.tolist()
-        records = {}
+        unseen = _validated(population, train, validation, view)
+        yield {
+            member: ran.record(kl_weights[row], ran.last.learning_rate * pace[row], means[row], unseen[row])
+            for row, member in enumerate(population.members)
+        }
+
+
+@torch.no_grad()
+def _validated(population: Population, train: Split, validation: Split, view: View) -> list[Means]:
+    """What `validate` says of each member, after `calibrate`."""
+    template = population.template
+    if isinstance(template.likelihood, SigmaOptimal):
         for row, member in enumerate(population.members):
-            # One at a time: a CPU gains nothing from stacking batches of 1000 images.
             model = population.model(member)
             calibrate(model, train, view)
             for name, buffer in model.named_buffers():
                 population.buffers[name][row] = buffer
-            unseen = validate(model, validation, view)
-            records[member] = ran.record(kl_weights[row], ran.last.learning_rate * pace[row], means[row], unseen)
-        yield records
+    terms, weights = member_terms(template), population.average or population.weights
+    total = torch.zeros(2, len(population.members), dtype=torch.float64, device=validation.images.device)
+    for batch in shown(validation, template, view):
+        found = terms(weights, population.buffers, *batch)
+        total += torch.stack([found.reconstruction.sum(1), found.kl.sum(1)])
+    return [Means(*terms) for terms in (total / len(validation)).T.tolist()]
 
 
 def _population_step(population: Population, params: TrainParams, aim: ObjectiveParams, train: Split) -> TakeStep:
     """Takes the members that are still in the population one step further."""
     device, steps = train.images.device, steps_per_epoch(train, params) * params.epochs
-    is_compiled = compiled.is_worth(params.compile, device, steps)
     half = pick_precision(params.precision, device) == torch.bfloat16
-    losses = member_losses(population.template, aim, half=half, is_compiled=is_compiled)
+    terms = member_terms(population.template, half=half, training=True)
+    loss_of = vmap(objective.loss, in_dims=(0, 0, None, None))
+
+    def losses(
+        weights: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        kl_weights: Tensor,
+        capacity: Tensor | None,
+        *batch: Tensor,
+    ) -> tuple[Tensor, ...]:
+        found = terms(weights, buffers, *batch)
+        loss = loss_of(found, kl_weights, capacity, aim.free_bits)
+        return loss, found.reconstruction.flatten(1).mean(1), found.kl.flatten(1).mean(1)
+
+    compute = compiled.compiled(losses) if compiled.is_worth(params.compile, device, steps) else losses
 
     def take_step(batch: Batch, step: Step[Any]) -> Tensor:
         kl_weights = population.kl_weights * step.kl_factor
         capacity = None if step.capacity is None else torch.as_tensor(step.capacity).to(kl_weights)
         population.optimizer.zero_grad()
-        traced = losses(population.weights, population.buffers, kl_weights, capacity, *batch)
+        traced = compute(population.weights, population.buffers, kl_weights, capacity, *batch)
         traced[0].sum().backward()  # no loss depends on another member's weights
 
         if params.clip is not None:
@@ -240,97 +262,3 @@ def _memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-# (weights, buffers, KL weights, capacity, images, labels, noise) to loss, reconstruction and kl, (M,) each
-Losses = Callable[..., tuple[Tensor, ...]]
-
-
-def member_losses(template: CVAE, aim: ObjectiveParams, *, half: bool, is_compiled: bool) -> Losses:
-    """The objective of one member, by the model's own code, over all members by vmap.
-
-    half: multiply in bfloat16.
-    """
-    model = copy.deepcopy(template).train()
-    if type(model.likelihood) is Bernoulli and not is_compiled:
-        model.likelihood = _StackableBernoulli()
-    function = _Terms(model)
-
-    def member_loss(
-        weights: dict[str, Tensor],
-        buffers: dict[str, Tensor],
-        kl_weight: Tensor,
-        capacity: Tensor | None,
-        *batch: Tensor,
-    ) -> tuple[Tensor, ...]:
-        state = {f"model.{name}": tensor for name, tensor in (weights | buffers).items()}
-        terms: objective.Terms = functional_call(function, state, batch)
-        loss = objective.loss(terms, kl_weight, capacity, aim.free_bits)
-        return loss, terms.reconstruction.mean(), terms.kl.mean()
-
-    by_member = vmap(member_loss, in_dims=(0, 0, 0, None, None, None, None))
-    layers = {name: layer for name, layer in model.named_modules() if half and isinstance(layer, PRODUCTS)}
-    for layer in layers.values():
-        layer.register_forward_pre_hook(lambda layer, inputs: (inputs[0].to(layer.weight.dtype),))
-    halved = {f"{name}.{weight}" for name, layer in layers.items() for weight, _ in layer.named_parameters()}
-
-    def losses(weights: dict[str, Tensor], *rest: Any) -> tuple[Tensor, ...]:
-        # In place of autocast, which does not convert all that a convolution takes under vmap.
-        weights = {name: _Half.apply(tensor) if name in halved else tensor for name, tensor in weights.items()}
-        return by_member(weights, *rest)
-
-    return compiled.compiled(losses) if is_compiled else losses
-
-
-class _Terms(nn.Module):
-    """objective.terms as a module's forward, which is what functional_call calls."""
-
-    def __init__(self, model: CVAE) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *batch: Tensor) -> objective.Terms:
-        return objective.terms(self.model, *batch)
-
-
-class _Half(torch.autograd.Function):
-    """Float32 weights to bfloat16. The gradient is laid out as the weights are.
-
-    Autograd alone would copy the gradient once more: a twentieth of a step.
-    """
-
-    @staticmethod
-    def forward(_: Any, weight: Tensor) -> Tensor:
-        return weight.bfloat16()
-
-    @staticmethod
-    def backward(_: Any, grad: Tensor) -> Tensor:
-        return torch.empty(grad.shape, dtype=torch.float32, device=grad.device).copy_(grad)
-
-
-class _StackableBernoulli(Bernoulli):
-    """The Bernoulli with a rule for vmap, which by itself would take the cross entropy apart: a quarter of a step."""
-
-    def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
-        return -_CrossEntropy.apply(full(outputs), pixels)
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Logits (..., N, 784) and pixels (N, 784), without a gradient, to (..., N) nats."""
-
-    @staticmethod
-    def forward(logits: Tensor, pixels: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(logits, pixels.expand_as(logits), reduction="none").sum(-1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        logits, pixels = ctx.saved_tensors
-        return (logits.sigmoid() - pixels).mul_(grad.unsqueeze(-1)), None
-
-    @staticmethod
-    def vmap(_: Any, in_dims: tuple[int, None], logits: Tensor, pixels: Tensor) -> tuple[Tensor, int]:
-        return _CrossEntropy.apply(logits.movedim(in_dims[0], 0), pixels), 0

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pipeline.data import augment
 from pipeline.data.splits import SIDE, Split
-from pipeline.training.fit import Batch, Loop, labelled
+from pipeline.training.fit import Batch, Loop
+from pipeline.training.validation import labelled
 
 
 def source(seed: int = 0) -> torch.Generator:

@@ -15,10 +15,10 @@ from pipeline.data.splits import Split, batches, to_unit
 from pipeline.model.cvae import CVAE, Architecture, build
 from pipeline.model.likelihood import SigmaOptimal
 from pipeline.stages.saved import resume_training, save_training
-from pipeline.training import fit as train_module
 from pipeline.training import objective, schedule
-from pipeline.training.fit import Diverged, Record, Training, TrainParams, fit, labelled, start, validate
+from pipeline.training.fit import Diverged, Record, Training, TrainParams, fit, start
 from pipeline.training.objective import ObjectiveParams
+from pipeline.training.validation import labelled, validate
 
 
 def run(
@@ -234,7 +234,7 @@ def test_bfloat16_ends_near_float32() -> None:
 
 
 def test_grey_images_stay_uint8_until_the_step() -> None:
-    images, labels = train_module.labelled("grey")(TRAIN, torch.Generator())
+    images, labels = labelled("grey")(TRAIN, torch.Generator())
     assert images.dtype == torch.uint8
     model, noise = build(SMALL, 0), torch.zeros(len(TRAIN), 4)
     found, expected = (objective.terms(model, x, labels, noise) for x in (images, to_unit(images)))

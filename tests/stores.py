@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.tracking.local import connect
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.runs import Run
 
@@ -10,26 +11,25 @@ def forget() -> None:
     """Closes all open stores, as the end of the process would."""
     while Outbox._open:
         _, outbox = Outbox._open.popitem()
-        while outbox._pending:
-            record = outbox._pending.popleft()
-            if record.kept:
-                record.kept.cleanup()
-        backend = outbox._client and outbox._client._tracking_client.store
+        outbox._records.clear()
+        backend = outbox.client and outbox.client._tracking_client.store
         if hasattr(backend, "engine"):
             backend.engine.dispose()
             type(backend)._engine_map.pop(outbox.uri, None)
 
 
 def client(run: Run) -> Any:
-    """The MlflowClient of the run's store."""
-    return run._outbox.ask(lambda client: client)
+    """The MlflowClient that sends the run's records."""
+    run._outbox.put(run.name, lambda _client: None)
+    run._outbox.flush()
+    return run._outbox.client
 
 
 def kept(run: Run) -> Any:
     """The run as MLflow has it."""
-    return client(run).get_run(run.run_id)
+    return connect(run.uri).get_run(run.run_id)
 
 
 def history(run: Run, name: str) -> list[tuple[int, float]]:
     """Steps and values of a metric."""
-    return [(metric.step, metric.value) for metric in client(run).get_metric_history(run.run_id, name)]
+    return [(point.step, point.value) for point in connect(run.uri).get_metric_history(run.run_id, name)]

@@ -1,5 +1,6 @@
 """What the terminal shows: progress bars, tables, numbers, and errors in one line."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,20 +13,26 @@ if TYPE_CHECKING:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a program and exits: with 0, with 2 and one line for a UserError, with 130 for Ctrl-C."""
+    """Runs a program and exits: with 0, with 2 and one line for a UserError, with 130 for Ctrl-C, 143 for SIGTERM."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         main()
     except UserError as error:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\ninterrupted: complete results are kept", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
     except BrokenPipeError:  # the program that reads our output has ended
         sys.stderr.close()
         sys.exit(141)
     sys.exit(0)
+
+
+def _terminated(number: int, _frame: object) -> NoReturn:
+    """Ends the program like Ctrl-C, so that it finishes what is open."""
+    raise KeyboardInterrupt(number)
 
 
 @contextmanager

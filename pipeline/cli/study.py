@@ -90,5 +90,5 @@ def promote(
         found.remember("promoted", chosen.number)
     if chosen.run_id and chosen.tracking_uri:
         stores = dict.fromkeys([tracking_uri(Path()), chosen.tracking_uri])  # the folder may have moved
-        tracking.tag(chosen.run_id, {"promoted": "true"}, list(stores), console.warn)
+        tracking.tag(chosen.run_id, {"promoted": "true"}, list(stores))
     print(f"trial {chosen.number}, {console.figures(chosen.values)} on validation. `dvc repro` trains with it.")

@@ -15,5 +15,4 @@ def ui(
     from pipeline.tracking import server
     from pipeline.tracking.runs import TrackingParams
 
-    experiment = load(TrackingParams, "tracking").experiment
-    server.ui(Path(), port, not no_browser, experiment)
+    server.ui(Path(), port, not no_browser, load(TrackingParams, "tracking").experiment)

@@ -36,7 +36,7 @@ def main() -> None:
     evaluator = Evaluator(load_judge(JUDGE, device).read, test, train, aim.pixels, params.seed)
     history, trained = pd.read_csv(HISTORY), json.loads(RUN.read_text(encoding="utf-8"))
     name = f"evaluation β={aim.kl_weight:g}"  # of a new run, if the training's own is gone
-    with tracking.resume(trained["run_id"], trained["tracking_uri"], name, experiment, warn=console.warn) as run:
+    with tracking.resume(trained["run_id"], trained["tracking_uri"], name, experiment) as run:
         figures, per_class = evaluator.evaluate(model, density, params.nll_draws)
         about = {"split": "test", "kl_weight": aim.kl_weight, "likelihood": aim.likelihood}
         write_json(METRICS, {**nested(figures), "protocol": about | evaluator.protocol(model, params.nll_draws)})

@@ -34,7 +34,7 @@ def main() -> None:
 
     trained = json.loads(COMPLETION_RUN.read_text(encoding="utf-8"))
     name = "completion evaluation"  # of a new run, where the training's run is gone
-    with tracking.resume(trained["run_id"], trained["tracking_uri"], name, experiment, warn=console.warn) as run:
+    with tracking.resume(trained["run_id"], trained["tracking_uri"], name, experiment) as run:
         figures = evaluate(completer, network, reader, test, params, told)
         write_json(COMPLETION, nested(figures) | {"protocol": protocol})
         rows = {number: examples(completer, network, test, number, SHOWN, params.seed) for number in NUMBERS}

@@ -38,8 +38,9 @@ def recording(
     tags = {**tags, **{f"{name}_hash": value for name, value in hashes.items()}}
     with (
         console.bar(title, epochs, training.epoch) as bar,
-        tracking.start(**about, tags=tags, key=before["run"], wait=False, warn=console.warn) as run,
+        tracking.start(**about, tags=tags, key=before["run"], wait=False) as run,
     ):
+        run.expect_model()
         run.dataset("mnist", hashes["data"], str(PREPARED), "train")
         for row in rows:  # what the interrupted process had no time to send
             run.metrics({name: row[name] for name in row.keys() - {"epoch", "step"}}, int(row["step"]))

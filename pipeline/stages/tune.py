@@ -4,7 +4,7 @@ The study itself is in a database (optuna.db, or what OPTUNA_STORAGE names) and 
 The files here are exports of it. Each trial is a run in MLflow, below one run for the study.
 """
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from pipeline.base import console
@@ -27,7 +27,7 @@ def main() -> None:
     print(f"study {study.name}: {study.done()} of {trials} trials done, on {bench.device}", flush=True)
     with (
         study_run(study, experiment) as parent,
-        tracking.SideBySide() as runs,
+        ExitStack() as runs,
         console.bar("tune", trials, study.done()) as progress,
         closing(search(study, bench)) as events,
     ):

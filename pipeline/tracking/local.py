@@ -11,7 +11,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,11 @@ def connect(uri: str) -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it reports every retry
+    check(uri)
     with one_line(uri):
         path = sqlite_path(uri)
-        if path is not None:
+        if path is not None and not _has_content(path):
             _create(path)
-            _check(path)
         from mlflow import MlflowClient
 
         return MlflowClient(uri)
@@ -86,22 +86,30 @@ def connect(uri: str) -> Any:
 def check(uri: str) -> None:
     """Raises UserError if the store cannot be used, as far as that shows within seconds and without mlflow."""
     path = sqlite_path(uri)
-    if path is not None and _has_content(path):
-        _check(path)
-    if is_server(uri):
-        with one_line(uri), suppress(urllib.error.HTTPError, ssl.SSLError):  # an answer, too
-            urllib.request.urlopen(f"{shown(uri)}/health", timeout=CONNECT_SECONDS).close()
+    with one_line(uri):
+        if path is not None and _has_content(path):
+            with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as database:
+                names = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+                database.execute("BEGIN IMMEDIATE")  # fails while another program holds the file
+            if not {"alembic_version", "experiments", "runs"} <= names:
+                raise ValueError("another program's database")
+        if is_server(uri):
+            try:
+                urllib.request.urlopen(f"{shown(uri)}/health", timeout=CONNECT_SECONDS).close()
+            except urllib.error.URLError as error:
+                answered = isinstance(error, urllib.error.HTTPError) or isinstance(error.reason, ssl.SSLError)
+                if not answered:
+                    raise
 
 
 def _create(path: Path) -> None:
-    """A new SQLite file with MLflow's tables, complete or not at all; nothing if the file exists.
+    """A new SQLite file with MLflow's tables, complete or not at all. Several processes may do so at once.
 
     MLflow itself creates the tables one by one under the final name, which fails when several processes start at
     once. Leftovers of a deleted database (-wal, -shm) go first: SQLite would replay them into the new one.
     """
-    if _has_content(path):
-        return
     from filelock import FileLock
+    from mlflow import db
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f"{path.name}.lock")
@@ -110,43 +118,11 @@ def _create(path: Path) -> None:
             for leftover in ("-wal", "-shm"):
                 path.with_name(path.name + leftover).unlink(missing_ok=True)
             with replacing(path) as part:
-                _create_tables(part)
+                upgrade: Any = db.upgrade.callback  # what `mlflow db upgrade` runs
+                upgrade(f"sqlite:///{part}")
+                with closing(sqlite3.connect(part)) as database:
+                    database.execute("PRAGMA journal_mode=WAL")  # makes writing twice as fast
         lock.unlink(missing_ok=True)  # later processes look at the database file only
-
-
-def _create_tables(path: Path) -> None:
-    """MLflow's tables, and WAL mode, which makes writing twice as fast."""
-    from mlflow import db
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    def unsynced(connection: sqlite3.Connection, _record: object) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
-
-    upgrade: Any = db.upgrade.callback  # what `mlflow db upgrade` runs: about 300 statements
-    event.listen(Engine, "connect", unsynced)  # one fsync instead of 300: 1 s instead of 5
-    try:
-        upgrade(f"sqlite:///{path}")
-    finally:
-        event.remove(Engine, "connect", unsynced)
-    with closing(sqlite3.connect(path)) as database:
-        database.execute("PRAGMA journal_mode=WAL")
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _check(path: Path) -> None:
-    """Raises UserError for a file on which MLflow would fail only after minutes of retries."""
-    try:
-        with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as database:
-            names = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            database.execute("BEGIN IMMEDIATE")
-            database.rollback()
-    except sqlite3.Error as error:
-        remedy = "another program holds it" if "locked" in str(error) else "move it away to start a new one"
-        raise UserError(f"{path} can't be used as MLflow's database ({error}): {remedy}") from None
-    if not {"alembic_version", "experiments", "runs"} <= names:
-        raise UserError(f"{path} is another program's database, not MLflow's: name another in MLFLOW_TRACKING_URI")
 
 
 def _has_content(path: Path) -> bool:
@@ -161,7 +137,9 @@ def one_line(uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        remedy = "start the server or unset MLFLOW_TRACKING_URI" if is_server(uri) else "see MLFLOW_TRACKING_URI"
+        remedy = "free or move the file, or name another store in MLFLOW_TRACKING_URI"
+        if sqlite_path(uri) is None:
+            remedy = "start the server or unset MLFLOW_TRACKING_URI"
         raise UserError(f"MLflow at {shown(uri)} can't be used ({reason(error)}): {remedy}") from error
 
 
@@ -179,7 +157,7 @@ def reason(error: Exception) -> str:
 # Experiments and runs
 
 
-def experiment(client: Any, name: str) -> str:
+def experiment_id(client: Any, name: str) -> str:
     """The id of the experiment `name`, which is created if needed. Several processes may do so at once.
 
     With SQLite, artifacts lie beside the database, at an absolute address; a server decides for itself.
@@ -205,37 +183,37 @@ def experiment(client: Any, name: str) -> str:
     return str(found.experiment_id)
 
 
-def find(client: Any, run_id: str) -> Any:
-    """The run with that id; None if it does not exist or was deleted."""
+def find(uri: str, run_id: str) -> Any:
+    """The run with that id; None if it, or the SQLite file, does not exist or was deleted.
+
+    Raises UserError if the store cannot be used.
+    """
+    path = sqlite_path(uri)
+    if path is not None and not path.exists():  # connecting would create it
+        return None
+    client = connect(uri)
     from mlflow.exceptions import MlflowException
 
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-    return run if run.info.lifecycle_stage == "active" else None
+    with one_line(uri):
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        return run if run.info.lifecycle_stage == "active" else None
 
 
-def vanished(uri: str) -> bool:
-    """Whether this is a SQLite file that does not exist: opening it would create it."""
-    path = sqlite_path(uri)
-    return path is not None and not path.exists()
-
-
-def named(uri: str, root: Path) -> tuple[Any, Any]:
-    """The client and the run of `runs:/<run id>` in today's store. Raises UserError if there is no such run."""
-    at = tracking_uri(root)
+def named(uri: str, root: Path) -> Any:
+    """The run of `runs:/<run id>` in today's store. Raises UserError if there is no such run."""
     match = re.fullmatch(r"runs:/([0-9a-f]+)(/model)?/?", uri)
     if match is None:
         raise UserError(f"{uri!r} names no run: write runs:/ and the run's id")
-    client = None if vanished(at) else connect(at)
-    with one_line(at):
-        run = client and find(client, match[1])
-    if not run:
-        raise UserError(f"there is no run {match[1]} in MLflow at {shown(at)}")
-    return client, run
+    store = tracking_uri(root)
+    run = find(store, match[1])
+    if run is None:
+        raise UserError(f"there is no run {match[1]} in MLflow at {shown(store)}")
+    return run
 
 
 @dataclass(frozen=True)
@@ -254,11 +232,11 @@ def recorded(uri: str, root: Path, curves: Sequence[str]) -> Recorded:
 
     Raises UserError if there is no such run.
     """
-    client, run = named(uri, root)
+    run, store = named(uri, root), tracking_uri(root)
     rows: dict[int, dict[str, float]] = {}
-    with one_line(client.tracking_uri):
+    with one_line(store):
         for name in curves:
-            for point in client.get_metric_history(run.info.run_id, name):
+            for point in connect(store).get_metric_history(run.info.run_id, name):
                 rows.setdefault(point.step, {})[name] = point.value
     return Recorded(
         name=run.info.run_name,

@@ -1,42 +1,22 @@
 """Records on their way to MLflow. A thread of its own sends them in order, so that no training waits for MLflow.
 
-The thread also imports mlflow and creates the database. After a failure it leaves the store alone for a while, and
-the records wait.
+The thread also imports mlflow and creates the database. After a failure it pauses, and the records wait.
 """
 
-import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
+from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.tracking.local import connect, reason, shown
+from pipeline.tracking.local import check, connect, reason, shown
 
 PAUSE_SECONDS = 10.0  # how long a store that failed is left alone
 STALL_SECONDS = 30.0  # how long the end of a run waits for one record
 FIRST_SECONDS = 120.0  # the same, while mlflow is imported and a database created
 
-Warn = Callable[[str], None]
-Send = Callable[[Any], Any]  # takes an MlflowClient
-
-
-class Sender:
-    """Whose records these are: a run. `refused` counts the records that the store would never take."""
-
-    name: str
-    warn: Warn
-    refused: int
-
-
-@dataclass
-class Record:
-    sender: Sender
-    send: Send
-    kept: "tempfile.TemporaryDirectory[str] | None" = None  # copies of the files it needs
+Send = Callable[[Any], object]  # takes an MlflowClient
 
 
 class Outbox:
@@ -47,112 +27,81 @@ class Outbox:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.users = 0  # open runs
-        self._client: Any = None
+        self.client: Any = None
+        self._refused: set[str] = set()  # names of runs of which a record was refused
         self._changed = threading.Condition()  # guards all below
-        self._asked: deque[tuple[Send, Future[Any]]] = deque()
-        self._pending: deque[Record] = deque()
-        self._sent = 0
-        self._trying = self._down = False
-        self._waited = 0  # how many records were sent since the store failed
-        self._warned = False  # of a failure, until all is sent
-        self._paused_until = 0.0
+        self._records: deque[tuple[str, Send]] = deque()
+        self._attempts = 0
+        self._failures = 0  # of the first record
+        self._hurried = False  # makes no pause
         threading.Thread(target=self._work, name="outbox", daemon=True).start()
 
     @classmethod
     def at(cls, uri: str) -> "Outbox":
-        """The outbox of the store at `uri`."""
+        """The outbox of the store at `uri`. Raises UserError if this is the first use of a store that does not work."""
         if uri not in cls._open:
+            check(uri)
             cls._open[uri] = cls(uri)
         return cls._open[uri]
 
-    def put(self, record: Record) -> None:
-        """Returns at once; the record is sent after those before it."""
+    def put(self, run: str, send: Send) -> None:
+        """Returns at once; the record is sent after those before it. `run` is the run's name, for messages."""
         with self._changed:
-            self._pending.append(record)
+            self._records.append((run, send))
             self._changed.notify_all()
 
-    def ask(self, send: Send) -> Any:
-        """The result of `send`, which goes ahead of all records. Raises what it raises, or TimeoutError."""
-        answer: Future[Any] = Future()
+    def wait(self, enough: Callable[[], bool] = lambda: False, failures: int = 1) -> None:
+        """Returns when all is sent, or `enough`, or the first record failed so often or takes over STALL_SECONDS."""
         with self._changed:
-            self._asked.append((send, answer))
-            self._changed.notify_all()
-        return answer.result(FIRST_SECONDS)
-
-    def wait(self, enough: Callable[[], bool] = lambda: False) -> None:
-        """Returns once all is sent, or `enough`, or the store fails, or a record takes longer than STALL_SECONDS."""
-        with self._changed:
-            while self._pending and not self._down and not enough():
-                sent = self._sent
-                self._changed.wait(STALL_SECONDS if self._client else FIRST_SECONDS)
-                if self._sent == sent and not self._down:
+            while self._records and self._failures < failures and not enough():
+                attempts = self._attempts
+                self._changed.wait(STALL_SECONDS if self.client else FIRST_SECONDS)
+                if self._attempts == attempts:
                     return
 
     def flush(self) -> int:
-        """Like `wait`, but a store that is down is tried once more. Returns how many records are left."""
-        for _ in range(2 if self._trying else 1):  # an attempt that runs already may have begun while it was down
-            with self._changed:
-                self._paused_until, self._down = 0.0, False
-                self._changed.notify_all()
-            self.wait()
-        return len(self._pending)
+        """Like `wait`, but a store that is down is tried again. Returns how many records are left."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+            self.wait(failures=self._failures + 2)  # the first may be of an attempt that began while it was down
+            self._hurried = False
+            return len(self._records)
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._asked and (not self._pending or time.monotonic() < self._paused_until):
-                    self._changed.wait(self._paused_until - time.monotonic() if self._pending else None)
-                question = self._asked.popleft() if self._asked else None
-                self._trying = question is None
-            if question:
-                self._answer(*question)
-            else:
-                self._try(self._pending[0])
+                self._changed.wait_for(lambda: self._records)
+                run, send = self._records[0]
+            failure: Exception | None = None
+            try:
+                self.client = self.client or connect(self.uri)
+                send(self.client)
+            except Exception as error:
+                failure = error
+            with self._changed:
+                self._attempts += 1
+                self._changed.notify_all()
+                if failure and not (self.client and _is_refusal(failure)):
+                    self._pause(failure)
+                else:
+                    self._remove(run, failure)
 
-    def _answer(self, send: Send, answer: "Future[Any]") -> None:
-        try:
-            answer.set_result(send(self._connected()))
-        except Exception as error:
-            answer.set_exception(error)
-
-    def _connected(self) -> Any:
-        self._client = self._client or connect(self.uri)
-        return self._client
-
-    def _try(self, record: Record) -> None:
-        failure: Exception | None = None
-        try:
-            record.send(self._connected())
-        except Exception as error:
-            failure = error
-        with self._changed:
-            self._trying = False
-            if failure and (self._client is None or not _is_refusal(failure)):
-                self._pause(failure, record.sender.warn)
-            else:
-                self._remove(record, failure)
-            self._changed.notify_all()
-
-    def _pause(self, failure: Exception, warn: Warn) -> None:
-        self._down, self._paused_until, self._waited = True, time.monotonic() + PAUSE_SECONDS, 0
-        if not self._warned:
-            self._warned = True
+    def _pause(self, failure: Exception) -> None:
+        self._failures += 1
+        if self._failures == 1:
             fails = f"MLflow at {shown(self.uri)} fails ({reason(failure)})"
-            warn(f"{failure if isinstance(failure, UserError) else fails}; records wait, the work goes on")
+            console.warn(f"{failure if isinstance(failure, UserError) else fails}; records wait, the work goes on")
+        self._changed.wait_for(lambda: self._hurried, PAUSE_SECONDS)
 
-    def _remove(self, record: Record, refusal: Exception | None) -> None:
-        sender = record.sender
-        if refusal:
-            sender.refused += 1
-            if sender.refused == 1:
-                sender.warn(f"MLflow refused a record of run {sender.name}: {reason(refusal)}")
-        if record.kept:
-            record.kept.cleanup()
-        self._pending.popleft()
-        self._down, self._sent, self._waited = False, self._sent + 1, self._waited + 1
-        if self._warned and not self._pending:
-            self._warned = False
-            sender.warn(f"MLflow at {shown(self.uri)} answers again: all waiting records are sent ({self._waited})")
+    def _remove(self, run: str, refusal: Exception | None) -> None:
+        if self._failures:
+            console.warn(f"MLflow at {shown(self.uri)} answers again: the waiting records are being sent")
+        if refusal and run not in self._refused:
+            self._refused.add(run)
+            console.warn(f"MLflow refused a record of run {run}: {reason(refusal)}")
+        self._records.popleft()
+        self._failures = 0
 
 
 def _is_refusal(error: Exception) -> bool:

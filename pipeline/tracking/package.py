@@ -2,14 +2,13 @@
 
 import shutil
 import tempfile
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import home, replacing
-from pipeline.tracking.local import named, one_line
+from pipeline.tracking.local import connect, named, one_line, tracking_uri
 
 MODEL = "model"
 LOADER = "pipeline.cli.serve"
@@ -18,11 +17,11 @@ LOADER_NEEDS = ("torch", "numpy", "pydantic", "safetensors", "pandas")
 Served = Literal["samples", "completions"]  # what a packaged model answers requests with
 
 
-def pack(folder: Path, weights: Path, served: Served) -> None:
-    """Writes an MLflow model folder that answers requests through cli/serve.py."""
+def pack(weights: Path, served: Served) -> Path:
+    """Writes an MLflow model folder beside `weights`, which answers requests through cli/serve.py."""
     from mlflow import pyfunc
 
-    signature, example = _interface(served)
+    folder, (signature, example) = weights.with_name(MODEL), _interface(served)
     pyfunc.save_model(
         str(folder),
         loader_module=LOADER,
@@ -32,14 +31,15 @@ def pack(folder: Path, weights: Path, served: Served) -> None:
         signature=signature,
         input_example=example,
     )
+    return folder
 
 
 def warm_up() -> None:
     """Packs an empty file, so that all imports are done when a model comes."""
-    with suppress(OSError), tempfile.TemporaryDirectory(prefix="cvae-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cvae-") as folder:
         empty = Path(folder, "empty")
         empty.touch()
-        pack(Path(folder, MODEL), empty, "samples")
+        pack(empty, "samples")
 
 
 def _interface(served: Served) -> tuple[Any, Any]:
@@ -80,14 +80,14 @@ def download_model(uri: str, root: Path) -> Path:
 
     Raises UserError if there is no such run, or no model in it.
     """
-    client, run = named(uri, root)
-    run_id, store = run.info.run_id, client.tracking_uri
+    run, store = named(uri, root), tracking_uri(root)
+    run_id = run.info.run_id
     if not (run.outputs and run.outputs.model_outputs):
         raise UserError(f"run {run_id} holds no model: it may have ended before its training did")
     with one_line(store), tempfile.TemporaryDirectory(prefix="cvae-") as folder:
         from mlflow.artifacts import download_artifacts
 
-        model = client.get_logged_model(run.outputs.model_outputs[-1].model_id)
+        model = connect(store).get_logged_model(run.outputs.model_outputs[-1].model_id)
         data = download_artifacts(f"{model.artifact_location}/data", dst_path=folder, tracking_uri=store)
         weights = sorted(Path(data).rglob("*.safetensors"))
         if not weights:

@@ -1,6 +1,7 @@
 """What MLflow records of a study: the events of its trials, and in the end its files."""
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 from pipeline.base.paths import BEST, STUDY_FIGURES, TRIALS
 from pipeline.model import samples
@@ -13,21 +14,23 @@ from pipeline.training.fit import Diverged
 
 @dataclass
 class Records:
-    """parent: the study's run; open: the runs of trials in training."""
+    """parent: the study's run. open: ends the runs of the trials that are still in training at its own end."""
 
     study: Study
     experiment: str
     parent: tracking.Run
-    open: tracking.SideBySide
+    open: ExitStack
+    runs: dict[int, tracking.Run] = field(default_factory=dict)  # of the trials in training
 
     def follow(self, event: Event) -> None:
         """Records an event in its trial's run, under the names that a training's run has."""
         candidate = event.candidate
         if isinstance(event, Began):
-            opening = trial_run(self.study, self.experiment, self.parent.run_id, candidate)
-            self.open.begin(candidate.number, opening).params(self.study.setting.params(candidate.values))
-        run = self.open[candidate.number]
-        if run.run_id and run.run_id != candidate.run_id:  # empty until MLflow answers
+            opened = trial_run(self.study, self.experiment, self.parent.run_id, candidate)
+            self.runs[candidate.number] = self.open.enter_context(opened)
+            opened.params(self.study.setting.params(candidate.values))
+        run = self.runs[candidate.number]
+        if run.wait_for_id() not in ("", candidate.run_id):  # empty while MLflow is down
             candidate.remember_run(run.run_id, run.uri)
         if isinstance(event, Epoch):
             run.metrics(event.record.figures | event.figures, event.record.step)
@@ -36,7 +39,7 @@ class Records:
             if event.strip is not None:
                 run.image("samples_prior_and_fitted", event.strip, candidate.epochs)
             run.tags({"state": event.state})
-            self.open.end(candidate.number, Diverged(event.why) if event.state == "FAIL" else None)
+            self.runs.pop(candidate.number).end(Diverged(event.why) if event.state == "FAIL" else None)
 
     def finish(self) -> None:
         """Adds the exported files. Ends the runs that killed processes left open and whose trials nobody continued."""

@@ -19,9 +19,9 @@ from pipeline.stages.saved import Saved, kind, load_completer, load_cvae
 if TYPE_CHECKING:
     import pandas as pd
 
-
 DEFAULT: samples.Sampler = "fitted"
 MOST_COMPLETIONS = 1000
+LAST_SEED = 2**63 - 1
 
 
 class Generator:
@@ -29,7 +29,6 @@ class Generator:
 
     def __init__(self, saved: Saved) -> None:
         self.saved = saved
-        self.density = saved.density
 
     def predict(self, frame: "pd.DataFrame", params: dict[str, Any] | None = None) -> np.ndarray:  # noqa: ARG002
         """Images (N, 28, 28) float32 in [0, 1] for rows with a column `digit` (0…9).
@@ -46,14 +45,11 @@ class Generator:
         return np.stack(images) if images else np.empty((0, SIDE, SIDE), np.float32)
 
     def _sample(self, digit: Any, seed: Any, sampler: str) -> np.ndarray:
-        if digit not in range(CLASSES):
-            raise UserError(f"digit must be a whole number from 0 to {CLASSES - 1}, not {digit!r}")
-        if seed != int(seed) or not 0 <= seed < 2**63:
-            raise UserError(f"seed must be a whole number from 0 on, not {seed!r}")
+        label = torch.tensor([_whole("digit", digit, 0, CLASSES - 1)])
         if sampler not in samples.SAMPLERS:
             raise UserError(f"sampler must be one of {', '.join(samples.SAMPLERS)}, not {sampler!r}")
-        label = torch.tensor([int(digit)])
-        return samples.sample(self.saved.model, self.density, label, sampler, int(seed))[0, 0].numpy()
+        number = _whole("seed", seed, 0, LAST_SEED)
+        return samples.sample(self.saved.model, self.saved.density, label, sampler, number)[0, 0].numpy()
 
 
 class Completer:
@@ -70,13 +66,9 @@ class Completer:
         Raises UserError for a picture with everything or nothing hidden, and for any other value.
         """
         given = {"count": 8, "digit": -1, "seed": 0} | (params or {})
-        count, digit, seed = (int(given[name]) for name in ("count", "digit", "seed"))
-        if not 1 <= count <= MOST_COMPLETIONS:
-            raise UserError(f"count must be from 1 to {MOST_COMPLETIONS:,}, not {count:,}")
-        if digit not in range(-1, CLASSES):
-            raise UserError(f"digit must be from 0 to {CLASSES - 1}, or −1 for any, not {digit}")
-        if not 0 <= seed < 2**63:
-            raise UserError(f"seed must be a whole number from 0 on, not {seed}")
+        count = _whole("count", given["count"], 1, MOST_COMPLETIONS)
+        digit = _whole("digit (−1: any)", given["digit"], -1, CLASSES - 1)
+        seed = _whole("seed", given["seed"], 0, LAST_SEED)
         pictures = np.asarray(pictures, np.float32)
         if pictures.shape[1:] != (SIDE, SIDE):
             raise UserError(f"pictures must be (N, {SIDE}, {SIDE}), not {pictures.shape}")
@@ -85,12 +77,18 @@ class Completer:
             raise UserError("a pixel must be from 0 to 1, or −1 where it is hidden")
         if (hidden.all((1, 2)) | ~hidden.any((1, 2))).any():
             raise UserError("each picture needs hidden pixels (−1) and visible ones")
-        insisted = None if digit == -1 else digit
+        label = None if digit == -1 else digit
         found = [
-            completion.complete(self.model, torch.from_numpy(ink), torch.from_numpy(seen), insisted, count, seed).images
+            completion.complete(self.model, torch.from_numpy(ink), torch.from_numpy(seen), label, count, seed).images
             for ink, seen in zip((pictures >= 0.5).astype(np.float32), ~hidden, strict=True)
         ]
         return torch.stack(found).numpy() if found else np.empty((0, count, SIDE, SIDE), np.float32)
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    if not low <= value <= high or value != int(value):
+        raise UserError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+    return int(value)
 
 
 def _load_pyfunc(path: str) -> Generator | Completer:

@@ -17,13 +17,18 @@ LOADER_NEEDS = ("torch", "numpy", "pydantic", "safetensors", "pandas")
 Served = Literal["samples", "completions"]  # what a packaged model answers requests with
 
 
-def pack(weights: Path, served: Served) -> Path:
-    """Writes an MLflow model folder beside `weights`, which answers requests through cli/serve.py."""
+def pack(weights: Path, served: Served, run_id: str = "", model_id: str = "") -> Path:
+    """Writes an MLflow model folder beside `weights`, which answers requests through cli/serve.py.
+
+    The ids say which run and which logged model it belongs to.
+    """
     from mlflow import pyfunc
+    from mlflow.models import Model
 
     folder, (signature, example) = weights.with_name(MODEL), _interface(served)
     pyfunc.save_model(
         str(folder),
+        mlflow_model=Model(artifact_path=MODEL, run_id=run_id, model_uuid=model_id, model_id=model_id),
         loader_module=LOADER,
         data_path=str(weights),
         code_paths=[str(Path(__file__).parents[1])],
@@ -63,16 +68,6 @@ def _interface(served: Served) -> tuple[Any, Any]:
     ]
     outputs = Schema([TensorSpec(np.dtype("float32"), (-1, 28, 28))])
     return ModelSignature(Schema(inputs), outputs), pd.DataFrame({"digit": [3], "seed": [0]})
-
-
-def sign(folder: Path, run_id: str, model_id: str) -> None:
-    """Writes into a model folder which run and which logged model it belongs to."""
-    from mlflow.models import Model
-
-    description = Model.load(str(folder))
-    description.run_id, description.model_uuid, description.model_id = run_id, model_id, model_id
-    description.artifact_path = MODEL
-    description.save(str(folder / "MLmodel"))
 
 
 def download_model(uri: str, root: Path) -> Path:

@@ -230,11 +230,9 @@ class Run:
 
             with tempfile.TemporaryDirectory(prefix="cvae-") as place:
                 Path(place, name).write_bytes(content)
-                folder = package.pack(Path(place, name), served)
                 if not made:
                     made.append(client.create_logged_model(self.experiment_id, package.MODEL, self.run_id).model_id)
-                package.sign(folder, self.run_id, made[0])
-                client.log_model_artifacts(made[0], str(folder))
+                client.log_model_artifacts(made[0], str(package.pack(Path(place, name), served, self.run_id, made[0])))
             client.finalize_logged_model(made[0], "READY")
             client.log_outputs(self.run_id, [LoggedModelOutput(made[0], step=0)])
             self.model_id = made[0]

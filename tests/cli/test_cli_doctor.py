@@ -88,9 +88,6 @@ def store(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's own queries
-@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")  # its own classes
-@pytest.mark.filterwarnings("ignore:Operation with range is deprecated:DeprecationWarning")  # its tables
 def test_a_run_is_read_as_far_as_it_goes(store: Path, cvae: Cvae) -> None:
     params = flat({"objective": objective_params(kl_weight=2.0), "model": resolve(model_params())})
     with tracking.start("a training", "e", params=params, root=store) as one:

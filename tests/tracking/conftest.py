@@ -10,19 +10,6 @@ from stores import forget
 from pipeline.base import console
 from pipeline.tracking import local
 
-NOISE = (  # MLflow's own queries, classes and tables
-    "ignore:The ``noload`` loader strategy:DeprecationWarning",
-    "ignore:.*Any type hint is inferred as AnyType:UserWarning",
-    "ignore:Operation with range is deprecated:DeprecationWarning",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            for noise in NOISE:
-                item.add_marker(pytest.mark.filterwarnings(noise))
-
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -2,7 +2,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -19,20 +18,12 @@ PROJECT = Path(local.__file__).parents[2]
     [
         ("", "sqlite:////p/mlflow.db"),
         ("sqlite:///runs/other.db", "sqlite:////p/runs/other.db"),
-        ("sqlite:////elsewhere/other.db", "sqlite:////elsewhere/other.db"),
+        ("sqlite:////other.db", "sqlite:////other.db"),
         ("http://team:5000", "http://team:5000"),
     ],
 )
 def test_uri_is_the_users_or_a_file_in_the_project(variable: str, expected: str) -> None:
     assert local.tracking_uri(Path("/p/.dvc/tmp/exps/tmpab12"), {"MLFLOW_TRACKING_URI": variable}) == expected
-
-
-def test_an_experiment_is_created_once_by_many(root: Path) -> None:
-    client = local.connect(local.tracking_uri(root))
-    with ThreadPoolExecutor(8) as pool:
-        ids = set(pool.map(lambda _: local.experiment_id(client, "same"), range(8)))
-    assert len(ids) == 1
-    assert client.get_experiment(ids.pop()).artifact_location == (root / "mlartifacts").as_uri()
 
 
 def test_a_deleted_experiment_is_an_error_with_its_remedy(root: Path) -> None:

@@ -46,17 +46,6 @@ def test_records_wait_in_order_for_a_store_that_fails(root: Path, warnings: list
     assert len(warnings) == 2
 
 
-def test_a_slow_store_holds_up_nothing_and_loses_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with runs.start("train", "e", wait=False, root=root) as run:
-        write, slow = client(run).log_batch, threading.Event()
-        monkeypatch.setattr(client(run), "log_batch", lambda *given, **named: slow.wait(60) and write(*given, **named))
-        for step in range(50):
-            run.metrics({"kl": float(step)}, step)
-        assert history(run, "kl") == []
-        slow.set()
-    assert history(run, "kl") == [(step, float(step)) for step in range(50)]
-
-
 def test_a_store_that_hangs_ends_no_run_late(root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     hanging = threading.Event()
     with runs.start("train", "e", root=root) as run:

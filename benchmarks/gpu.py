@@ -85,7 +85,7 @@ def solo(train: Split, validation: Split, **changes: Any) -> tuple[float, float,
     whole = time.perf_counter() - began
     means = validate(training.model, validation, labelled("grey"))
     per_step = [record.figures["time/seconds"] * record.epoch / record.step * 1000 for record in records[1:]]
-    return median(per_step or [0]), whole, -(means.reconstruction + means.kl)
+    return median(per_step or [0]), whole, means["elbo"]
 
 
 def steps(train: Split, validation: Split, *_: Split) -> Found:

@@ -71,10 +71,7 @@ class Evaluator:
 
         sigma: of a Gaussian likelihood. grey_floor: of a Bernoulli likelihood on grey pixels.
         """
-        terms = validate(model, self.split, labelled(self.pixels))
-        elbo = -(terms.reconstruction + terms.kl)
-        figures = {"reconstruction": terms.reconstruction, "kl": terms.kl, "elbo": elbo}
-        figures["active_units"] = self.active_units(model)
+        figures = validate(model, self.split, labelled(self.pixels)) | {"active_units": self.active_units(model)}
         if isinstance(model.likelihood, Gaussian):
             figures["sigma"] = float(model.likelihood.log_sigma.detach().exp())
         elif isinstance(model.likelihood, Bernoulli) and self.pixels == "grey":

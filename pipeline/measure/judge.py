@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from pipeline.base.device import has_bfloat16
 from pipeline.base.params import Number, params
 from pipeline.data.splits import CLASSES, SIDE, Split, batches, epoch_seed, to_unit
-from pipeline.training.fit import adam, changed_by, mode_of, set_learning_rate
-from pipeline.training.graph import Steps
+from pipeline.training.graph import Steps, mode_of
+from pipeline.training.optimizer import adam, changed_by, set_learning_rate
 from pipeline.training.schedule import Step
 
 FEATURES = 64

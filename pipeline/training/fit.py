@@ -7,7 +7,7 @@ logs, prunes, samples and saves.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -23,10 +23,11 @@ from pipeline.data.splits import Split, batches, epoch_seed
 from pipeline.model.cvae import Model
 from pipeline.training import compiled, objective, schedule
 from pipeline.training.compiled import Compile
-from pipeline.training.graph import Mode, Steps
+from pipeline.training.graph import Steps, mode_of
 from pipeline.training.objective import ObjectiveParams
+from pipeline.training.optimizer import adam, average, changed_by, set_learning_rate
 from pipeline.training.schedule import Step
-from pipeline.training.validation import Means, View, calibrate, labelled, validate
+from pipeline.training.validation import View, calibrate, labelled, validate
 
 COLLAPSED_KL = 0.1  # nats per image: I(x; z∣y) ≤ kl, so that the latents then carry at most a seventh of a bit
 
@@ -113,29 +114,6 @@ def start(model: M, params: TrainParams, device: torch.device) -> Training[M]:
     return Training(model, adam([*trained.parameters()], params.learning_rate), trained)
 
 
-def adam(weights: Sequence[Tensor], learning_rate: float, decay: float = 0.0) -> torch.optim.Adam:
-    """A fused Adam, with weight decay AdamW. On a GPU its rate is a tensor there, which a captured step can read."""
-    device = weights[0].device
-    rate = learning_rate if device.type == "cpu" else torch.tensor(learning_rate, device=device)
-    kind = torch.optim.AdamW if decay else torch.optim.Adam
-    return kind(weights, lr=rate, weight_decay=decay, fused=True, capturable=device.type != "cpu")
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
-    """For the next step."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].copy_(torch.as_tensor(rate))
-        else:
-            group["lr"] = float(rate)
-
-
-def changed_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The tensors that a step of it changes: weights and state."""
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    return [*weights, *(value for weight in weights for value in optimizer.state[weight].values())]
-
-
 def fit(
     training: Training[M],
     train: Split,
@@ -165,7 +143,7 @@ def fit(
 
         means = ran.trace.mean(0).tolist()
         if not all(map(math.isfinite, means)):
-            raise Diverged(_divergence(ran, params, aim))
+            raise Diverged(_divergence(ran, params))
         training.epoch += 1
 
         calibrate(model, train, view)
@@ -174,9 +152,8 @@ def fit(
 
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images, conditions, noise
-TakeStep = Callable[
-    [Batch, Step[Any]], Tensor
-]  # to the loss and the means of its two terms, (3,), or (3, M) of M members
+# Takes a step; returns the loss and the means of its two terms, (3,), or (3, M) of M members.
+TakeStep = Callable[[Batch, Step[Any]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -189,15 +166,15 @@ class Epoch:
     images: int
     seconds: float
 
-    def record(self, kl_weight: float, learning_rate: float, train: Sequence[float], unseen: "Means") -> Record:
-        """One model's record. train: its loss, reconstruction and kl."""
+    def record(
+        self, kl_weight: float, learning_rate: float, train: Sequence[float], validation: Mapping[str, float]
+    ) -> Record:
+        """One model's record. train: its loss, reconstruction and kl; validation: what `validate` gave."""
         figures = {
             "kl_weight": kl_weight,
             "learning_rate": learning_rate,
             **dict(zip(("train/loss", "train/reconstruction", "train/kl"), train, strict=True)),
-            "validation/reconstruction": unseen.reconstruction,
-            "validation/kl": unseen.kl,
-            "validation/elbo": -(unseen.reconstruction + unseen.kl),
+            **{f"validation/{name}": value for name, value in validation.items()},
             "time/seconds": self.seconds,
             "time/images_per_second": self.images / self.seconds,
         }
@@ -226,9 +203,9 @@ class Loop:
     def run(self, epoch: int) -> Epoch:
         """Takes the steps of an epoch, the first of which is 0."""
         began, params = time.perf_counter(), self.params
-        rows, numbers = self.ready.pop(epoch, None) or self._prepared(epoch)
+        rows, numbers = self.ready.pop(epoch) if epoch in self.ready else self._prepared(epoch)
         moving = params.augment > 0 and epoch < params.augment_until * params.epochs
-        kind = moving, schedule.draws(epoch, params.epochs, self.aim)
+        kind = moving, self.aim.draws if epoch >= self.aim.draws_after * params.epochs else 1
         if kind not in self.steps:
             self.steps[kind] = self._steps(*kind)
         # Each step leaves its losses on the device. To copy them at the end is the epoch's only wait for it.
@@ -281,11 +258,6 @@ def plan(epoch: int, params: TrainParams, aim: ObjectiveParams, length: int) -> 
     ]
 
 
-def mode_of(choice: Compile, device: torch.device) -> Mode:
-    """How steps are taken: on a GPU as a captured one, unless train.compile is `never`."""
-    return "numbers" if device.type == "cpu" else "tables" if choice == "never" else "graph"
-
-
 def steps_per_epoch(train: Split, params: TrainParams) -> int:
     """Whole batches in a split; at least one, which is then a smaller batch."""
     return max(len(train) // params.batch_size, 1)
@@ -335,17 +307,6 @@ def compute_loss(
     return loss, torch.stack([loss, terms.reconstruction.mean(), terms.kl.mean()]).detach()
 
 
-@torch.no_grad()
-def average(means: Sequence[Tensor], weights: Sequence[Tensor], decay: float | Tensor) -> None:
-    """Moves each mean by the share 1 − decay towards its weight, in place (Polyak & Juditsky 1992)."""
-    if not isinstance(decay, Tensor):
-        torch._foreach_lerp_(list(means), list(weights), 1 - decay)
-        return
-    steps = torch._foreach_sub(list(weights), list(means))
-    torch._foreach_mul_(steps, 1 - decay)
-    torch._foreach_add_(list(means), steps)
-
-
 def collapsed(record: Record, epochs: int, aim: ObjectiveParams) -> bool:
     """Whether the latents are unused although the KL schedule of a run of `epochs` has finished.
 
@@ -356,16 +317,12 @@ def collapsed(record: Record, epochs: int, aim: ObjectiveParams) -> bool:
     return finished and record.figures["validation/kl"] <= COLLAPSED_KL
 
 
-def _divergence(ran: Epoch, params: TrainParams, aim: ObjectiveParams) -> str:
+def _divergence(ran: Epoch, params: TrainParams) -> str:
     """The first step of an epoch with a loss that is not finite, and the likely remedy."""
     row = int((~ran.trace.isfinite()).any(1).nonzero()[0])
-    value = {name: float(ran.trace[row, column]) for column, name in enumerate(("loss", "reconstruction", "kl"))}
+    value = dict(zip(("loss", "reconstruction", "kl"), ran.trace[row].tolist(), strict=True))
     name = next(name for name in ("reconstruction", "kl", "loss") if not math.isfinite(value[name]))
-    if params.learning_rate > 3e-3:
-        remedy = f"train.learning_rate {params.learning_rate:g} is probably too high, try {params.learning_rate / 10:g}"
-    elif aim.kl_weight > 1e3:
-        remedy = f"objective.kl_weight {aim.kl_weight:g} is far above 1 and may be too high"
-    else:
-        remedy = "try a lower train.learning_rate, or train.precision float32"
-    step = (ran.number - 1) * len(ran.trace) + row
-    return f"training stopped: {name} became {value[name]} at step {step}: {remedy}"
+    return (
+        f"training stopped: {name} became {value[name]} at step {(ran.number - 1) * len(ran.trace) + row}: "
+        f"try a lower train.learning_rate than {params.learning_rate:g}, or train.precision float32"
+    )

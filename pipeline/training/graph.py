@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pipeline.training.compiled import Compile
 from pipeline.training.schedule import Step
 
 WARM_UP = 3  # steps before the capture: they allocate what a step needs, and let torch choose its kernels
@@ -19,6 +20,11 @@ WARM_UP = 3  # steps before the capture: they allocate what a step needs, and le
 # Takes row numbers (B,) and a Step, trains, and returns the step's losses (...). Its randomness is `source`'s.
 Take = Callable[[Tensor, Step[Any]], Tensor]
 Mode = Literal["numbers", "tables", "graph"]
+
+
+def mode_of(choice: Compile, device: torch.device) -> Mode:
+    """How steps are taken: on a GPU as a captured one, unless train.compile is `never`."""
+    return "numbers" if device.type == "cpu" else "tables" if choice == "never" else "graph"
 
 
 class Steps:

@@ -26,16 +26,13 @@ from pipeline.training.fit import (
     Record,
     TakeStep,
     TrainParams,
-    adam,
-    average,
-    changed_by,
-    set_learning_rate,
     steps_per_epoch,
 )
 from pipeline.training.members import member_terms
 from pipeline.training.objective import ObjectiveParams
+from pipeline.training.optimizer import adam, average, changed_by, set_learning_rate
 from pipeline.training.schedule import Step
-from pipeline.training.validation import Means, View, calibrate, labelled, shown
+from pipeline.training.validation import View, calibrate, labelled, shown, with_elbo
 
 
 @dataclass
@@ -170,7 +167,7 @@ def fit(
 
 
 @torch.no_grad()
-def _validated(population: Population, train: Split, validation: Split, view: View) -> list[Means]:
+def _validated(population: Population, train: Split, validation: Split, view: View) -> list[dict[str, float]]:
     """What `validate` says of each member, after `calibrate`."""
     template = population.template
     if isinstance(template.likelihood, SigmaOptimal):
@@ -184,7 +181,7 @@ def _validated(population: Population, train: Split, validation: Split, view: Vi
     for batch in shown(validation, template, view):
         found = terms(weights, population.buffers, *batch)
         total += torch.stack([found.reconstruction.sum(1), found.kl.sum(1)])
-    return [Means(*terms) for terms in (total / len(validation)).T.tolist()]
+    return [with_elbo(*terms) for terms in (total / len(validation)).T.tolist()]
 
 
 def _population_step(population: Population, params: TrainParams, aim: ObjectiveParams, train: Split) -> TakeStep:

@@ -76,8 +76,3 @@ def pressure(step: int, steps: int, aim: ObjectiveParams) -> tuple[float, float 
             return cycle(step, steps, aim.cycles, aim.schedule_share), None
         case "capacity":
             return 1.0, aim.capacity * rise(step, steps, aim.schedule_share)
-
-
-def draws(epoch: int, epochs: int, aim: ObjectiveParams) -> int:
-    """How many samples of z each image gets in an epoch; the first epoch is 0."""
-    return aim.draws if epoch >= aim.draws_after * epochs else 1

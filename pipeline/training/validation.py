@@ -1,7 +1,6 @@
 """What is measured after each epoch: both terms on unseen images, and the σ that a likelihood takes from its errors."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,23 +42,22 @@ def calibrate(model: Model, train: Split, view: View) -> None:
     model.likelihood.calibrate((total / (len(seen) * PIXELS)).to(model.dtype))
 
 
-@dataclass(frozen=True)
-class Means:
-    """Terms of the evidence lower bound, in nats per image: means over a split."""
-
-    reconstruction: float
-    kl: float
-
-
 @torch.no_grad()
-def validate(model: Model, split: Split, view: View) -> Means:
-    """Both terms on a split, with one draw of z per image, in the weights' own precision; the same at every call."""
+def validate(model: Model, split: Split, view: View) -> dict[str, float]:
+    """reconstruction, kl and elbo, in nats per image: means over a split; the same at every call.
+
+    With one draw of z per image, in the weights' own precision.
+    """
     total = torch.zeros(2, dtype=torch.float64, device=split.images.device)
     for batch in shown(split, model, view):
         terms = objective.terms(model, *batch)
         total += torch.stack([terms.reconstruction.sum(), terms.kl.sum()])
-    reconstruction, kl = (total / len(split)).tolist()
-    return Means(reconstruction, kl)
+    return with_elbo(*(total / len(split)).tolist())
+
+
+def with_elbo(reconstruction: float, kl: float) -> dict[str, float]:
+    """The figures that `validate` gives."""
+    return {"reconstruction": reconstruction, "kl": kl, "elbo": -(reconstruction + kl)}
 
 
 def shown(split: Split, model: Model, view: View) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

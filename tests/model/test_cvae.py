@@ -53,28 +53,15 @@ def condition(kind: Conditioning, latent_size: int = 4) -> Condition:
         return Condition(kind, latent_size)
 
 
-def test_the_article_preset_has_the_article_s_layers() -> None:
-    model = build(PRESETS["article"], 0)
-    assert layers(model.encoder, model.mu, model.log_var) == [(784, 256), (256, 8), (8, 8), (8, 8)]
-    assert layers(model.condition, model.decoder, model.pixels) == [(10, 8), (8, 256), (256, 784)]
-    assert model.condition.kind == "sum"
-
-
-def test_the_strong_preset_tells_encoder_and_decoder_the_label() -> None:
-    model = build(PRESETS["strong"], 0)
-    assert layers(model.encoder) == [(794, 512), (512, 512)]
-    assert layers(model.decoder, model.pixels) == [(26, 512), (512, 512), (512, 784)]
-
-
-def test_null_keeps_the_preset_and_a_value_changes_that_value_alone() -> None:
+def test_the_presets_have_their_layers_and_a_value_changes_that_value_alone() -> None:
+    article, strong = (build(PRESETS[name], 0) for name in ("article", "strong"))
+    assert layers(article.encoder, article.mu, article.log_var) == [(784, 256), (256, 8), (8, 8), (8, 8)]
+    assert layers(article.condition, article.decoder, article.pixels) == [(10, 8), (8, 256), (256, 784)]
+    assert layers(strong.encoder) == [(794, 512), (512, 512)]
+    assert layers(strong.decoder, strong.pixels) == [(26, 512), (512, 512), (512, 784)]
     for name, architecture in PRESETS.items():
         assert resolve(model_params(preset=name)) == architecture
-    changes: list[dict[str, Any]] = [
-        {"latent_size": 3}, {"encoder_hidden": ()}, {"conditioning": "product"}, {"encoder_sees_label": False},
-        {"init": "dark"}, {"prior": "mixture", "prior_components": 10},
-    ]  # fmt: skip
-    for change in changes:
-        assert resolve(model_params(**change)) == replace(PRESETS["strong"], **change)
+        assert resolve(model_params(preset=name, latent_size=3)) == replace(architecture, latent_size=3)
 
 
 @pytest.mark.parametrize(
@@ -82,10 +69,8 @@ def test_null_keeps_the_preset_and_a_value_changes_that_value_alone() -> None:
     [
         ({"channels": [8]}, r"channels must be null where architecture is mlp, not \[8\]"),
         ({"blocks": 2}, "blocks must be null where architecture is mlp, not 2"),
-        ({"architecture": "conv", "blocks": 2}, r"blocks must be null or 0 \(resnet has blocks\), not 2"),
         ({"architecture": "resnet", "blocks": 0}, "blocks must be at least 1 where architecture is resnet, not 0"),
         ({"architecture": "resnet", "channels": [8, 8, 8]}, r"channels must be one or two sizes .*, not \[8, 8, 8\]"),
-        ({"prior": "vamp"}, "prior must be 'standard', 'class' or 'mixture', not 'vamp'"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused_in_one_line(change: dict[str, Any], rule: str) -> None:
@@ -97,14 +82,16 @@ def test_values_that_do_not_go_together_are_refused_in_one_line(change: dict[str
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_architecture_encodes_decodes_and_trains_every_weight(kind: Conditioning, shape: dict[str, Any]) -> None:
-    for sees, hidden in itertools.product((False, True), ((), (8, 6))):
+    for sees, hidden in ((False, ()), (True, (8, 6))):
         model = build(Architecture(3, hidden, hidden, kind, sees, **shape), 0)
         q = model.encode(images(10), LABELS)
         assert q.mu.shape == q.log_var.shape == (10, 3)
-        outputs = model.decode(normal(2, 7, 10, 3), LABELS)
-        assert outputs.shape == (2, 7, 10, 784)
+        assert model.decode(normal(2, 7, 10, 3), LABELS).shape == (2, 7, 10, 784)
         (q.log_var.sum() + model.decode(q.mu, LABELS).square().sum()).backward()
         assert all(weight.grad is not None and weight.grad.any() for weight in model.parameters())
+        z = 0.3 * normal(70, 3)
+        for label in LABELS[:3].split(1):  # latents of one image decode as among others
+            assert torch.allclose(model.decode_one_image(z, label), model.decode(z, label.expand(70)), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -127,14 +114,6 @@ def test_the_encoder_reads_the_image_and_the_label_only_where_it_sees_it(sees: b
     assert not torch.allclose(model.encode(x, LABELS).mu, model.encode(1 - x, LABELS).mu)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_decoder_reads_the_latents_and_every_label(kind: Conditioning) -> None:
-    model = build(Architecture(16, (8,), (16,), kind, encoder_sees_label=False), 0)
-    outputs = model.decode(normal(1, 16).expand(10, 16), LABELS)
-    assert torch.pdist(outputs).min() > 1e-3
-    assert not torch.allclose(outputs, model.decode(normal(1, 16, seed=1).expand(10, 16), LABELS))
-
-
 def test_conditions_combine_latents_and_label_as_they_are_named() -> None:
     hot, z = one_hot(LABELS, torch.float32), normal(3, 10, 4)
     label = condition("sum").project(hot)  # type: ignore[misc]
@@ -144,12 +123,6 @@ def test_conditions_combine_latents_and_label_as_they_are_named() -> None:
     assert torch.equal(condition("mean")(z, hot), (z + label) / 2)
     assert torch.equal(condition("product")(z, hot), z * label)
     assert torch.equal(condition("concat")(z, hot), torch.cat([z, torch.eye(10).expand(3, 10, 10)], -1))
-
-
-def test_one_hot_marks_the_label_and_keeps_a_mixture_of_labels() -> None:
-    hot = one_hot(torch.tensor([2, 0]), torch.float64)
-    assert hot.tolist() == [[0, 0, 1] + [0] * 7, [1] + [0] * 9]
-    assert torch.equal(one_hot(hot / 2, torch.float64), hot / 2)
 
 
 def test_weights_depend_on_the_seed_alone_and_building_leaves_the_global_generator() -> None:
@@ -189,23 +162,9 @@ def test_dark_networks_differ_from_he_s_in_the_last_layer_and_make_dark_pictures
     assert quiet.sigmoid().mean().item() == pytest.approx(0.13, abs=0.03)
 
 
-@pytest.mark.slow
-def test_deeper_residual_networks_start_no_louder() -> None:
-    """On average over networks: two of one depth may differ by more."""
-
-    def loudness(blocks: int) -> float:
-        sizes = replace(SMALL, architecture="resnet", channels=(16, 16), blocks=blocks, encoder_hidden=())
-        with torch.no_grad():
-            several = [build(sizes, seed).encoder(images(5), one_hot(LABELS[:5], torch.float32)) for seed in range(30)]
-        return torch.stack([features[:, :-10].std() for features in several]).mean().item()
-
-    assert 0.5 < loudness(4) / loudness(1) < 2
-    assert 0.5 < loudness(16) / loudness(1) < 2
-
-
-@pytest.mark.parametrize("spread", [0.0, 1e-3, 0.1, 100.0])
-@pytest.mark.parametrize("sizes", [(5, 7), (3, 40, 9), (2, 60, 50, 40, 9)])
-def test_skipping_idle_units_changes_nothing(sizes: tuple[int, ...], spread: float) -> None:
+@pytest.mark.parametrize("spread", [0.0, 0.1, 100.0])
+def test_skipping_idle_units_changes_nothing(spread: float) -> None:
+    sizes = (2, 60, 50, 40, 9)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         linears = [nn.Linear(*pair).double() for pair in itertools.pairwise(sizes)]
@@ -217,11 +176,3 @@ def test_skipping_idle_units_changes_nothing(sizes: tuple[int, ...], spread: flo
     with torch.no_grad():
         linears[0].weight[-1] = torch.nan
     assert skip_idle_units(linears, x)[:, -1].isnan().all()
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_latents_of_one_image_decode_as_among_others(kind: Conditioning, shape: dict[str, Any]) -> None:
-    model, z = build(replace(SMALL, conditioning=kind, **shape), 0), 0.3 * normal(70, 4)
-    for label in LABELS.split(1):
-        assert torch.allclose(model.decode_one_image(z, label), model.decode(z, label.expand(70)), atol=1e-5)

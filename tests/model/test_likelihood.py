@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Bernoulli as ReferenceBernoulli
 from torch.distributions import ContinuousBernoulli, Normal
 
 from pipeline.model import likelihood
@@ -49,14 +49,14 @@ def test_the_probabilities_of_all_binary_images_sum_to_one(name: likelihood.Name
     assert build(name, 8).log_prob(4 * normal(1, 8).expand(256, 8), images).exp().sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("log_scale", [-8.0, -1.0, 3.0])
-@pytest.mark.parametrize("output", [-1e4, 0.0, 2.0, 1e4])
+@pytest.mark.parametrize("log_scale", [-8.0, 3.0])
+@pytest.mark.parametrize("output", [0.0, 2.0, 1e4])
 def test_the_probabilities_of_the_256_levels_sum_to_one(output: float, log_scale: float) -> None:
     assert of_values(logistic(1, log_scale), output, LEVELS).sum().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", [name for name, kind in LIKELIHOODS.items() if kind.sums_to_one_on == "reals"])
-@pytest.mark.parametrize("output", [-40.0, -3.0, 1e-4, 2.0])
+@pytest.mark.parametrize("output", [-40.0, 1e-4, 2.0])
 def test_a_density_integrates_to_one(name: likelihood.Name, output: float) -> None:
     """On a grid that is fine at the ends: on [0, 1], where the continuous Bernoulli has its mass, and around it."""
     unit = (1 - torch.linspace(0, math.pi, 20_001, dtype=torch.float64).cos()) / 2
@@ -64,31 +64,17 @@ def test_a_density_integrates_to_one(name: likelihood.Name, output: float) -> No
     assert torch.trapezoid(of_values(build(name, 1), output, x), x).item() == pytest.approx(1, abs=1e-6)
 
 
-def test_binary_pixels_have_the_log_probability_of_independent_coins() -> None:
-    logits, pixels = 3 * normal(6, 784), (normal(6, 784, seed=1) > 0).double()
-    expected = ReferenceBernoulli(logits=logits).log_prob(pixels).sum(-1)
-    assert torch.allclose(build("bernoulli").log_prob(logits, pixels), expected)
-
-
-@pytest.mark.parametrize("size", [7, 196, 784])
-@pytest.mark.parametrize("scale", [0.0, 3.0, 30.0, 1000.0])
-def test_products_of_probabilities_give_the_log_probability_of_the_plain_formula(scale: float, size: int) -> None:
+@pytest.mark.parametrize("size", [7, 784])
+@pytest.mark.parametrize("scale", [0.0, 3.0, 1000.0])
+def test_products_of_probabilities_give_the_cross_entropy(scale: float, size: int) -> None:
     """Without a gradient few logarithms take the place of many; grey pixels, several samples of z, strided outputs."""
     ours, outputs, pixels = build("bernoulli"), (scale * normal(size, 4, 3)).movedim(0, -1), grey(3, size)
-    plain = ours.log_prob(outputs, pixels)
+    plain = -F.binary_cross_entropy_with_logits(outputs, pixels.expand_as(outputs), reduction="none").sum(-1)
+    assert torch.allclose(ours.log_prob(outputs.requires_grad_(), pixels), plain, rtol=1e-12)
     with torch.no_grad():
         assert torch.allclose(ours.log_prob(outputs, pixels), plain, rtol=1e-12)
         fast = ours.log_prob(outputs.float(), pixels.float())
     assert torch.allclose(fast, plain.float(), rtol=1e-6, atol=1e-6 * size)
-
-
-def test_grey_pixels_have_the_mean_log_probability_of_their_binary_samples() -> None:
-    """The cross entropy is linear in x."""
-    logits, pixels = normal(1, 6), grey(1, 6)
-    images = torch.tensor(list(itertools.product((0.0, 1.0), repeat=6)), dtype=torch.float64)
-    chances = (pixels * images + (1 - pixels) * (1 - images)).prod(-1)
-    expected = (chances * build("bernoulli").log_prob(logits.expand(64, 6), images)).sum()
-    assert build("bernoulli").log_prob(logits, pixels).item() == pytest.approx(expected.item())
 
 
 def test_the_continuous_bernoulli_is_torch_s() -> None:
@@ -110,11 +96,6 @@ def test_a_gaussian_is_torch_s(name: likelihood.Name) -> None:
     assert torch.allclose(build(name).log_prob(outputs, pixels), expected)
 
 
-def test_a_gaussian_without_sigma_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"needs a sigma \(objective\.sigma\)"):
-        likelihood.build("gaussian")
-
-
 def test_a_level_has_the_mass_of_the_logistic_around_it() -> None:
     """By differences of its distribution function, at a scale where they lose nothing; all mass beyond at the ends."""
     outputs, scale, ours = normal(256, 1), 0.1, build("discretized_logistic", 1)
@@ -132,20 +113,6 @@ def test_the_samples_of_the_logistic_are_levels_as_often_as_their_probability() 
     assert torch.allclose(levels, levels.round(), atol=1e-4)
     shares = torch.bincount(levels.round().long()[:, 0], minlength=256) / 400_000
     assert torch.allclose(shares, ours.log_prob(outputs.expand(256, 1), LEVELS.float()[:, None]).exp(), atol=0.002)
-
-
-@pytest.mark.parametrize("log_scale", [-7.0, -2.0, 0.0])
-def test_the_mean_of_the_logistic_is_that_of_its_levels(log_scale: float) -> None:
-    ours = logistic(1, log_scale)
-    for output in (-9.0, 0.4, 9.0):
-        mean = (of_values(ours, output, LEVELS) * LEVELS).sum().item()
-        assert ours.mean(torch.tensor([[output]])).item() == pytest.approx(mean, abs=0.5 / 255)
-
-
-@pytest.mark.parametrize("log_scale", [-3.0, -1.5])
-def test_a_pixel_of_the_logistic_can_be_certainly_black_or_white(log_scale: float) -> None:
-    for output, level in ((-20.0, 0.0), (20.0, 1.0)):
-        assert of_values(logistic(1, log_scale), output, torch.tensor([level])).item() > 0.98
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)

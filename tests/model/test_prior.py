@@ -53,30 +53,11 @@ def test_a_normal_is_torch_s_own() -> None:
     assert torch.allclose(q.sample(z), q.mu + reference(q).stddev * z)
 
 
-def test_the_kl_is_zero_from_itself_alone_and_not_symmetric() -> None:
-    q, moved = normal(5, 3), 0.01 * noise(5, 3, seed=2)
-    assert q.kl(q).abs().max() == 0
-    assert q.kl(Normal(q.mu + moved, q.log_var)).min() > 0
-    assert q.kl(Normal(q.mu, q.log_var + moved)).min() > 0
-    assert not torch.allclose(q.kl(normal(5, 3, seed=1)), normal(5, 3, seed=1).kl(q))
-
-
-def test_gradients_of_the_kl_agree_with_finite_differences() -> None:
-    parameters = [noise(4, 3, seed=seed).requires_grad_() for seed in range(4)]
-    assert torch.autograd.gradcheck(lambda *four: Normal(*four[:2]).kl(Normal(*four[2:])), parameters)
-
-
 @pytest.mark.parametrize("name", PRIORS)
 def test_a_prior_integrates_to_one(name: prior.Name) -> None:
-    """Over a line for every label, and over a plane for two."""
     z = torch.linspace(-15, 15, 6001, dtype=torch.float64)
     log_probs = density(name, 1).log_prob(z[:, None, None].expand(-1, 10, 1), LABELS)
     assert torch.allclose(torch.trapezoid(log_probs.exp(), z, dim=0), torch.ones(10, dtype=torch.float64))
-    line = torch.linspace(-12, 12, 301, dtype=torch.float64)
-    plane = torch.cartesian_prod(line, line)
-    for label in (0, 7):
-        log_probs = density(name, 2).log_prob(plane, torch.full((len(plane),), label))
-        assert (log_probs.exp().sum() * (24 / 300) ** 2).item() == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", PRIORS)

@@ -22,14 +22,11 @@ from pipeline.training.objective import ObjectiveParams
 @pytest.mark.parametrize(
     "changes",
     [
-        {"schedule": "capacity", "capacity": 5.0},
-        {"schedule": "warmup", "prior": "mixture", "prior_components": 3},
-        {"prior": "class", "likelihood": "sigma_optimal"},
-        {"likelihood": "discretized_logistic"},
-        {"architecture": "resnet", "channels": (6, 8), "blocks": 1},
+        {"schedule": "capacity", "capacity": 5.0, "prior": "class", "likelihood": "sigma_optimal"},
+        {"likelihood": "discretized_logistic", "free_bits": 0.1, "clip": 1.0, "ema": 0.9},
+        {"architecture": "resnet", "channels": (6, 8), "blocks": 1, "prior": "mixture", "prior_components": 3},
         {"draws": 3, "draws_after": 0.5, "pixels": "binary"},
-        {"free_bits": 0.1, "clip": 1.0, "ema": 0.9},
-        {"precision": "bfloat16"},
+        {"schedule": "warmup", "precision": "bfloat16"},
     ],
     ids=str,
 )

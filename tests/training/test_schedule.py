@@ -1,21 +1,12 @@
-"""Schedules: the learning rate, the pressure on the KL, the number of draws."""
+"""Schedules: the learning rate and the pressure on the KL."""
 
 import doctest
 import math
-from dataclasses import replace
 
 import pytest
 from settings import objective_params
 
 from pipeline.training import schedule
-
-
-def test_the_learning_rate_rises_and_then_falls_to_nothing() -> None:
-    rates = [schedule.learning_rate(step, 200, 0.5, 0.1) for step in range(200)]
-    assert max(rates) == rates[19] == 0.5
-    assert rates[:20] == sorted(rates[:20])
-    assert rates[20:] == sorted(rates[20:], reverse=True)
-    assert math.isclose(rates[-1], 0, abs_tol=1e-3)
 
 
 @pytest.mark.parametrize(("steps", "cycles"), [(1, 1), (7, 3), (100, 4), (4296, 200)])
@@ -43,12 +34,6 @@ def test_a_schedule_gives_a_share_of_the_weight_or_a_capacity(
 ) -> None:
     aim = objective_params(schedule=name, schedule_share=0.5, cycles=5, capacity=25.0)
     assert schedule.pressure(step, 100, aim) == expected
-
-
-def test_draws_begin_after_their_share_of_the_epochs() -> None:
-    aim = objective_params(draws=5, draws_after=0.8)
-    assert [schedule.draws(epoch, 10, aim) for epoch in range(10)] == [1] * 8 + [5] * 2
-    assert {schedule.draws(epoch, 10, replace(aim, draws_after=0.0)) for epoch in range(10)} == {5}
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:

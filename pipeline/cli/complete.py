@@ -7,12 +7,10 @@ import typer
 
 from pipeline.base.errors import UserError
 from pipeline.base.paths import COMPLETER, JUDGE
-from pipeline.cli.options import Model, Seed, digit_of, model_file, where_to
+from pipeline.cli.options import Model, Seed, model_file, where_to
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MOST_COMPLETIONS = 1000
 
 
 def complete(
@@ -22,18 +20,14 @@ def complete(
     mask: Annotated[
         str,
         typer.Option(
-            metavar="MASK",
             help="what is hidden: top, bottom, left, right, top-left …, all-but-top-left …, block (a place that the "
-            "seed chooses), or a picture that is white where pixels are hidden",
+            "seed chooses), or a picture that is white where pixels are hidden"
         ),
     ],
-    digit: Annotated[
-        int | None, typer.Option(parser=digit_of, metavar="D", help="complete the picture as this digit")
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, max=MOST_COMPLETIONS, metavar="N", help="completions")] = 8,
+    digit: Annotated[int | None, typer.Option(min=0, max=9, metavar="D", help="complete it as this digit")] = None,
+    count: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="completions")] = 8,
     seed: Seed = 0,
     model: Model = str(COMPLETER),
-    judge: Annotated[Path, typer.Option(metavar="FILE", help="the classifier that reads the completions")] = JUDGE,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help=".png: the visible part, then the completions")
     ] = None,
@@ -52,7 +46,6 @@ def complete(
 
     import torch
 
-    from pipeline.base.files import replacing
     from pipeline.completion import model as completion
     from pipeline.completion.views import veiled
     from pipeline.show import model as figures
@@ -61,7 +54,7 @@ def complete(
 
     image = read_input(picture)
     visible = read_mask(mask, seed)
-    completer, reader = load_completer(model_file(model)), load_judge(judge)
+    completer, reader = load_completer(model_file(model)), load_judge(JUDGE)
     if not completer.latent_size:
         raise UserError(f"{model} is the deterministic network, which has one answer: name {COMPLETER}")
     found = completion.complete(completer, image, visible, digit, count, seed)
@@ -72,8 +65,7 @@ def complete(
         pictures.show(cells[None])
     else:
         captions = [f"{label}  {score:.1f}" for label, score in zip(read_as, scores, strict=True)]
-        with replacing(out) as part:
-            style.save(figures.captioned(cells, ["seen", *captions]), part)
+        style.save(figures.captioned(cells, ["seen", *captions]), out)
     as_digit = "" if digit is None else f", as a {digit}"
     print(f"{'' if out is None else f'{out}: '}{count:,} completions, the most likely first{as_digit}")
     for rank, (label, score) in enumerate(zip(read_as, scores, strict=True), 1):

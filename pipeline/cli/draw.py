@@ -74,8 +74,8 @@ def sample(
 
 
 def interpolate(
-    first: Annotated[int, typer.Argument(parser=options.digit_of, metavar="FROM", help="a digit")],
-    last: Annotated[int, typer.Argument(parser=options.digit_of, metavar="TO", help="a digit")],
+    first: Annotated[int, typer.Argument(min=0, max=9, metavar="FROM", help="a digit")],
+    last: Annotated[int, typer.Argument(min=0, max=9, metavar="TO", help="a digit")],
     count: Annotated[int, typer.Option(min=1, metavar="N", help="ways, each between latents of its own")] = 1,
     seed: options.Seed = 0,
     sampler: options.SamplerName = None,
@@ -109,7 +109,7 @@ def interpolate(
 
 
 def traverse(
-    digit: Annotated[int, typer.Argument(parser=options.digit_of, metavar="DIGIT", help="drawn from the prior's mean")],
+    digit: Annotated[int, typer.Argument(min=0, max=9, metavar="DIGIT", help="drawn from the prior's mean")],
     dimension: Annotated[
         int | None, typer.Option(metavar="D", help="one latent dimension, from 0 (if not given: all, one per row)")
     ] = None,

@@ -1,5 +1,6 @@
 """What several commands have in common: options, checks, and how pictures are delivered."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,21 +28,10 @@ Model = Annotated[str, typer.Option(metavar="MODEL", help="a safetensors file, o
 
 def digits_of(text: str) -> list[int]:
     """`8`, `1,7` and `0-9` as digits, in the given order. Raises UserError for anything else."""
-    digits: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        ends = (first, last) if dash else (first, first)
-        if not all(len(end) == 1 and end in "0123456789" for end in ends) or ends[0] > ends[1]:
-            raise UserError(f"{text!r} names no digits: give one as 8, some as 1,7, a range as 0-9")
-        digits.extend(range(int(ends[0]), int(ends[1]) + 1))
-    return list(dict.fromkeys(digits))
-
-
-def digit_of(text: str) -> int:
-    """One digit. Raises UserError for anything else."""
-    if len(text) != 1 or text not in "0123456789":
-        raise UserError(f"{text!r} is no digit: give one from 0 to 9")
-    return int(text)
+    parts = text.split(",")
+    if not all(re.fullmatch("[0-9](-[0-9])?", part) and part[0] <= part[-1] for part in parts):
+        raise UserError(f"{text!r} names no digits: give one as 8, some as 1,7, a range as 0-9")
+    return list(dict.fromkeys(digit for part in parts for digit in range(int(part[0]), int(part[-1]) + 1)))
 
 
 def check_count(count: int, pictures_each: int) -> None:

@@ -56,20 +56,19 @@ def save(figure: "Figure", path: Path) -> np.ndarray:
     image = Image.fromarray(picture)
     if image.getcolors(256):  # a palette would merge rare colours of more, such as those of a legend
         image = image.quantize(256, dither=Image.Dither.NONE)
-    image.save(path, format="PNG", optimize=True)
+    with replacing(path) as part:
+        image.save(part, format="PNG", optimize=True)
     return picture
 
 
 def save_all(figures: "Iterable[tuple[str, Figure]]", folder: Path) -> None:
     """Writes each figure to folder/NAME.png, and removes PNG files of other names there."""
-    written = set()
+    stale = set(folder.glob("*.png"))
     for name, figure in figures:
-        path = folder / f"{name}.png"
-        with replacing(path) as part:
-            save(figure, part)
-        written.add(path)
-    for stale in set(folder.glob("*.png")) - written:
-        stale.unlink()
+        save(figure, folder / f"{name}.png")
+        stale.discard(folder / f"{name}.png")
+    for path in stale:
+        path.unlink()
 
 
 def show_sheet(axes: "Axes", sheet: np.ndarray, row_names: Sequence[str] = "0123456789") -> None:

@@ -5,7 +5,7 @@ import json
 from pipeline.base import console
 from pipeline.base.device import pick_device
 from pipeline.base.errors import UserError
-from pipeline.base.files import replacing, write_json
+from pipeline.base.files import write_json
 from pipeline.base.params import load, load_key
 from pipeline.base.paths import COMPLETER, COMPLETION, COMPLETION_RUN, COMPLETIONS_FIGURE, JUDGE, NETWORK, PREPARED
 from pipeline.completion.measure import NUMBERS, SEVERAL, Estimate, EvaluateCompletionParams, evaluate, examples
@@ -39,9 +39,7 @@ def main() -> None:
         write_json(COMPLETION, nested(figures) | {"protocol": protocol})
         rows = {number: examples(completer, network, test, number, SHOWN, params.seed) for number in NUMBERS}
         sheets = {f"{number} of 4 quadrants seen": sheet(images, SHOWN + 3) for number, images in rows.items()}
-        with replacing(COMPLETIONS_FIGURE) as part:
-            drawn = save(completions(sheets, SHOWN), part)
-        run.image("completions", drawn, step=0)
+        run.image("completions", save(completions(sheets, SHOWN), COMPLETIONS_FIGURE), step=0)
         named = {f"completion/{name}": value for name, value in figures.items() if "standard_error" not in name}
         run.metrics(with_split("test", named), step=0, of_model=True)
         for path in (COMPLETION, COMPLETIONS_FIGURE):

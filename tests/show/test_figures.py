@@ -43,9 +43,6 @@ def trials(*states: str) -> pd.DataFrame:
     return table.assign(feasible=table["state"] == "COMPLETE")
 
 
-# A model
-
-
 def test_a_sheet_keeps_its_greys_and_has_a_row_per_digit(tmp_path: Path) -> None:
     picture = np.full((298, 118), 200, np.uint8)
     picture[:100] = 255
@@ -102,9 +99,6 @@ def test_completions_stand_between_the_visible_part_and_the_truth(tmp_path: Path
         assert [place // 30 for place in axes.get_xticks()] == [0, 1, 4, 7]
 
 
-# A study
-
-
 @pytest.mark.parametrize(
     "states", [["COMPLETE", "PRUNED", "COMPLETE", "FAILED"], ["COMPLETE"], ["PRUNED", "PRUNED"], ["FAILED"]]
 )
@@ -148,19 +142,16 @@ def test_strips_stand_below_one_another_with_their_weights() -> None:
     assert names_of_rows(figure) == [f"β = {row}" for row in range(5)]
 
 
-# Files
-
-
 def test_a_saved_figure_looks_like_the_drawn_one_in_few_colours(tmp_path: Path) -> None:
     picture = sheet(10, 8)
     model.digits(picture, "a title").savefig(tmp_path / "plain.png", format="png")
-    shown = save(model.digits(picture, "a title"), tmp_path / ".few.png.part")  # as a stage names it first
-    with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / ".few.png.part") as few:
+    shown = save(model.digits(picture, "a title"), tmp_path / "few.png")
+    with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "few.png") as few:
         difference = np.abs(np.asarray(plain.convert("RGB")).astype(int) - np.asarray(few.convert("RGB")))
         assert few.mode == "P"
         assert np.array_equal(np.asarray(few.convert("RGB")), shown)
     assert difference.max() <= 255 / 31 / 2 + 1
-    assert (tmp_path / ".few.png.part").stat().st_size < (tmp_path / "plain.png").stat().st_size / 1.5
+    assert (tmp_path / "few.png").stat().st_size < (tmp_path / "plain.png").stat().st_size / 1.5
 
 
 def test_a_figure_with_many_colours_keeps_them_all(tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ from pipeline.model.cvae import CVAE, ModelParams, build, resolve
 from pipeline.model.likelihood import LIKELIHOODS, names_on
 from pipeline.model.samples import SAMPLERS
 from pipeline.stages.saved import load_splits
-from pipeline.stages.study.inputs import read_bench, read_setting
+from pipeline.stages.study.files import read_bench, read_setting
 from pipeline.study.queue import Study, open_study
-from pipeline.study.search import Bench, search
+from pipeline.study.search import search
 from pipeline.study.space import Setting
 from pipeline.training import population
 
@@ -141,15 +141,14 @@ class Budget:
 Row = dict[str, Any]
 
 
-def searched(budget: Budget, treatment: Treatment, bench: Bench, kept: Path) -> Study:
+def searched(budget: Budget, treatment: Treatment, train: Split, evaluator: Evaluator, kept: Path) -> Study:
     """The finished study of a treatment."""
     setting = budget.of(treatment)
     url = f"sqlite:///{kept.resolve() / 'optuna.db'}"
     study = open_study(setting, kept, create=True, environment={"OPTUNA_STORAGE": url})
     for weight in budget.grids[treatment.likelihood]:
         study.inner.enqueue_trial({"kl_weight": weight}, skip_if_exists=True)
-    evaluator = replace(bench.evaluator, pixels=treatment.pixels)
-    for _ in search(study, replace(bench, evaluator=evaluator)):
+    for _ in search(study, train, replace(evaluator, pixels=treatment.pixels)):
         pass
     return study
 
@@ -182,22 +181,27 @@ def chosen(rows: pd.DataFrame, sampler: str) -> float:
 
 
 def measured(
-    budget: Budget, treatment: Treatment, weights: Mapping[tuple[str, str], float], seed: int, bench: Bench, test: Split
+    budget: Budget,
+    treatment: Treatment,
+    weights: Mapping[tuple[str, str], float],
+    seed: int,
+    train: Split,
+    evaluator: Evaluator,
 ) -> Iterator[Row]:
-    """Trains at the chosen weights, by (sampler, choice), from one seed. A row for each, measured on test."""
+    """Trains at the chosen weights, by (sampler, choice), from one seed. A row for each, measured by `evaluator`."""
     setting, sizes = budget.of(treatment), budget.sizes
     different = sorted(set(weights.values()))
     params = replace(setting.train, seed=seed)
     models = [build(setting.architecture, seed, setting.aim.likelihood, setting.aim.sigma) for _ in different]
-    members, seconds = population.start(models, different, params, bench.device), 0.0
-    for records in population.fit(members, bench.train, bench.validation[:100], params, setting.aim):
+    members, seconds = population.start(models, different, params, train.labels.device), 0.0
+    for records in population.fit(members, train, evaluator.split[:100], params, setting.aim):
         seconds += records[0].figures["time/seconds"] / len(different)
-    evaluator = replace(bench.evaluator, split=test, pixels=treatment.pixels, seed=seed)
-    budgeted = {"epochs": params.epochs, "train_images": len(bench.train), "test_images": len(test)}
+    evaluator = replace(evaluator, pixels=treatment.pixels, seed=seed)
+    few = replace(evaluator, split=evaluator.split[: sizes["nll_images"]], seed=0)
+    budgeted = {"epochs": params.epochs, "train_images": len(train), "test_images": len(evaluator.split)}
     budgeted |= {name: sizes[name] for name in ("nll_images", "nll_draws")}
     for member, weight in enumerate(different):
         model = members.model(member).eval().requires_grad_(requires_grad=False)
-        few = replace(evaluator, split=test[: sizes["nll_images"]], seed=0)
         fit = evaluator.fit_figures(model) | few.nll(model, sizes["nll_draws"])
         for (sampler, choice), own in weights.items():
             if own == weight:
@@ -219,7 +223,8 @@ def sample_figures(evaluator: Evaluator, model: CVAE, components: int, sampler: 
 def run(
     budget: Budget,
     wanted: Sequence[Treatment],
-    bench: Bench,
+    train: Split,
+    evaluator: Evaluator,
     read_test: Callable[[], Split],
     out: Path,
     kept: Path,
@@ -230,11 +235,11 @@ def run(
     studies, rows = dict[Treatment, Study](), list[Row]()
     for number, treatment in enumerate(wanted, 1):
         print(f"{number}/{len(wanted)} choosing   {treatment}", file=sys.stderr, flush=True)
-        studies[treatment] = searched(budget, treatment, bench, kept)
+        studies[treatment] = searched(budget, treatment, train, evaluator, kept)
         rows += tried(treatment, studies[treatment])
     choice = pd.DataFrame(rows).assign(setup=setup["setup"])
     write(choice, out / CHOICE)
-    test, rows = read_test(), []
+    evaluator, rows = replace(evaluator, split=read_test()), []
     for number, (treatment, study) in enumerate(studies.items(), 1):
         print(f"{number}/{len(wanted)} measuring  {treatment}", file=sys.stderr, flush=True)
         own = choice[(choice[list(SETTING)] == list(asdict(treatment).values())).all(axis=1)]
@@ -244,9 +249,10 @@ def run(
         of_treatment: list[Row] = []
         for seed in range(FIRST_SEED, FIRST_SEED + budget.sizes["seeds"]):
             key = f"measured by {setup['setup']}, seed {seed}: {sorted(weights.items())}"
-            if study.note(key) is None:
-                study.remember(key, list(measured(budget, treatment, weights, seed, bench, test)))
-            of_treatment += study.note(key)
+            if key not in study.inner.user_attrs:
+                found = list(measured(budget, treatment, weights, seed, train, evaluator))
+                study.inner.set_user_attr(key, found)
+            of_treatment += study.inner.user_attrs[key]
         rows += sorted(of_treatment, key=lambda row: [row[name] for name in ("sampler", "choice", "kl_weight", "seed")])
     write(pd.DataFrame(rows).assign(setup=setup["setup"]).reindex(columns=list(COLUMNS)), out / TABLE)
 
@@ -321,16 +327,15 @@ def main() -> None:
         arguments.set_defaults(**small, weights=["0.3,3"], out=QUICK_FOLDER)
     options = arguments.parse_args()
     budget = read_budget(options)
-    bench = read_bench(budget.setting)
-    train, validation = bench.train[: options.train_images], some(bench.validation, options.validation_images)
-    evaluator = replace(bench.evaluator, split=validation, train=train[:QUICK_TRAIN])
-    bench = replace(bench, train=train, validation=validation, evaluator=evaluator)
+    train, evaluator = read_bench(budget.setting)
+    train, validation = train[: options.train_images], some(evaluator.split, options.validation_images)
     options.out.mkdir(parents=True, exist_ok=True)
     run(
         budget,
         treatments(options.likelihoods, schedules=options.schedules),
-        bench,
-        lambda: some(load_splits(PREPARED, "test", device=bench.device)[0], options.test_images),
+        train,
+        replace(evaluator, split=validation, train=train[:QUICK_TRAIN]),
+        lambda: some(load_splits(PREPARED, "test", device=train.labels.device)[0], options.test_images),
         options.out,
         KEPT,
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-USER, PASSWORD = "cvae", "secret"  # of the server's owner, who comes in by password alone
+USER, PASSWORD = "cvae", "secret"  # of the server's owner, who connects by password alone
 
 
 def programs() -> Path | None:
@@ -28,32 +28,13 @@ def programs() -> Path | None:
 
 @dataclass
 class Server:
-    """A server that can be sent away and called back."""
+    """A server that can be stopped and started. account: who runs its programs, which refuse to be root."""
 
     programs: Path
     folder: Path
     port: int
+    account: dict[str, Any]
     _process: "subprocess.Popen[bytes] | None" = None
-
-    def make(self) -> None:
-        """Raises AssertionError, with what initdb says, where it can't."""
-        (self.folder / "password").write_text(PASSWORD)
-        self.folder.chmod(0o755)
-        if os.geteuid() == 0:
-            account = pwd.getpwnam(_unprivileged())
-            for path in (self.folder, self.folder / "password"):
-                os.chown(path, account.pw_uid, account.pw_gid)
-        words = ["--username", USER, "--pwfile", str(self.folder / "password"), "--auth", "scram-sha-256"]
-        with self._run("initdb", "--pgdata", str(self.data), *words, "--encoding", "UTF8", "--no-sync") as made:
-            assert made.wait(timeout=120) == 0, self.log.read_text()
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "data"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "log"
 
     def start(self) -> None:
         """Unless it runs. Raises AssertionError where it doesn't answer within a minute."""
@@ -62,19 +43,19 @@ class Server:
         if self._process is not None:
             return
         words = [f"-cport={self.port}", "-clisten_addresses=127.0.0.1", f"-cunix_socket_directories={self.folder}"]
-        self._process = self._run("postgres", "-D", str(self.data), *words, "-cfsync=off")
+        self._process = self.run("postgres", "-D", str(self.folder / "data"), *words, "-cfsync=off")
         for _ in range(600):
             try:
                 self.query("SELECT 1")
                 return
             except psycopg.OperationalError:
-                assert self._process.poll() is None, self.log.read_text()
+                assert self._process.poll() is None, (self.folder / "log").read_text()
                 time.sleep(0.1)
         self.stop()
         raise AssertionError(f"no PostgreSQL server answers on port {self.port}")
 
     def stop(self) -> None:
-        """At once, and without a word to those who are connected."""
+        """At once, without telling those who are connected."""
         if self._process is not None:
             with self._process as process:
                 process.send_signal(signal.SIGQUIT)
@@ -85,45 +66,43 @@ class Server:
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
 
     def query(self, words: str, database: str = "postgres") -> list[tuple[Any, ...]]:
-        """Whatever rows the statement gives, run on its own."""
+        """The rows of a statement that runs on its own."""
         import psycopg
 
         with psycopg.connect(self.url(database), autocommit=True, connect_timeout=10) as connection:
             result = connection.execute(words.encode())
             return result.fetchall() if result.description else []
 
-    def _run(self, program: str, *words: str) -> "subprocess.Popen[bytes]":
-        """Not as root, which these programs refuse to be."""
-        account: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            entry = pwd.getpwnam(_unprivileged())
-            account = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-        command, plain = [str(self.programs / program), *words], {"LC_ALL": "C", "PATH": os.defpath}
-        with self.log.open("a") as log:
+    def run(self, program: str, *words: str) -> "subprocess.Popen[bytes]":
+        plain = {"LC_ALL": "C", "PATH": os.defpath}
+        with (self.folder / "log").open("a") as log:
             return subprocess.Popen(
-                command, cwd=self.folder, env=plain, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **account
-            )
+                [str(self.programs / program), *words], cwd=self.folder, env=plain, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, **self.account,
+            )  # fmt: skip
 
 
 @contextmanager
 def running(programs: Path) -> Iterator[Server]:
-    """A server that answers, until the end, whatever happens."""
-    with tempfile.TemporaryDirectory(prefix="cvae-postgres-") as folder:
-        server = Server(programs, Path(folder), _free_port())
-        server.make()
+    """A new server that answers. Raises AssertionError, with what initdb says, where it can't be made."""
+    with tempfile.TemporaryDirectory(prefix="cvae-postgres-") as name, socket.socket() as probe:
+        folder, account = Path(name), dict[str, Any]()
+        password = folder / "password"
+        password.write_text(PASSWORD)
+        if os.geteuid() == 0:
+            users = {entry.pw_name: entry for entry in pwd.getpwall()}
+            user = users.get("postgres") or users["nobody"]
+            account = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+            for path in (folder, password):
+                os.chown(path, user.pw_uid, user.pw_gid)
+        probe.bind(("127.0.0.1", 0))
+        server = Server(programs, folder, probe.getsockname()[1], account)
+        probe.close()
+        words = ["--username", USER, "--pwfile", str(password), "--auth", "scram-sha-256", "--encoding", "UTF8"]
+        with server.run("initdb", "--pgdata", str(folder / "data"), *words, "--no-sync") as made:
+            assert made.wait(timeout=120) == 0, (folder / "log").read_text()
         try:
             server.start()
             yield server
         finally:
             server.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _unprivileged() -> str:
-    known = {entry.pw_name for entry in pwd.getpwall()}
-    return "postgres" if "postgres" in known else "nobody"

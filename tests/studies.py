@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from bands import banded, judge
 from imports import ROOT
 from settings import objective_params, train_params, tune_params
@@ -19,10 +18,9 @@ from settings import objective_params, train_params, tune_params
 from pipeline.measure.evaluator import Evaluator
 from pipeline.model.cvae import Architecture
 from pipeline.study.queue import Candidate, Study, open_study
-from pipeline.study.search import Bench, Event, search
+from pipeline.study.search import Event, search
 from pipeline.study.space import Setting
 
-CPU = torch.device("cpu")
 TUNE = tune_params(
     study=None, trials=6, epochs=4, population="auto", kl_weight=(0.01, 100.0), learning_rate=None, latent_size=None,
     conditioning=None, objectives=("frechet",), sampler_of_latents="fitted", least_class_accuracy=None,
@@ -65,7 +63,7 @@ def opened(folder: Path, setting: Setting = SETTING) -> Study:
 def events(found: Study) -> Generator[Event, None, None]:
     """Runs a study."""
     evaluator = Evaluator(judge, VALIDATION, TRAIN, found.setting.aim.pixels, 0)
-    yield from search(found, Bench(TRAIN, VALIDATION, evaluator, CPU))
+    yield from search(found, TRAIN, evaluator)
 
 
 def finished(folder: Path, setting: Setting = SETTING) -> Study:
@@ -80,7 +78,7 @@ def states(found: Study) -> list[str]:
     return [trial.state.name for trial in found.trials()]
 
 
-def abandoned(found: Study, worker: str) -> Candidate:
+def abandoned(found: Study, worker: str = "elsewhere:lock") -> Candidate:
     """A trial in training that belongs to `worker`."""
     with found.at_work():
         (candidate,) = found.ask(1)
@@ -99,7 +97,7 @@ def main():
     found = open_study(having(**{tune!r}), Path({folder!r}), create=True)  # the processes make its tables
     for event in events(found):
         if isinstance(event, Epoch):
-            print("epoch", event.candidate.number, event.record.epoch, flush=True)
+            print("epoch", event.candidate.trial.number, event.record.epoch, flush=True)
             sys.stdin.readline()
 console.run(main)
 """

@@ -10,10 +10,8 @@ from pathlib import Path
 from pipeline.base import console
 from pipeline.base.params import load
 from pipeline.base.paths import BEST
-from pipeline.stages.study.inputs import read_bench, read_setting
-from pipeline.stages.study.outputs import export
-from pipeline.stages.study.records import Records
-from pipeline.stages.study.runs import study_run
+from pipeline.stages.study.files import export, read_bench, read_setting
+from pipeline.stages.study.records import Records, study_run
 from pipeline.study.queue import Study, open_study
 from pipeline.study.search import Ended, Epoch, search
 from pipeline.tracking import runs as tracking
@@ -21,15 +19,15 @@ from pipeline.tracking import runs as tracking
 
 def main() -> None:
     setting, experiment = read_setting(), load(tracking.TrackingParams, "tracking").experiment
-    bench, trials = read_bench(setting), setting.tune.trials
-    real = bench.evaluator.ceiling()  # raises UserError where the split is too small, before anything is made
+    (train, evaluator), trials = read_bench(setting), setting.tune.trials
+    real = evaluator.ceiling()  # raises UserError where the split is too small, before anything is made
     study = open_study(setting, Path(), create=True)
-    print(f"study {study.name}: {study.done()} of {trials} trials done, on {bench.device}", flush=True)
+    print(f"study {study.name}: {study.done()} of {trials} trials done, on {train.labels.device}", flush=True)
     with (
         study_run(study, experiment) as parent,
         ExitStack() as runs,
         console.bar("tune", trials, study.done()) as progress,
-        closing(search(study, bench)) as events,
+        closing(search(study, train, evaluator)) as events,
     ):
         records = Records(study, experiment, parent, runs)
         try:

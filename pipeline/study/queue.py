@@ -1,4 +1,4 @@
-"""The study as a queue of trials in a database: opened, asked, told, and put back when a process ends early.
+"""A study in its database: trials that are asked, told, put back when a process ends early, and read.
 
 Any number of processes may work on one study at once, and any of them may be killed.
 """
@@ -6,7 +6,7 @@ Any number of processes may work on one study at once, and any of them may be ki
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,167 +14,156 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.artifacts import upload_artifact
+import pandas as pd
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
+from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import home
 from pipeline.base.paths import WORKERS
-from pipeline.measure.metrics import LOWER_IS_BETTER
-from pipeline.study import workers
-from pipeline.study.space import Setting, same, widest_gap
-from pipeline.study.storage import NoStudy, has_studies, one_line, open_storage, quiet, shown, storage_url, turn
-from pipeline.study.trials import STRIP, Trials, counts
+from pipeline.study import storage
+from pipeline.study.space import Setting, full_names, same, widest_gap
+from pipeline.study.storage import NoStudy, quiet
 
 ARTIFACTS = "optuna_artifacts"  # the trials' pictures, where optuna-dashboard looks for them
+UNLESS_TAKEN = suppress(UpdateFinishedTrialError)  # another process took the trial over, while this one slept
 
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
-Retry = Callable[[optuna.Study, FrozenTrial], None]
 
 
 @dataclass
 class Candidate:
-    """A trial in training. run_id and uri: the MLflow run of an earlier, interrupted try, if there was one."""
+    """A trial in training, and what was measured so far. A second try's attributes name the MLflow run of the first."""
 
     trial: optuna.Trial
-    values: dict[str, Any]
-    run_id: str | None = None
-    uri: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
     epochs: int = 0
     seconds: float = 0.0
 
-    @property
-    def number(self) -> int:
-        return self.trial.number
-
-    @property
-    def kl_weight(self) -> float:
-        return float(self.values["kl_weight"])
-
-    @property
-    def was_asked(self) -> bool:
-        """Whether people ask about this point, so that it is trained to its end."""
-        return "asked" in self.trial.user_attrs
-
     def remember_run(self, run_id: str, uri: str) -> None:
         """Names its MLflow run in the trial, so that a second try continues in that run."""
-        self.run_id, self.uri = run_id, uri
-        with _unless_taken():
+        with UNLESS_TAKEN:
             self.trial.set_user_attr("run_id", run_id)
             self.trial.set_user_attr("tracking_uri", uri)
 
 
-class Study(Trials):
+@dataclass(frozen=True)
+class Chosen:
+    """A complete trial and what it would change in params.yaml."""
+
+    number: int
+    values: dict[str, float]  # by the objectives' full names
+    params: dict[str, Any]  # by names such as objective.kl_weight
+    feasible: bool
+    run_id: str | None = None
+    tracking_uri: str | None = None
+
+    @property
+    def kl_weight(self) -> float:
+        return float(self.params["objective.kl_weight"])
+
+
+class Study:
     """A study in its database; `open_study` makes one."""
 
     def __init__(self, inner: optuna.Study, database: RDBStorage, setting: Setting, url: str, root: Path) -> None:
+        self.inner, self.database, self.setting = inner, database, setting
+        self.name = inner.study_name
         self._url, self._root = url, home(root)
-        super().__init__(inner, database, setting, self._root / ARTIFACTS)
+        self._pictures = FileSystemArtifactStore(self._root / ARTIFACTS)
         self._worker = ""
         self._live: set[int] = set()  # ids of the trials in training here
 
-    def remember(self, key: str, value: Any) -> None:
-        """Keeps a plain value for the study as a whole."""
-        self.inner.set_user_attr(key, value)
+    # Its trials in training
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         """While it holds, no other process asks for trials or puts any back."""
-        with turn(self._url):
+        with storage.turn(self._url), quiet():
             yield
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """While it holds, other processes know that this one lives."""
-        with workers.lock_file(self._root / WORKERS) as self._worker:
+        """While it holds, other processes know that this one lives. An exception puts its trials back in the queue."""
+        with storage.lock_file(self._root / WORKERS) as self._worker:
             with self.turn():
-                number = int(self.note("workers") or 0)  # so that each process samples with a seed of its own
-                self.remember("workers", number + 1)
+                number = int(self.inner.user_attrs.get("workers", 0))  # each process samples with a seed of its own
+                self.inner.set_user_attr("workers", number + 1)
             self.inner.sampler = optuna.samplers.TPESampler(
                 seed=(self.setting.tune.seed + number) % 2**32,
                 n_startup_trials=min(10, math.ceil(self.setting.tune.trials / 3)),  # then it learns from trials
             )
-            with workers.beating(self.database, self._live):
-                yield
+            with storage.beating(self.database, self._live):
+                try:
+                    yield
+                except BaseException as error:
+                    with suppress(UserError):  # the database is away: the next process to ask will retry these trials
+                        self.put_back(error)
+                    raise
 
     def ask(self, most: int) -> list[Candidate]:
         """Up to `most` trials to train now, fewer where the study needs fewer or other processes train some.
 
         Trials of dead processes are failed first and put back in the queue, once each.
         """
-        asked: list[Candidate] = []
-        with self.turn(), quiet():
+        with self.turn():
             self._retry_dead()
             taken = [trial for trial in self.trials() if counts(trial) or trial.state == TrialState.RUNNING]
             room = min(most, self.setting.tune.trials - len(taken))
             self._enqueue(room)
-            try:
-                for _ in range(room):
-                    asked.append(self._ask_one())  # noqa: PERF401 (if asking fails, we must know what was asked)
-            except BaseException as error:
-                self._put_back(asked, error)
-                raise
-        return asked
+            return [self._ask_one() for _ in range(room)]
 
-    def tell(self, candidate: Candidate, state: State, why: str = "") -> None:
-        """Ends a trial. Its figures stay with it, and its values where it is complete."""
-        trial, tune = candidate.trial, self.setting.tune
-        with quiet(), _unless_taken():
-            finite = {name: float(value) for name, value in candidate.figures.items() if math.isfinite(value)}
+    def tell(self, candidate: Candidate, state: State) -> None:
+        """Ends a trial; FAIL: it diverged. Its figures stay with it, and its values where it is complete."""
+        trial, figures, tune = candidate.trial, candidate.figures, self.setting.tune
+        with UNLESS_TAKEN, quiet():
+            finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
             trial.set_user_attr("figures", finite)
             trial.set_user_attr("epochs", candidate.epochs)
             trial.set_user_attr("seconds", round(candidate.seconds, 2))
-            if why:
-                trial.set_user_attr("why", why)
-            accuracy = candidate.figures.get(self.setting.figure("class_accuracy"))
+            if state == "FAIL":
+                trial.set_user_attr("why", "diverged")
+            accuracy = figures.get(self.setting.figure("class_accuracy"))
             if tune.least_class_accuracy is not None and accuracy is not None:
                 trial.set_constraint("class_accuracy", tune.least_class_accuracy - accuracy)
-            objectives = [self.setting.figure(name) for name in tune.objectives]
-            values = [candidate.figures[name] for name in objectives] if state == "COMPLETE" else None
+            values = [figures[name] for name in self.setting.objectives()] if state == "COMPLETE" else None
             self.inner.tell(trial, values, state=TrialState[state])
         self._live.discard(trial._trial_id)
 
     def report(self, candidate: Candidate) -> None:
-        """Stores the value of its only objective so far, with which `losers` compares."""
-        if len(self.setting.tune.objectives) == 1:
-            with _unless_taken():
-                candidate.trial.report(self.value(candidate), candidate.epochs)
+        """Stores the value of the study's only objective so far, with which other trials are compared."""
+        first, *others = self.setting.objectives()
+        if not others:
+            with UNLESS_TAKEN:
+                candidate.trial.report(candidate.figures[first], candidate.epochs)
 
-    def value(self, candidate: Candidate) -> float:
-        """Its first objective."""
-        return candidate.figures[self.setting.figure(self.setting.tune.objectives[0])]
-
-    def put_back(self, candidates: Sequence[Candidate], error: BaseException) -> None:
-        """Ends trials in training because of `error` and puts them back in the queue."""
-        with self.turn(), quiet():
-            self._put_back(candidates, error)
+    def put_back(self, error: BaseException) -> None:
+        """Ends the trials in training here because of `error` and puts them back in the queue."""
+        with self.turn():
+            for trial_id in list(self._live):
+                self._live.discard(trial_id)
+                self._fail(trial_id, interrupted=isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit))
 
     def keep_strip(self, candidate: Candidate, strip: np.ndarray) -> None:
         """Keeps a picture (H, W) uint8 with the trial."""
         from PIL import Image
 
-        with tempfile.TemporaryDirectory() as folder, _unless_taken():
-            path = Path(folder) / STRIP
+        with tempfile.TemporaryDirectory() as folder, UNLESS_TAKEN:
+            path = Path(folder) / "samples.png"
             Image.fromarray(strip).save(path)
             (self._root / ARTIFACTS).mkdir(exist_ok=True)
-            upload_artifact(
-                artifact_store=self._pictures,
-                file_path=str(path),
-                study_or_trial=candidate.trial,
-                storage=self.database,
-            )
+            upload_artifact(artifact_store=self._pictures, file_path=str(path), study_or_trial=candidate.trial)
 
     def _ask_one(self) -> Candidate:
         trial = self.inner.ask(self.setting.space())
+        self._live.add(trial._trial_id)
         trial.set_user_attr("worker", self._worker)
         self.database.record_heartbeat(trial._trial_id)
-        self._live.add(trial._trial_id)
-        notes = trial.user_attrs
-        return Candidate(trial, dict(trial.params), notes.get("run_id"), notes.get("tracking_uri"))
+        return Candidate(trial)
 
     def _enqueue(self, room: int) -> None:
         """Puts in the queue the points that people ask about, then KL weights in the middle of the widest gaps.
@@ -182,41 +171,127 @@ class Study(Trials):
         Half of a small study's trials, at most ten, are placed this way. Random weights left gaps of a decade, and
         the table and the figures should cover the whole range, not only the surroundings of the best.
         """
-        waiting = [trial for trial in self.trials() if trial.state == TrialState.WAITING]
-        tried = [trial.system_attrs.get("fixed_params", trial.params) for trial in self.trials()]
-        room = max(room - len(waiting), 0)
-        new = [(origin, point) for origin, point in self.setting.asked() if not any(same(point, one) for one in tried)]
-        for origin, point in new[:room]:
-            self.inner.enqueue_trial(point, user_attrs={"asked": origin})
-            tried.append(point)
-        placed = min(10, math.ceil(self.setting.tune.trials / 2))
-        for _ in range(min(room - len(new), placed - len(tried))):
-            weight = widest_gap(self.setting.tune.kl_weight, [point["kl_weight"] for point in tried if point])
-            tried.append({"kl_weight": weight})
+        trials, tune = self.trials(), self.setting.tune
+        tried = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
+        end = len(tried) + room - sum(trial.state == TrialState.WAITING for trial in trials)
+        for origin, point in self.setting.asked():
+            if len(tried) < end and not any(same(point, one) for one in tried):
+                self.inner.enqueue_trial(point, user_attrs={"asked": origin})
+                tried.append(point)
+        while len(tried) < min(end, 10, math.ceil(tune.trials / 2)):
+            tried.append({"kl_weight": widest_gap(tune.kl_weight, [point["kl_weight"] for point in tried if point])})
             self.inner.enqueue_trial(tried[-1])
 
     def _retry_dead(self) -> None:
-        """Fails trials whose process has ended and puts them back in the queue, once each. Call it under the lock."""
+        """Fails trials whose process has ended and puts them back in the queue, once each. Call it in a `turn`."""
         for trial in self.trials():
             if trial.state == TrialState.RUNNING:
-                dead = workers.is_dead(trial.user_attrs.get("worker"))
+                dead = storage.is_dead(trial.user_attrs.get("worker"))
                 if dead:
-                    self._fail(trial._trial_id, retry_once)
+                    self._fail(trial._trial_id)
                 elif dead is False:  # it lives, however long this machine slept
                     self.database.record_heartbeat(trial._trial_id)
         fail_stale_trials(self.inner)  # those of other machines
 
-    def _put_back(self, candidates: Sequence[Candidate], error: BaseException) -> None:
-        # An interrupted trial may be retried any number of times; one with an error of its own only once.
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
-        for candidate in candidates:
-            self._live.discard(candidate.trial._trial_id)
-            self._fail(candidate.trial._trial_id, retry if interrupted else retry_once)
-
-    def _fail(self, trial_id: int, again: Retry) -> None:
-        with suppress(UpdateFinishedTrialError):
+    def _fail(self, trial_id: int, *, interrupted: bool = False) -> None:
+        with UNLESS_TAKEN:
             if self.database.set_trial_state_values(trial_id, state=TrialState.FAIL):
-                again(self.inner, self.database.get_trial(trial_id))
+                retry(self.inner, self.database.get_trial(trial_id), interrupted=interrupted)
+
+    # What it has found
+
+    def trials(self) -> list[FrozenTrial]:
+        return self.inner.get_trials(deepcopy=False)
+
+    def done(self) -> int:
+        """How many trials count towards tune.trials."""
+        return sum(map(counts, self.trials()))
+
+    def table(self) -> pd.DataFrame:
+        """A row for each trial: number, state, values tried, whether it is feasible, every figure, MLflow run."""
+        rows = [
+            {
+                "trial": trial.number,
+                "state": state(trial),
+                **{name: trial.params.get(name) for name in self.setting.space()},
+                "feasible": feasible(trial) if trial.values else None,
+                "epochs": trial.user_attrs.get("epochs"),
+                "seconds": trial.user_attrs.get("seconds"),
+                **trial.user_attrs.get("figures", {}),
+                "asked": trial.user_attrs.get("asked", ""),
+                "retry_of": trial.system_attrs.get("failed_trial"),
+                "run_id": trial.user_attrs.get("run_id"),
+            }
+            for trial in self.trials()
+        ]
+        first = ["trial", "state", *self.setting.space(), *self.setting.objectives()]
+        frame = pd.DataFrame(rows)
+        return frame.reindex(columns=[*first, *(name for name in frame.columns if name not in first)])
+
+    def front(self) -> list[FrozenTrial]:
+        """Complete, feasible trials that no other beats in every objective; with one objective, the best trial.
+
+        Where no trial is feasible, the one that misses the constraint by the least.
+        """
+        return (
+            self.inner.best_trials
+            or sorted(
+                (trial for trial in self.trials() if trial.state == TrialState.COMPLETE),
+                key=lambda trial: max(trial.constraints.values()),
+            )[:1]
+        )
+
+    def choose(self, number: int | None = None) -> Chosen:
+        """The best trial, or the trial `number`. Raises UserError where there is none or it is not complete.
+
+        With several objectives the best is the trial of the front that is nearest to its ideal corner, where each
+        objective is scaled to the front's range.
+        """
+        front = self.front() if number is None else [trial for trial in self.trials() if trial.number == number]
+        if not front:
+            if number is not None:
+                raise UserError(f"study {self.name} has no trial {number}: `cvae study` lists its trials")
+            if self.done() < self.setting.tune.trials:
+                raise UserError(f"study {self.name} has no complete trial yet: run `cvae tune`")
+            raise UserError(f"all trials of study {self.name} diverged: set a lower train.learning_rate and tune again")
+        if front[0].state != TrialState.COMPLETE:
+            found = state(front[0]).lower()
+            raise UserError(f"trial {number} of study {self.name} is {found}: only a complete one can be chosen")
+        costs = np.array([self._costs(trial) for trial in front])
+        scaled = (costs - costs.min(0)) / np.maximum(np.ptp(costs, axis=0), 1e-12)
+        best = front[int(np.linalg.norm(scaled, axis=1).argmin())]
+        return Chosen(
+            number=best.number,
+            values=dict(zip(self.setting.objectives(), best.values, strict=True)),
+            params=full_names(best.params),
+            feasible=feasible(best),
+            run_id=best.user_attrs.get("run_id"),
+            tracking_uri=best.user_attrs.get("tracking_uri"),
+        )
+
+    def importances(self) -> dict[str, float]:
+        """The share of each open parameter in the first objective (PED-ANOVA); empty with too few trials."""
+        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        if len(self.setting.space()) < 2 or len(complete) < 4:
+            return {}
+        with quiet():
+            # With a target, Optuna takes the lowest values for the best.
+            first = (lambda trial: self._costs(trial)[0]) if len(self.setting.objectives()) > 1 else None
+            return dict(optuna.importance.get_param_importances(self.inner, target=first))
+
+    def strip(self, number: int) -> np.ndarray | None:
+        """A trial's picture of samples, (H, W) uint8; None where this machine does not have it."""
+        from PIL import Image
+
+        for meta in get_all_artifact_meta(self.trials()[number], storage=self.database):
+            with suppress(ArtifactNotFound), self._pictures.open_reader(meta.artifact_id) as file:
+                return np.asarray(Image.open(file).convert("L"))
+        return None
+
+    def _costs(self, trial: FrozenTrial) -> list[float]:
+        """A trial's values with the sign that makes lower better."""
+        pairs = zip(self.setting.objectives().values(), trial.values, strict=True)
+        return [value if lower_is_better else -value for lower_is_better, value in pairs]
 
 
 def open_study(setting: Setting, root: Path, *, create: bool, environment: Mapping[str, str] = os.environ) -> Study:
@@ -225,30 +300,28 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
     Raises UserError where the database can't be used or has another study of that name; NoStudy where there is none,
     unless `create`.
     """
-    setting.check()
-    url = storage_url(root, environment)
+    url = storage.storage_url(root, environment)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with one_line(url), quiet():
-        if not has_studies(url) and not create:
-            raise NoStudy(f"there is no study in {shown(url)} yet: run `cvae tune`")
-        with turn(url):  # two processes that make tables at once fail
-            database = open_storage(url, retry_once)
-            inner = _find_or_make(setting, database, create)
-    return Study(inner, database, setting, url, root)
+    with storage.one_line(url), quiet():
+        if not storage.has_studies(url) and not create:
+            raise NoStudy(f"there is no study in {storage.shown(url)} yet: run `cvae tune`")
+        with storage.turn(url):  # two processes that make tables at once fail
+            database = storage.open_storage(url, retry)
+            return Study(_find_or_make(setting, database, create), database, setting, url, root)
 
 
 def _find_or_make(setting: Setting, database: RDBStorage, create: bool) -> optuna.Study:
-    name, objectives = setting.name(), setting.tune.objectives
+    name = setting.name()
     try:
         study = optuna.load_study(study_name=name, storage=database)
     except KeyError:
         if not create:
             raise NoStudy(f"there is no study {name} yet (its name follows params.yaml): run `cvae tune`") from None
         lower = {True: StudyDirection.MINIMIZE, False: StudyDirection.MAXIMIZE}
-        directions = [lower[objective in LOWER_IS_BETTER] for objective in objectives]
+        directions = [lower[lower_is_better] for lower_is_better in setting.objectives().values()]
         study = optuna.create_study(study_name=name, storage=database, directions=directions)
     if "fingerprint" not in study.user_attrs and not study.get_trials(deepcopy=False):  # new, or its maker was killed
-        study.set_metric_names(list(objectives))
+        study.set_metric_names(list(setting.tune.objectives))
         study.set_user_attr("fingerprint", setting.fingerprint())
     if study.user_attrs.get("fingerprint") != setting.fingerprint():
         raise UserError(
@@ -258,29 +331,35 @@ def _find_or_make(setting: Setting, database: RDBStorage, create: bool) -> optun
     return study
 
 
-def retry_once(study: optuna.Study, failed: FrozenTrial) -> None:
-    """Puts a failed trial back in the queue, unless it is a retry itself."""
-    if not counts(failed):
-        with quiet():
-            RetryHeartbeatStaleTrialCallback(max_retry=1)(study, failed)
-
-
-def retry(study: optuna.Study, interrupted: FrozenTrial) -> None:
-    """Puts an interrupted trial back in the queue, without using up its one retry."""
-    if not counts(interrupted):
-        study.add_trial(
-            optuna.create_trial(
-                state=TrialState.WAITING,
-                params=interrupted.params,
-                distributions=interrupted.distributions,
-                user_attrs=interrupted.user_attrs,
-                system_attrs={"failed_trial": interrupted.number} | interrupted.system_attrs,
-            )
+def retry(study: optuna.Study, failed: FrozenTrial, *, interrupted: bool = False) -> None:
+    """Puts a failed trial back in the queue: once, but after an interruption any number of times."""
+    if counts(failed) or (not interrupted and "retry_history" in failed.system_attrs):
+        return
+    attributes = {"failed_trial": failed.number} | failed.system_attrs
+    if not interrupted:
+        attributes["retry_history"] = [failed.number]
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=failed.params,
+            distributions=failed.distributions,
+            user_attrs=failed.user_attrs,
+            system_attrs=attributes,
         )
+    )
 
 
-@contextmanager
-def _unless_taken() -> Iterator[None]:
-    """Ignores that a trial has ended: another process took it over, while this one slept."""
-    with suppress(UpdateFinishedTrialError):
-        yield
+def state(trial: FrozenTrial) -> str:
+    """Optuna's state, with DIVERGED or FAILED in place of FAIL."""
+    if trial.state == TrialState.FAIL:
+        return "DIVERGED" if trial.user_attrs.get("why") == "diverged" else "FAILED"
+    return trial.state.name
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether a trial is a result. A diverged one is; an interrupted one is not, its second try will be."""
+    return state(trial) in ("COMPLETE", "PRUNED", "DIVERGED")
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    return all(value <= 0 for value in trial.constraints.values())

@@ -3,23 +3,19 @@
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from pipeline.base.errors import UserError
 from pipeline.data.splits import CLASSES, Split
 from pipeline.measure.evaluator import Evaluator, with_split
-from pipeline.measure.metrics import LOWER_IS_BETTER
 from pipeline.model.cvae import CVAE, Architecture, build
-from pipeline.model.density import Density
 from pipeline.model.samples import SAMPLERS, sample, sheet
 from pipeline.study.queue import Candidate, State, Study
 from pipeline.study.space import Setting
 from pipeline.training import population
-from pipeline.training.fit import Record, TrainParams
+from pipeline.training.fit import Record
 
 OF_FIT = ("validation/reconstruction", "validation/kl", "validation/elbo")  # which every epoch's record has
 WAIT_SECONDS = 2  # between two looks at the trials of other processes
@@ -44,29 +40,21 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial has ended. strip: two rows of ten digits, from the prior and the fitted density, (H, W) uint8."""
+    """A trial has ended; FAIL: it diverged. strip: ten digits from the prior, below from the fitted density.
+
+    The strip is (H, W) uint8.
+    """
 
     candidate: Candidate
     state: State
-    why: str
     strip: np.ndarray | None
 
 
 Event = Began | Epoch | Ended
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What all trials are trained and measured with. Everything is on one device."""
-
-    train: Split
-    validation: Split
-    evaluator: Evaluator
-    device: torch.device
-
-
-def search(study: Study, bench: Bench) -> Generator[Event, None, None]:
-    """Runs the study until tune.trials have finished, and yields what happens.
+def search(study: Study, train: Split, evaluator: Evaluator) -> Generator[Event, None, None]:
+    """Runs the study on the device of `train` until tune.trials have finished, and yields what happens.
 
     On any exception, also Ctrl-C, the trials in training return to the queue. Where other processes train the last
     trials, it waits for them, and takes over their trials if they die.
@@ -74,20 +62,16 @@ def search(study: Study, bench: Bench) -> Generator[Event, None, None]:
     setting = study.setting
     with study.at_work():
         while study.done() < setting.tune.trials:
-            batch = study.ask(batch_size(setting, bench.device))
+            batch = study.ask(batch_size(setting, train.labels.device))
             if not batch:
                 time.sleep(WAIT_SECONDS)
-            waiting = list(batch)
-            try:
-                for architecture, stack in stacks(setting, batch):
-                    for event in _train(study, architecture, stack, bench):
-                        if isinstance(event, Ended):
-                            waiting.remove(event.candidate)
-                        yield event
-            except BaseException as error:
-                with suppress(UserError):  # the database is away: the next process to ask will retry these trials
-                    study.put_back(waiting, error)
-                raise
+            groups: dict[Architecture, list[Candidate]] = {}  # members of a population have one architecture
+            for candidate in batch:
+                shape = {name: candidate.trial.params.get(name) for name in ("latent_size", "conditioning")}
+                own = {name: value for name, value in shape.items() if value is not None}
+                groups.setdefault(replace(setting.architecture, **own), []).append(candidate)
+            for architecture, stack in groups.items():
+                yield from _train(study, architecture, stack, train, evaluator)
 
 
 def batch_size(setting: Setting, device: torch.device) -> int:
@@ -103,113 +87,75 @@ def batch_size(setting: Setting, device: torch.device) -> int:
     return min(third, population.auto_size(device, setting.architecture, latents))
 
 
-def stacks(setting: Setting, batch: Sequence[Candidate]) -> list[tuple[Architecture, list[Candidate]]]:
-    """The candidates by architecture: only members of one architecture train in one population."""
-    groups: dict[Architecture, list[Candidate]] = {}
-    for candidate in batch:
-        shapes = {key: value for key, value in candidate.values.items() if key in ("latent_size", "conditioning")}
-        groups.setdefault(replace(setting.architecture, **shapes), []).append(candidate)
-    return list(groups.items())
+def losers(study: Study, stack: Sequence[Candidate], members: Sequence[int], epoch: int) -> list[int]:
+    """Members outside the better half of all the study's trials with a value at this epoch.
 
-
-def rungs(epochs: int) -> list[int]:
-    """The epochs after which the worse half is pruned: 1, 2, 4, … before the last.
-
-    >>> rungs(4), rungs(9)
-    ([1, 2], [1, 2, 4, 8])
+    Successive halving (Jamieson & Talwalkar 2016) with reduction factor 2. The points that people ask about are never
+    pruned: they should stand beside the best one.
     """
-    return [2**power for power in range(epochs.bit_length()) if 2**power < epochs]
-
-
-def halve(values: Sequence[float], reported: Sequence[float], lower_is_better: bool) -> list[bool]:
-    """Which of `values` are in the better half, rounded up, of all `reported`, which include them.
-
-    Successive halving (Jamieson & Talwalkar 2016) with reduction factor 2, over all trials that came this far.
-
-    >>> halve([3.0, 9.0, 5.0], [3.0, 9.0, 5.0, 1.0], lower_is_better=True)
-    [True, False, False]
-    """
+    ((name, lower_is_better),) = study.setting.objectives().items()
     sign = 1 if lower_is_better else -1
-    places = math.ceil(len(reported) / 2)
-    return [sum(sign * other < sign * value for other in reported) < places for value in values]
-
-
-def losers(study: Study, candidates: Sequence[Candidate], epoch: int) -> list[Candidate]:
-    """Candidates outside the better half of all the study's trials with a value at this epoch.
-
-    The points that people ask about are never pruned: they should stand beside the best one.
-    """
     reported = [trial.intermediate_values[epoch] for trial in study.trials() if epoch in trial.intermediate_values]
-    lower = study.setting.tune.objectives[0] in LOWER_IS_BETTER
-    kept = halve([study.value(candidate) for candidate in candidates], reported, lower)
-    pairs = zip(candidates, kept, strict=True)
-    return [candidate for candidate, stays in pairs if not stays and not candidate.was_asked]
+    found = []
+    for member in members:
+        own = stack[member].figures[name]
+        better = sum(sign * other < sign * own for other in reported)
+        if better >= math.ceil(len(reported) / 2) and "asked" not in stack[member].trial.user_attrs:
+            found.append(member)
+    return found
 
 
-def _train(study: Study, architecture: Architecture, stack: list[Candidate], bench: Bench) -> Iterator[Event]:
+def _train(
+    study: Study, architecture: Architecture, stack: list[Candidate], train: Split, evaluator: Evaluator
+) -> Iterator[Event]:
     setting, tune = study.setting, study.setting.tune
     params = replace(setting.train, epochs=tune.epochs)
     prunes = tune.pruner == "halving" and len(tune.objectives) == 1
     yield from map(Began, stack)
-    members = _start(setting, architecture, stack, params, bench.device)
-    for records in population.fit(members, bench.train, bench.validation, params, setting.aim):
-        epoch = members.epoch
-        last, rung = epoch == params.epochs, prunes and epoch in rungs(params.epochs)
-        strips: list[tuple[Candidate, np.ndarray]] = []
+    # The same first weights for all: differences come from what the trials try.
+    models = [build(architecture, params.seed, setting.aim.likelihood, setting.aim.sigma) for _ in stack]
+    weights = [candidate.trial.params["kl_weight"] for candidate in stack]
+    rates = [candidate.trial.params["learning_rate"] for candidate in stack] if tune.learning_rate else None
+    members = population.start(models, weights, params, train.labels.device, rates)
+    for records in population.fit(members, train, evaluator.split, params, setting.aim):
+        last = members.epoch == params.epochs
+        measures = last or (prunes and members.epoch.bit_count() == 1)  # after 1, 2, 4, … epochs
+        strips: dict[int, np.ndarray] = {}  # by member
         for member, record in records.items():
             candidate = stack[member]
-            candidate.epochs = epoch
-            candidate.seconds += record.figures["time/seconds"] / len(records)
             model = members.model(member).eval().requires_grad_(requires_grad=False)
-            measured, diverged = None, record.diverged
-            if (last or rung) and not diverged:
-                began = time.perf_counter()
-                measured = _measure(study, bench.evaluator, model)
-                candidate.seconds += time.perf_counter() - began
-                diverged = measured is None
-            if diverged:
+            began = time.perf_counter()
+            measured = _measure(study, evaluator, model) if measures and not record.diverged else None
+            measuring = time.perf_counter() - began
+            candidate.seconds += record.figures["time/seconds"] / len(records) + measuring
+            candidate.epochs = members.epoch
+            if record.diverged or (measures and measured is None):
                 members.drop([member])
-                study.tell(candidate, "FAIL", "diverged")
-                yield Ended(candidate, "FAIL", f"diverged in epoch {epoch}", None)
+                yield _end(study, candidate, "FAIL", None)
                 continue
-            figures, strip = measured or ({}, None)
-            candidate.figures |= {name: record.figures[name] for name in OF_FIT} | figures
-            if strip is not None:
+            candidate.figures |= {name: record.figures[name] for name in OF_FIT}
+            figures: dict[str, float] = {}
+            if measured is not None:
+                figures, strips[member] = measured
+                candidate.figures |= figures
                 study.report(candidate)
-                strips.append((candidate, strip))
             yield Epoch(candidate, record, figures, model)
-        measured_now = [candidate for candidate, _ in strips]
-        leaving = measured_now if last else losers(study, measured_now, epoch)
-        yield from _end(study, [(candidate, strip) for candidate, strip in strips if candidate in leaving], last)
+        leaving = strips if last or not strips else losers(study, stack, list(strips), members.epoch)
+        for member in leaving:
+            yield _end(study, stack[member], "COMPLETE" if last else "PRUNED", strips[member])
         if not last:
-            members.drop([stack.index(candidate) for candidate in leaving])
+            members.drop(list(leaving))
 
 
-def _start(
-    setting: Setting, architecture: Architecture, stack: list[Candidate], params: TrainParams, device: torch.device
-) -> population.Population:
-    """A population with the same first weights for all: differences come from what the trials try."""
-    aim = setting.aim
-    models = [build(architecture, params.seed, aim.likelihood, aim.sigma) for _ in stack]
-    rates = [candidate.values.get("learning_rate", params.learning_rate) for candidate in stack]
-    own_rates = rates if setting.tune.learning_rate is not None else None
-    return population.start(models, [candidate.kl_weight for candidate in stack], params, device, own_rates)
-
-
-def _end(study: Study, leaving: Sequence[tuple[Candidate, np.ndarray]], last: bool) -> Iterator[Ended]:
-    state: State = "COMPLETE" if last else "PRUNED"
-    for candidate, strip in leaving:
+def _end(study: Study, candidate: Candidate, state: State, strip: np.ndarray | None) -> Ended:
+    if strip is not None:
         study.keep_strip(candidate, strip)
-        study.tell(candidate, state)
-        yield Ended(candidate, state, "", strip)
+    study.tell(candidate, state)
+    return Ended(candidate, state, strip)
 
 
 def _measure(study: Study, evaluator: Evaluator, model: CVAE) -> tuple[dict[str, float], np.ndarray] | None:
-    """A candidate's figures on validation, of the samples of both samplers, and its strip.
-
-    None where its latents or samples can't be measured, although its loss is still finite.
-    """
-    tune = study.setting.tune
+    """Figures of the fit and of both samplers' samples on validation, and the strip; None if any is not finite."""
     try:
         density = evaluator.density(model, study.setting.components)
         figures = {
@@ -218,17 +164,12 @@ def _measure(study: Study, evaluator: Evaluator, model: CVAE) -> tuple[dict[str,
             for name, value in evaluator.samples(model, density, sampler).items()
         }
         figures["active_units"] = evaluator.active_units(model)
-        if "nll" in tune.objectives:
+        if "nll" in study.setting.tune.objectives:
             figures |= evaluator.nll(model, study.setting.nll_draws)
-        figures = with_split("validation", figures)
-        strip = _strip(model, density)
+        labels = torch.arange(CLASSES, device=model.mu.weight.device)
+        images = [sample(model, density, labels, sampler, seed=0) for sampler in SAMPLERS]
     except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]  # from values that are not finite
         return None
-    return (figures, strip) if all(map(math.isfinite, figures.values())) else None
-
-
-def _strip(model: CVAE, density: Density) -> np.ndarray:
-    """Each digit once, from the prior and, below, from the fitted density; the same noise for every model."""
-    labels = torch.arange(CLASSES, device=model.mu.weight.device)
-    images = [sample(model, density, labels, sampler, seed=0) for sampler in SAMPLERS]
-    return sheet(torch.cat(images), CLASSES)
+    if not all(map(math.isfinite, figures.values())):
+        return None
+    return with_split("validation", figures), sheet(torch.cat(images), CLASSES)

@@ -5,16 +5,16 @@ What is minimised never contains the KL weight: a weighted loss would only drive
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
-from pipeline.base.errors import UserError
-from pipeline.base.params import Number, digest, hashed, params, plain
-from pipeline.measure.metrics import METRICS, OF_SAMPLES
+from pipeline.base.params import Number, digest, flat, hashed, params, plain
+from pipeline.measure.metrics import LOWER_IS_BETTER, METRICS, OF_SAMPLES
 from pipeline.model.cvae import Architecture, Conditioning
 from pipeline.model.samples import Sampler
 from pipeline.training.fit import TrainParams
@@ -30,6 +30,24 @@ ARTICLE_WEIGHT, ARTICLE_BATCH = 1e-5, 128  # where samples of one class begin to
 FORMAT = 2  # of what trials hold; it changes the studies' names, so that no study holds two formats
 
 
+def _rising(ends: tuple[float, ...]) -> tuple[float, ...]:
+    if len(ends) != 2 or not ends[0] < ends[1]:
+        raise PydanticCustomError("range", "[lowest, highest] with lowest < highest")
+    return ends
+
+
+def _different(least: int) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    def check(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < max(least, len(values)):
+            raise PydanticCustomError("different", f"a list of {least} or more different values")
+        return values
+
+    return check
+
+
+Range = Annotated[tuple[Annotated[Number, Field(gt=0)], ...], AfterValidator(_rising)]
+
+
 @params
 class TuneParams:
     """The section `tune` of params.yaml. None: as in the other sections."""
@@ -42,15 +60,15 @@ class TuneParams:
     """of each trial's training; the other values are those of train"""
     population: Literal["auto"] | Annotated[int, Field(ge=1)]
     """trials trained at once: auto | a number"""
-    kl_weight: tuple[Annotated[Number, Field(gt=0)], ...]
+    kl_weight: Range
     """lowest and highest, sampled log-uniformly"""
-    learning_rate: tuple[Annotated[Number, Field(gt=0)], ...] | None
+    learning_rate: Range | None
     """blank (as in train), or lowest and highest, such as [0.0005, 0.005]"""
-    latent_size: tuple[Annotated[int, Field(ge=1, le=784)], ...] | None
+    latent_size: Annotated[tuple[Annotated[int, Field(ge=1, le=784)], ...], AfterValidator(_different(2))] | None
     """blank (as in model), or choices, such as [8, 16, 32]"""
-    conditioning: tuple[Conditioning, ...] | None
+    conditioning: Annotated[tuple[Conditioning, ...], AfterValidator(_different(2))] | None
     """blank (as in model), or choices, such as [sum, concat]"""
-    objectives: tuple[Metric, ...]
+    objectives: Annotated[tuple[Metric, ...], AfterValidator(_different(1))]
     """one or several of reconstruction, kl, elbo, nll, active_units, frechet, class_accuracy, …"""
     sampler_of_latents: Sampler
     """fitted | prior: whose samples are measured"""
@@ -74,35 +92,25 @@ class Setting:
     hashes: Mapping[str, str]  # of the data and the judge
 
     def space(self) -> dict[str, BaseDistribution]:
-        """The open parameters by name. Raises UserError for a wrong range or too few choices."""
+        """The open parameters by name."""
         tune = self.tune
-        space: dict[str, BaseDistribution] = {"kl_weight": _log_range("kl_weight", tune.kl_weight)}
-        if tune.learning_rate is not None:
-            space["learning_rate"] = _log_range("learning_rate", tune.learning_rate)
-        choices: dict[str, tuple[Any, ...] | None] = {
-            "latent_size": tune.latent_size,
-            "conditioning": tune.conditioning,
+        ranges = {"kl_weight": tune.kl_weight, "learning_rate": tune.learning_rate}
+        choices = {"latent_size": tune.latent_size, "conditioning": tune.conditioning}
+        return {
+            **{
+                name: FloatDistribution(ends[0], ends[1], log=True) for name, ends in ranges.items() if ends is not None
+            },
+            **{name: CategoricalDistribution(values) for name, values in choices.items() if values is not None},
         }
-        for name, values in choices.items():
-            if values is not None:
-                if len(set(values)) < 2:
-                    raise UserError(f"params.yaml: tune.{name} must name at least two choices or be null")
-                space[name] = CategoricalDistribution(values)
-        return space
-
-    def check(self) -> None:
-        """Raises UserError where the section `tune` makes no study."""
-        self.space()
-        objectives = self.tune.objectives
-        if not objectives:
-            raise UserError("params.yaml: tune.objectives must name at least one metric, such as [frechet]")
-        if len(set(objectives)) < len(objectives):
-            raise UserError(f"params.yaml: tune.objectives names a metric twice: {list(objectives)}")
 
     def figure(self, metric: str) -> str:
         """The name of a metric among a trial's figures: `validation/fitted/frechet`, `validation/kl`."""
         sampler = f"{self.tune.sampler_of_latents}/" if metric in OF_SAMPLES else ""
         return f"validation/{sampler}{metric}"
+
+    def objectives(self) -> dict[str, bool]:
+        """The figures that the study optimises, by name, and whether lower is better."""
+        return {self.figure(metric): metric in LOWER_IS_BETTER for metric in self.tune.objectives}
 
     def name(self) -> str:
         """The study's name: the same for all trials that belong in one table."""
@@ -124,9 +132,9 @@ class Setting:
         draws = self.nll_draws if "nll" in self.tune.objectives else None
         return digest(FORMAT, tune, model, aim, train, self.components, draws, dict(self.hashes))
 
-    def asked(self) -> list[tuple[str, dict[str, Any]]]:
+    def asked(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The points that people ask about first, each with its origin, as far as the space contains them."""
-        fixed: dict[str, Any] = {
+        now = {
             "learning_rate": self.train.learning_rate,
             "latent_size": self.architecture.latent_size,
             "conditioning": self.architecture.conditioning,
@@ -135,21 +143,23 @@ class Setting:
             "params.yaml": self.aim.kl_weight,
             "the article, the bound": from_article_weight(ARTICLE_WEIGHT, ARTICLE_BATCH),  # both are β = 1.00
         }
-        first: list[tuple[str, dict[str, Any]]] = []
+        space = self.space()
         for origin, weight in weights.items():
-            point = {name: weight if name == "kl_weight" else fixed[name] for name in self.space()}
-            inside = all(_contains(rule, point[name]) for name, rule in self.space().items())
-            if inside and not any(same(point, other) for _, other in first):
-                first.append((origin, point))
-        return first
+            values: dict[str, Any] = now | {"kl_weight": weight}
+            point = {name: values[name] for name in space}
+            if all(_contains(space[name], value) for name, value in point.items()):
+                yield origin, point
 
     def params(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The params of a trial that tries `values`, by the names that a training of its own would record."""
-        sections = {"model": plain(self.architecture), "objective": plain(self.aim), "train": plain(self.train)}
-        sections["train"]["epochs"] = self.tune.epochs
-        for name, value in values.items():
-            sections[SECTIONS[name]][name] = value
-        return {f"{section}.{name}": value for section, content in sections.items() for name, value in content.items()}
+        train = replace(self.train, epochs=self.tune.epochs)
+        recorded = flat({"model": self.architecture, "objective": self.aim, "train": train})
+        return recorded | full_names(values)
+
+
+def full_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"kl_weight": 1.0}` as `{"objective.kl_weight": 1.0}`."""
+    return {f"{SECTIONS[name]}.{name}": value for name, value in values.items()}
 
 
 def widest_gap(ends: Sequence[float], weights: Sequence[float]) -> float:
@@ -170,12 +180,6 @@ def same(point: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         return False
     pairs = [(value, other[name]) for name, value in point.items()]
     return all(math.isclose(a, b, rel_tol=0.01) if isinstance(a, float) else a == b for a, b in pairs)
-
-
-def _log_range(name: str, bounds: tuple[float, ...]) -> FloatDistribution:
-    if len(bounds) != 2 or not bounds[0] < bounds[1]:
-        raise UserError(f"params.yaml: tune.{name} must be [lowest, highest] with lowest < highest, not {list(bounds)}")
-    return FloatDistribution(*bounds, log=True)
 
 
 def _contains(rule: BaseDistribution, value: Any) -> bool:

@@ -1,18 +1,24 @@
-"""The database of studies: its address, its lock, and every error of it as a UserError of one line."""
+"""The database of studies: its address, its lock, its errors in one line, and which processes work on it.
+
+On this machine a locked file says that a process lives, on other machines heartbeats do.
+"""
 
 import os
 import re
+import socket
 import sqlite3
+import threading
+import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
@@ -96,6 +102,65 @@ def turn(url: str) -> Iterator[None]:
         key = int(digest("cvae study"), 16) % 2**63
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
         yield
+
+
+@contextmanager
+def lock_file(folder: Path) -> Iterator[str]:
+    """Locks a new file in `folder` while this process works; yields the worker's name, `machine:path`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{uuid.uuid4().hex}.lock"
+    try:
+        with FileLock(path):
+            yield f"{machine()}:{path}"
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def beating(database: RDBStorage, live: Collection[int]) -> Iterator[None]:
+    """Sends heartbeats of the trials with the ids `live` from a thread; the collection may change meanwhile."""
+    end = threading.Event()
+
+    def beat() -> None:
+        while not end.wait(HEARTBEAT_SECONDS):
+            for trial_id in list(live):
+                with suppress(Exception):  # one missed heartbeat must not end a training
+                    database.record_heartbeat(trial_id)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+def machine() -> str:
+    """A name of this machine."""
+    return f"{socket.gethostname()}-{uuid.getnode():x}"
+
+
+def is_dead(worker: str | None) -> bool | None:
+    """Whether a worker's process has ended; None where this machine can't tell.
+
+    A running trial without a worker belongs to a process that died while asking, since asking is done under a lock.
+    """
+    if worker is None:
+        return True
+    where, _, path = worker.partition(":")
+    if where != machine():
+        return None
+    try:
+        if not Path(path).exists():
+            return True
+        with FileLock(path, timeout=0):
+            Path(path).unlink(missing_ok=True)
+            return True
+    except Timeout:
+        return False
+    except PermissionError:  # another user's file
+        return None
 
 
 @contextmanager

@@ -7,48 +7,33 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from bands import banded, judge
 from imports import ROOT
-from settings import objective_params, train_params, tune_params
+from settings import train_params
+from studies import having
 
 from benchmarks import treatments, treatments_report
 from benchmarks.treatments import CHOICE, COLUMNS, SETUP, TABLE, Budget, Treatment
 from pipeline.base.errors import UserError
 from pipeline.data.splits import Split
 from pipeline.measure.evaluator import Evaluator
-from pipeline.model.cvae import Architecture
 from pipeline.model.likelihood import LIKELIHOODS
 from pipeline.model.samples import SAMPLERS
-from pipeline.study.search import Bench
-from pipeline.study.space import Setting
 from pipeline.training import population
 
-TUNE = tune_params(
-    study=None, trials=1, epochs=1, population=1, kl_weight=(1e-4, 1e4), learning_rate=None, latent_size=None,
-    conditioning=None, objectives=("frechet",), sampler_of_latents="fitted", least_class_accuracy=None, pruner="none",
-    seed=0,
-)  # fmt: skip
-SETTING = Setting(
-    tune=TUNE,
-    architecture=Architecture(2, (8,), (8,), "concat", encoder_sees_label=True),
-    aim=objective_params(),
-    train=train_params(epochs=1, batch_size=50),
-    components=1,
-    nll_draws=3,
-    hashes={"data": "a", "judge": "b"},
-)
+STUDY = having(trials=1, epochs=1, population=1, kl_weight=(1e-4, 1e4), pruner="none")
+SETTING = replace(STUDY, train=train_params(epochs=1, batch_size=50))
 SIZES = {"seeds": 2, "nll_images": 10, "nll_draws": 3, "train_images": 200, "validation_images": 80, "test_images": 90}
 BUDGET = Budget(SETTING, dict.fromkeys(LIKELIHOODS, (0.5, 2.0)), prior_components=2, sizes=SIZES)
 TRAIN, VALIDATION, TEST = banded(20, 0), banded(8, 1), banded(9, 2)
-BENCH = Bench(TRAIN, VALIDATION, Evaluator(judge, VALIDATION, TRAIN, "grey", 0), torch.device("cpu"))
+EVALUATOR = Evaluator(judge, VALIDATION, TRAIN, "grey", 0)
 EACH = [Treatment(name, "mixture") for name in LIKELIHOODS]
 EACH += [Treatment("bernoulli", "standard", treatment="free_bits")]
 TWO = [Treatment("bernoulli", "standard"), Treatment("sigma_optimal", "class")]
 
 
 def run(folder: Path, read_test: Callable[[], Split] = lambda: TEST) -> pd.DataFrame:
-    treatments.run(BUDGET, TWO, BENCH, read_test, folder, folder / "kept")
+    treatments.run(BUDGET, TWO, TRAIN, EVALUATOR, read_test, folder, folder / "kept")
     return pd.read_csv(folder / TABLE).drop(columns="train_seconds")
 
 
@@ -81,7 +66,8 @@ def test_test_is_read_last_and_an_interrupted_run_continues(tmp_path: Path, monk
 
 @pytest.mark.parametrize("treatment", EACH, ids=str)
 def test_every_likelihood_is_trained_and_measured(treatment: Treatment) -> None:
-    (row,) = treatments.measured(BUDGET, treatment, {("fitted", "tuned"): 0.5}, 1, BENCH, TEST)
+    on_test = replace(EVALUATOR, split=TEST)
+    (row,) = treatments.measured(BUDGET, treatment, {("fitted", "tuned"): 0.5}, 1, TRAIN, on_test)
     assert math.isfinite(row["nll"])
     assert math.isfinite(row["frechet"])
     assert ("bits_per_dimension" in row) == (treatment.likelihood == "discretized_logistic")

@@ -242,7 +242,7 @@ def test_the_study_leaves_a_table_a_best_weight_and_pictures(project: Project) -
     complete = trials[trials["state"] == "COMPLETE"]
     chosen = trials[trials["trial"] == best["trial"]].iloc[0]
     frechet = "validation/fitted/frechet"
-    assert best["values"] == {"frechet": pytest.approx(complete[frechet].min())}
+    assert best["values"] == {frechet: pytest.approx(complete[frechet].min())}
     assert (best["kl_weight"], best["run_id"]) == (pytest.approx(chosen["kl_weight"]), chosen["run_id"])
     assert best["real"]["class_accuracy"] > 0.8
     assert project.files("reports/study/figures") == STUDY_FIGURES

@@ -4,37 +4,29 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
-from studies import (
-    SETTING,
-    abandoned,
-    events,
-    finished,
-    having,
-    opened,
-    program,
-    states,
-    until,
-)
+from studies import SETTING, abandoned, events, finished, having, opened, program, states, until
 
 from pipeline.base.errors import UserError
 from pipeline.base.paths import WORKERS
-from pipeline.study import search, storage, workers
-from pipeline.study.queue import Study
+from pipeline.study import search, storage
+from pipeline.study.queue import Study, counts
 from pipeline.study.search import Began, Ended, Epoch
-from pipeline.study.trials import counts
 
 ONE = having(trials=1, epochs=1)
 
 
-def outlive(found: Study, seconds: int) -> None:
-    """Moves every heartbeat of a study into the past."""
-    path = storage.sqlite_path(found._url)
-    assert path is not None
-    with closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, ?)", (f"-{seconds} seconds",))
+def outlive(folder: Path) -> None:
+    """Moves every heartbeat of the studies in `folder` so far into the past that their trials are taken for dead."""
+    with closing(sqlite3.connect(folder / "optuna.db")) as database, database:
+        seconds = f"-{storage.GRACE_SECONDS + 30} seconds"
+        database.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, ?)", (seconds,))
+
+
+def results(found: Study) -> dict[int, list[float]]:
+    return {trial.number: trial.values for trial in found.trials() if counts(trial)}
 
 
 @pytest.mark.slow
@@ -44,18 +36,18 @@ def test_an_interrupted_search_ends_cleanly_and_continues_in_its_runs(tmp_path: 
     stream = events(found)
     for event in stream:
         if isinstance(event, Began):
-            event.candidate.remember_run(f"run {event.candidate.number}", "uri")
+            event.candidate.remember_run(f"run {event.candidate.trial.number}", "uri")
         if isinstance(event, Ended):
             with pytest.raises(KeyboardInterrupt):
                 stream.throw(KeyboardInterrupt())
             break
-    told = [trial.number for trial in found.trials() if counts(trial)]
+    told = results(found)
     assert told
     assert states(found).count("WAITING") == 3 - len(told)
     assert "RUNNING" not in states(found)
 
     again = opened(tmp_path, setting)
-    runs = [event.candidate.run_id for event in events(again) if isinstance(event, Began)]
+    runs = [event.candidate.trial.user_attrs.get("run_id") for event in events(again) if isinstance(event, Began)]
     assert [run for run in runs if run] == [f"run {number}" for number in range(3) if number not in told]
     assert again.done() == again.table()["kl_weight"].nunique() == 6
 
@@ -63,18 +55,17 @@ def test_an_interrupted_search_ends_cleanly_and_continues_in_its_runs(tmp_path: 
 @pytest.mark.slow
 @pytest.mark.usefixtures("either")
 def test_a_killed_study_continues_and_its_count_ends_exact(tmp_path: Path) -> None:
-    setting = having(trials=6, population=2, epochs=2)
     with program(tmp_path, trials=6, population=2, epochs=2) as process:
         until(process, "epoch 3 ")  # the second batch: some trials are done, some are in training
         process.kill()
-    before = opened(tmp_path, setting)
-    values = {trial.number: trial.values for trial in before.trials() if counts(trial)}
-    assert values
+    before = opened(tmp_path, having(trials=6, population=2, epochs=2))
+    known = results(before)
+    assert known
     assert "RUNNING" in states(before)
-    after = finished(tmp_path, setting)
+    after = finished(tmp_path, before.setting)
     assert after.done() == 6
     assert not {"RUNNING", "WAITING"} & set(states(after))
-    assert all(after.trials()[number].values == found for number, found in values.items())
+    assert known.items() <= results(after).items()
     assert not list((tmp_path / WORKERS).iterdir())
 
 
@@ -90,71 +81,47 @@ def test_several_processes_share_one_new_study(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     found = opened(tmp_path, having(trials=6, epochs=1))
     assert found.done() == len(found.trials()) == found.table()["kl_weight"].nunique() == 6
-    assert found.note("workers") == 3
 
 
 def test_a_trial_of_another_machine_is_left_alone_while_its_heart_beats_and_retried_once(tmp_path: Path) -> None:
     found = opened(tmp_path, ONE)
-    candidate = abandoned(found, "elsewhere:lock")
+    weight = abandoned(found).trial.params["kl_weight"]
     assert found.ask(1) == []
-    outlive(found, storage.GRACE_SECONDS + 30)
-    (again,) = found.ask(1)
-    assert again.kl_weight == candidate.kl_weight
+    outlive(tmp_path)
+    again = abandoned(found)
+    assert again.trial.params["kl_weight"] == weight
     assert states(found) == ["FAIL", "RUNNING"]
-    again.trial.set_user_attr("worker", "elsewhere:lock")
-    outlive(found, storage.GRACE_SECONDS + 30)
+    outlive(tmp_path)
     (new,) = found.ask(1)
-    assert new.kl_weight != candidate.kl_weight
+    assert new.trial.params["kl_weight"] != weight
 
 
-def test_a_dead_process_of_this_machine_is_known_at_once(tmp_path: Path) -> None:
-    found = opened(tmp_path, ONE)
-    candidate = abandoned(found, f"{workers.machine()}:{tmp_path / 'no lock here'}")
-    (again,) = found.ask(1)
-    assert again.kl_weight == candidate.kl_weight
-    assert states(found) == ["FAIL", "RUNNING"]
-
-
-def test_a_living_process_keeps_its_trials_however_long_the_machine_slept(tmp_path: Path) -> None:
+def test_on_this_machine_a_dead_process_is_known_at_once_and_a_living_one_keeps_its_trials(tmp_path: Path) -> None:
     found, other = opened(tmp_path, ONE), opened(tmp_path, ONE)
-    with found.at_work(), other.at_work():
-        assert len(found.ask(1)) == 1
-        outlive(found, storage.GRACE_SECONDS + 30)
+    dead = abandoned(found, f"{storage.machine()}:{tmp_path / 'no lock here'}")
+    with found.at_work():
+        (again,) = found.ask(1)
+        assert again.trial.params == dead.trial.params
+        outlive(tmp_path)  # this machine slept
         assert other.ask(1) == []
-        assert states(found) == ["RUNNING"]
+        assert states(found) == ["FAIL", "RUNNING"]
 
 
 def test_a_trial_that_another_process_took_over_is_told_once(tmp_path: Path) -> None:
-    found = opened(tmp_path, ONE)
-    slept = abandoned(found, "elsewhere:lock")
-    outlive(found, storage.GRACE_SECONDS + 30)
-    (heir,) = found.ask(1)
+    found, other = opened(tmp_path, ONE), opened(tmp_path, ONE)
+    slept = abandoned(found)
+    outlive(tmp_path)
+    (heir,) = other.ask(1)
     slept.figures = heir.figures = {"validation/fitted/frechet": 1.0, "validation/kl": float("inf")}
+    slept.remember_run("run", "uri")
     found.report(slept)
+    found.keep_strip(slept, np.zeros((2, 2), np.uint8))
+    found.put_back(KeyboardInterrupt())
     found.tell(slept, "COMPLETE")
-    found.put_back([slept], KeyboardInterrupt())
     assert states(found) == ["FAIL", "RUNNING"]
-    found.tell(heir, "COMPLETE")
+    other.tell(heir, "COMPLETE")
     assert states(found) == ["FAIL", "COMPLETE"]
     assert found.trials()[1].user_attrs["figures"] == {"validation/fitted/frechet": 1.0}  # only finite ones
-
-
-def test_an_interruption_right_after_telling_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = having(trials=3, population=3, epochs=1)
-    found = opened(tmp_path, setting)
-    tell = found.tell
-
-    def told_and_interrupted(*arguments: Any) -> None:
-        tell(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(found, "tell", told_and_interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        list(events(found))
-    assert sorted(states(found)) == ["COMPLETE", "FAIL", "FAIL", "WAITING", "WAITING"]
-    again = finished(tmp_path, setting)
-    assert again.done() == 3
-    assert "RUNNING" not in states(again)
 
 
 def test_a_trial_with_an_error_of_its_own_is_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +165,7 @@ def test_hearts_beat_only_while_trials_train(tmp_path: Path, monkeypatch: pytest
         first = len(beats)
         time.sleep(0.2)
         assert {candidate.trial._trial_id for candidate in candidates} <= set(beats[first:])
-        found.put_back(candidates, KeyboardInterrupt())
+        found.put_back(KeyboardInterrupt())
         time.sleep(0.05)
         count = len(beats)
         time.sleep(0.1)
@@ -225,4 +192,4 @@ def test_a_study_whose_maker_was_killed_at_once_is_made_whole(tmp_path: Path) ->
     opened(tmp_path)
     with closing(sqlite3.connect(tmp_path / "optuna.db")) as database, database:
         database.execute("DELETE FROM study_user_attributes")
-    assert opened(tmp_path).note("fingerprint") == SETTING.fingerprint()
+    assert opened(tmp_path).inner.user_attrs["fingerprint"] == SETTING.fingerprint()

@@ -1,1 +1,1 @@
-"""The parts of the stage `tune`: what it reads and writes, and what MLflow records. `cvae study` uses them too."""
+"""The parts of the stage `tune`: its files, and what MLflow records. `cvae study` and `cvae promote` use them too."""

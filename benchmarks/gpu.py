@@ -76,7 +76,8 @@ Found = tuple[dict[str, float | None], dict[str, Any]]
 def solo(train: Split, validation: Split, **changes: Any) -> tuple[float, float, float]:
     """Milliseconds a step (the first epoch left out), seconds of the whole run, and elbo on validation."""
     preset = changes.pop("preset", "strong")
-    params = replace(PARAMS, **changes)
+    torch.backends.cuda.matmul.allow_tf32 = changes.get("precision") == "tf32"
+    params = replace(PARAMS, **changes | ({"precision": "float32"} if changes.get("precision") == "tf32" else {}))
     model = build(PRESETS[preset], params.seed)
     began = time.perf_counter()
     training = start(model, params, torch.device("cuda"))
@@ -92,16 +93,12 @@ def steps(train: Split, validation: Split, *_: Split) -> Found:
     """One model: each precision over three seeds, plain and compiled steps, and what the captured step is made of."""
     solo(train[:1280], validation, epochs=1)  # CUDA's start
     ms, whole, _elbo = solo(train, validation)
-    kinds: dict[str, dict[str, Any]] = {
-        "float32": {"precision": "float32"},
-        "bfloat16": {},
-        "bfloat16, batch 2048": {"batch_size": 2048},
-        "article, bfloat16": {"preset": "article"},
-    }
     details: dict[str, Any] = {}
-    for name, changes in kinds.items():
-        runs = [solo(train, validation, seed=seed, **changes) for seed in range(3)]
-        details[name] = {"ms": median(run[0] for run in runs), "elbo": [round(run[2], 2) for run in runs]}
+    for precision in ("float32", "tf32", "bfloat16"):
+        runs = [solo(train, validation, seed=seed, precision=precision) for seed in range(3)]
+        details[precision] = {"ms": median(run[0] for run in runs), "elbo": [round(run[2], 2) for run in runs]}
+        details[f"{precision}, batch 2048"] = {"ms": solo(train, validation, batch_size=2048, precision=precision)[0]}
+    details["article"] = {"ms": solo(train, validation, preset="article")[0]}
     details["plain steps, bfloat16"] = {"ms": solo(train, validation, epochs=2, compile="never")[0]}
     compiled_ms, compiled_whole, _elbo = solo(train, validation, compile="always")
     details["compiled"] = {"ms": compiled_ms, "s of ten epochs with the compiler": compiled_whole}
@@ -156,6 +153,8 @@ def races(train: Split, validation: Split, *_: Split) -> Found:
 
 def together(train: Split, validation: Split, members: int, **changes: Any) -> tuple[float, float]:
     """Milliseconds a step of a population (the first epoch left out), and seconds of its whole run."""
+    torch.backends.cuda.matmul.allow_tf32 = changes.get("precision") == "tf32"
+    changes |= {"precision": "float32"} if changes.get("precision") == "tf32" else {}
     params = replace(PARAMS, **{"epochs": 3} | changes)
     models = [build(PRESETS["strong"], seed % 5) for seed in range(members)]
     weights = torch.logspace(-2, 1, members).tolist()
@@ -173,6 +172,7 @@ def populations(train: Split, validation: Split, *_: Split) -> Found:
     compiled_ms, _seconds = together(train, validation, 32, compile="always")
     many_ms, many = together(train, validation, MEMBERS, epochs=4)
     sizes = {str(members): together(train, validation, members, epochs=2)[0] for members in (1, 8, 64)}
+    sizes["32, tf32"] = together(train, validation, 32, precision="tf32")[0]
     return {
         "ms a step, population of 32": ms,
         "the same, compiled  ": compiled_ms,

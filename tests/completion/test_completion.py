@@ -69,9 +69,6 @@ def exact(model: Completer, images: Tensor, given: Tensor) -> Tensor:
     return torch.logsumexp(log_p_z - (cost * hidden).sum(-1), 0) + math.log(60 / 6000)
 
 
-# Conditions
-
-
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_labels_and_drawn_pixels_have_their_shares_of_the_images(share: float) -> None:
     grey = Split(torch.full((2000, 1, 28, 28), 102, dtype=torch.uint8), torch.arange(2000) % 10)
@@ -107,9 +104,6 @@ def test_a_label_matters_where_it_is_given_alone() -> None:
         assert torch.equal(*outputs) != label
 
 
-# The bound
-
-
 @pytest.mark.parametrize("latent_size", [0, 3])
 def test_visible_pixels_cost_nothing_and_stay_as_they_are(latent_size: int) -> None:
     images, given = shown(split(), number=2)
@@ -129,15 +123,6 @@ def test_the_bound_tightens_with_more_draws_to_the_exact_conditional_log_likelih
     assert bounds[0] + 0.1 < bounds[1]
     assert bounds[1] + 0.05 < bounds[2] <= float(truth.mean()) + 0.05
     assert (importance_weighted(model(), images, given, 4000, source()) - truth).abs().max() < 0.2
-
-
-def test_with_one_sample_the_bound_is_the_elbo_of_the_training() -> None:
-    images, given = shown(split())
-    many = torch.arange(COUNT).repeat(500)
-    one = importance_weighted(model(3), images[many], given[many], 1, source()).mean()
-    with torch.no_grad():
-        both = terms(model(3), images[many], given[many], torch.randn(len(many), 3, generator=source(1)))
-    assert float(one) == pytest.approx(-float((both.reconstruction + both.kl).mean()), rel=0.01)
 
 
 def test_the_networks_likelihood_is_exact_for_any_k() -> None:
@@ -187,9 +172,6 @@ def test_the_prior_depends_on_the_condition_and_q_is_a_change_of_it() -> None:
         assert torch.equal(mine, its)
 
 
-# Training
-
-
 @pytest.mark.parametrize("latent_size", [0, 2])
 def test_fit_trains_it_and_resumes_it_undisturbed(latent_size: int, tmp_path: Path) -> None:
     data, view, path = split(120), training_view(0.25, 0.5), tmp_path / "unfinished.safetensors"
@@ -208,9 +190,6 @@ def test_fit_trains_it_and_resumes_it_undisturbed(latent_size: int, tmp_path: Pa
     assert (last.figures["train/kl"] > 0) == bool(latent_size)
 
 
-# Completions
-
-
 def complete(digit: int | None = None, count: int = 5, seed: int = 0) -> completion.Completions:
     image = torch.rand(28, 28, generator=source()).round()
     return completion.complete(model(3), image, named_masks()["top"], digit, count, seed)
@@ -226,18 +205,6 @@ def test_completions_keep_what_is_visible_come_in_order_and_depend_on_digit_and_
     assert torch.equal(found.images, complete(count=20).images)
     assert not torch.equal(found.images, complete(count=20, seed=1).images)
     assert not torch.equal(complete(digit=3).images, complete(digit=0).images)
-
-
-@pytest.mark.slow
-def test_a_score_is_a_bound_on_the_exact_likelihood() -> None:
-    image = torch.rand(28, 28, generator=source()).round()
-    top = named_masks()["top"]
-    found = completion.complete(model(1), image, top, None, 8, seed=0)
-    no = torch.zeros(8, dtype=torch.bool)
-    given = condition(image.expand(8, 1, 28, 28), top.view(1, -1), torch.zeros(8, dtype=torch.int64), no, no)
-    truth = exact(model(1), (found.images >= 0.5).float().unsqueeze(1), given)
-    assert (found.log_likelihood < truth + 1).all()  # its mean is below the truth, one estimate need not be
-    assert torch.corrcoef(torch.stack([found.log_likelihood, truth]))[0, 1] > 0.9
 
 
 def reader(answer: Callable[[Tensor], Tensor]) -> judge.Reader:
@@ -265,17 +232,15 @@ def test_diversity_counts_digits_and_is_nothing_where_all_agree() -> None:
     assert measure.diversity(model(3), one, split(20), 1, seed=0)["distance"] > 0.001
 
 
-def test_figures_have_the_names_that_reports_use() -> None:
+def test_every_condition_is_measured_and_fewer_hidden_pixels_cost_less() -> None:
     one, told = reader(lambda images: torch.zeros(len(images), dtype=torch.int64)), list[str]()
     params = measure.EvaluateCompletionParams(images=10, draws=7, seed=0)
     found = measure.evaluate(model(2), model(0), one, split(12), params, lambda name, _: told.append(name))
-    names = [f"{pixels}/{number}" for pixels in ("thresholded", "drawn") for number in (1, 2, 3)]
-    assert told == [f"{name}/{kind}" for name in names for kind in ("cvae", "cvae_label", "network")]
+    assert len(set(told)) == len(told) == 2 * 3 * 3
     assert all(0 < found[f"standard_error/{name}"] < found[name] for name in told)
     for pixels in ("thresholded", "drawn"):
         falling = [found[f"{pixels}/{number}/network"] for number in (1, 2, 3)]
-        assert falling == sorted(falling, reverse=True)  # fewer hidden pixels cost less
-    assert {"squared_error/3/best_of_10", "diversity/3/distance", "diversity/3/digits"} < found.keys()
+        assert falling == sorted(falling, reverse=True)
 
 
 def test_examples_show_the_first_image_of_each_digit() -> None:

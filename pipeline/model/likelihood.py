@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from pipeline.model.gaussian import LOG_2PI
 
 LEVELS = 256
-FACTORS = 112  # a seventh of the pixels; 2^-112 is still a normal number in float32
 FIRST_SIGMA = 0.25  # of a grey value: about the standard deviation of MNIST's pixels
 PACE = 10  # Adam moves a weight by about the learning rate a step; a log σ, which must move by several units, by 10 ×
 LEAST_VARIANCE = 1e-6  # of sigma_optimal: a quarter of a grey level, squared; a perfect decoder stays finite
@@ -55,24 +54,10 @@ class Bernoulli(Likelihood):
     def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
         """From logits: sigmoid followed by a logarithm loses everything beyond ±17 in float32."""
         logits = full(outputs)
-        if not torch.is_grad_enabled():
-            return log_prob_by_products(logits, pixels)
         return -F.binary_cross_entropy_with_logits(logits, pixels.expand_as(logits), reduction="none").sum(-1)
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.bernoulli(self.mean(outputs), generator=generator)
-
-
-def log_prob_by_products(logits: Tensor, pixels: Tensor) -> Tensor:
-    """Bernoulli.log_prob without a gradient: logits (..., D) to (...) nats per image.
-
-    log p = Σ x η − max(η, 0) + log sigmoid(|η|). The last factor lies in [½, 1], so that the product of 112 of them is
-    a normal number in float32: 7 logarithms take the place of 784. This takes half the time of the cross entropy: for
-    500 samples of z 0.24 ms in place of 0.48, where nll takes 4.3 ms per image on the same CPU.
-    """
-    linear = torch.addcmul(logits.clamp_min(0), logits, pixels, value=-1).sum(-1)
-    factors = logits.abs().sigmoid_().unflatten(-1, (-1, math.gcd(logits.shape[-1], FACTORS)))
-    return factors.prod(-1).log_().sum(-1) - linear
 
 
 class ContinuousBernoulli(Likelihood):

@@ -108,11 +108,11 @@ def diversity(completer: Completer, judge: Reader, split: Split, number: int, se
     images, given = published_view(shares(split, COMPARED), "thresholded", number, label=False, seed=seed)
     hidden = given[0, :PIXELS] == 0
     several = torch.cat([sample(completer, row, SEVERAL, source) for row in given.split(500)], dim=1)
-    distances = [mean_distance(rows[:, hidden]) for rows in several.unbind(1)]
+    distance = torch.stack([mean_distance(rows[:, hidden]) for rows in several.unbind(1)]).mean()
     read = judge(several.reshape(-1, 1, SIDE, SIDE)).labels.view(SEVERAL, -1)
     digits = (read[None] == torch.arange(CLASSES, device=read.device)[:, None, None]).any(1).sum(0)
     return {
-        "distance": sum(distances) / len(distances) / mean_distance(images.flatten(1)[:, hidden]),
+        "distance": float(distance / mean_distance(images.flatten(1)[:, hidden])),
         "digits": float(digits.float().mean()),
     }
 

@@ -112,7 +112,7 @@ class Evaluator:
         figures = {f"{name}/{metric}": mean for name, table in tables.items() for metric, mean in _means(table).items()}
         figures["fitted/log_density"] = self._log_density(model, density, self.split)
         figures["fitted/log_density_train"] = self._log_density(model, density, self._training_split)
-        figures["judge_accuracy"] = self._real.accuracy()
+        figures["judge_accuracy"] = float(self._real.accuracy())
         per_class = pd.concat(tables, names=["sampler"]).reset_index("sampler")
         return Evaluation(figures, per_class.reset_index(drop=True))
 
@@ -171,8 +171,11 @@ def compare(real: Judged, fake: Judged) -> pd.DataFrame:
         fewest = min(len(own.digits), len(other.digits))
         if fewest <= metrics.NEIGHBOURS:
             raise UserError(f"digit {digit} has {fewest} images: metrics need more than {metrics.NEIGHBOURS} of each")
-        rows.append({"digit": digit, **metrics.compare(own, other)})
-    return pd.DataFrame(rows)
+        rows.append(metrics.compare(own, other))
+    values = torch.stack([torch.stack(list(row.values())) for row in rows])
+    table = pd.DataFrame(values.cpu().numpy(), columns=list(rows[0]))  # a GPU hands all figures over at once
+    table.insert(0, "digit", range(CLASSES))
+    return table
 
 
 def same_classes(split: Split, digits: Tensor, seed: int) -> Split:

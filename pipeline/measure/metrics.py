@@ -4,7 +4,8 @@ METRICS names every figure that a study can take as its objective. To add one th
 write its function, call it in `compare`, and name it in OF_SAMPLES (and in LOWER_IS_BETTER).
 
 Everywhere `real` (R, D) and `fake` (F, D) are float tensors with a row per image, all of one class. Distances are
-Euclidean. No function depends on what the features mean.
+Euclidean. No function depends on what the features mean. Figures are float64 tensors () on the device of the images:
+a GPU need not wait for the host after each of them.
 """
 
 from typing import NamedTuple
@@ -37,11 +38,11 @@ class Judged(NamedTuple):
     def of_class(self, digit: int) -> "Judged":
         return Judged(*(part[self.digits == digit] for part in self))
 
-    def accuracy(self) -> float:
-        return float((self.read_as == self.digits).float().mean())
+    def accuracy(self) -> Tensor:
+        return (self.read_as == self.digits).double().mean()
 
 
-def compare(real: Judged, fake: Judged) -> dict[str, float]:
+def compare(real: Judged, fake: Judged) -> dict[str, Tensor]:
     """All metrics of samples `fake` of one digit."""
     return {
         "class_accuracy": fake.accuracy(),
@@ -52,7 +53,7 @@ def compare(real: Judged, fake: Judged) -> dict[str, float]:
     }
 
 
-def frechet(real: Tensor, fake: Tensor) -> float:
+def frechet(real: Tensor, fake: Tensor) -> Tensor:
     """Squared Fréchet distance of Gaussians fitted to two sets of features (Heusel 2017; per class: intra-FID).
 
     |m_r − m_f|² + tr(C_r + C_f − 2 (C_r^½ C_f C_r^½)^½), in float64, by symmetric eigendecompositions alone.
@@ -64,10 +65,10 @@ def frechet(real: Tensor, fake: Tensor) -> float:
     cross = torch.linalg.eigvalsh(root @ fake_covariance @ root).clamp_min(0).sqrt().sum()
     means = (real.mean(0) - fake.mean(0)).square().sum()
     total = means + real_covariance.trace() + fake_covariance.trace() - 2 * cross
-    return float(total.clamp_min(0))
+    return total.clamp_min(0)
 
 
-def precision_recall(real: Tensor, fake: Tensor, neighbours: int = NEIGHBOURS) -> dict[str, float]:
+def precision_recall(real: Tensor, fake: Tensor, neighbours: int = NEIGHBOURS) -> dict[str, Tensor]:
     """`precision` and `recall` (Kynkäänniemi 2019), `density` and `coverage` (Naeem 2020).
 
     Each image owns the ball that reaches to its k-th nearest neighbour in its own set. precision: share of fakes in
@@ -78,19 +79,19 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = NEIGHBOURS) -
     real_radius, fake_radius = _radius(real, neighbours), _radius(fake, neighbours)
     in_real_ball = across < real_radius[:, None]
     return {
-        "precision": float(in_real_ball.any(0).float().mean()),
-        "recall": float((across < fake_radius[None, :]).any(1).float().mean()),
-        "density": float(in_real_ball.float().sum(0).mean() / neighbours),
-        "coverage": float(in_real_ball.any(1).float().mean()),
+        "precision": in_real_ball.any(0).double().mean(),
+        "recall": (across < fake_radius[None, :]).any(1).double().mean(),
+        "density": in_real_ball.sum(0).double().mean() / neighbours,
+        "coverage": in_real_ball.any(1).double().mean(),
     }
 
 
-def mean_distance(rows: Tensor) -> float:
+def mean_distance(rows: Tensor) -> Tensor:
     """Mean Euclidean distance of all pairs of different rows of (N, D)."""
-    return float(torch.pdist(rows.float()).mean())
+    return torch.pdist(rows.float()).mean().double()
 
 
-def diversity(real: Tensor, fake: Tensor) -> float:
+def diversity(real: Tensor, fake: Tensor) -> Tensor:
     """Mean pairwise distance of fakes ÷ that of reals: 1 is as diverse as the real data, near 0 is collapse."""
     return mean_distance(fake) / mean_distance(real)
 

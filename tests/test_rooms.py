@@ -33,7 +33,6 @@ BARE = {
     "sklearn",
     "safetensors",
     "pydantic",
-    "threadpoolctl",
 }
 
 

@@ -1,26 +1,18 @@
 """A density fitted to the latents after training: a mixture of Gaussians for each class."""
 
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from pipeline.data.splits import CLASSES, Pixels, Split, as_pixels, epoch_seed
+from pipeline.model import mixture
 from pipeline.model.cvae import CVAE
 from pipeline.model.gaussian import LOG_2PI, Normal
 
-if TYPE_CHECKING:
-    from sklearn.mixture import GaussianMixture
-
 Components = Annotated[int, Field(ge=1, description="Gaussians in the mixture of each class")]
-TOLERANCE = (
-    1e-2  # nats per latent: a fit that gains less in a step ends. A tenth of it samples no better, in twice the time
-)
 ENCODED_AT_ONCE = 4096  # images, so that their activations stay in the CPU's cache
 
 
@@ -90,40 +82,7 @@ def fit_density(model: CVAE, split: Split, pixels: Pixels, components: int, seed
     After training, the aggregate posterior need not fill the prior. Where it does not, latents from the prior fall
     into regions that the decoder was never trained on (Rosca 2018; ex-post density estimation: Ghosh 2020).
     A class with fewer than two images per component gets fewer components; with fewer than two images, N(0, I).
+    Raises ValueError where latents are not finite.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
     z = posterior_samples(model, split, pixels, seed)
-    latents, labels = z.cpu().double().numpy(), split.labels.cpu().numpy()
-    size = latents.shape[1]
-    weights = np.zeros((CLASSES, components))
-    means = np.zeros((CLASSES, components, size))
-    roots = np.zeros((CLASSES, components, size, size))
-    with (
-        threadpool_limits(1),  # one class per thread: the matrices are too small to share one among threads
-        warnings.catch_warnings(),
-        ThreadPoolExecutor(torch.get_num_threads()) as pool,
-    ):
-        # A mixture that still improves slowly after a hundred steps samples as well as one that has converged.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        classes = [latents[labels == digit] for digit in range(CLASSES)]
-        for digit, mixture in enumerate(pool.map(lambda rows: _mixture(rows, components, seed), classes)):
-            if mixture is None:
-                weights[digit, 0], roots[digit] = 1, np.eye(size)
-                continue
-            count = mixture.n_components
-            weights[digit, :count] = mixture.weights_
-            means[digit, :count] = mixture.means_
-            roots[digit, :count] = np.linalg.cholesky(mixture.covariances_)
-    return Density(*(torch.from_numpy(array).float().to(z.device) for array in (weights, means, roots)))
-
-
-def _mixture(rows: np.ndarray, components: int, seed: int) -> "GaussianMixture | None":
-    """None if there are too few rows to fit."""
-    from sklearn.mixture import GaussianMixture
-
-    if len(rows) < 2:
-        return None
-    count = min(components, len(rows) // 2)
-    return GaussianMixture(count, random_state=seed, reg_covar=1e-4, tol=TOLERANCE).fit(rows)
+    return Density(*(part.float() for part in mixture.fit(z, split.labels, CLASSES, components, seed)))

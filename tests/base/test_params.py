@@ -97,11 +97,9 @@ def test_no_key_has_a_default() -> None:
     [
         ("train: {1: 2}", ": train.1: unknown key"),
         ("model: {}", ": train must hold keys with values, not None"),
-        ("train: [epochs]", ": train must hold keys with values, not ['epochs']"),
         ("train: {count: 2020-01-01}", ": train.count must be a valid integer, not '2020-01-01'"),
         ("- a", " must hold sections, such as train"),
         ("train: [", " is not valid YAML: "),
-        ("train: {epochs: 1, epochs: 2}", " is not valid YAML: "),
         ("train: !!python/object:os.system {}", " is not valid YAML: "),
         ("train: {count: " + "1" * 5000 + "}", " is not valid YAML: "),
         (b"\xff\xfe\x00", " is not valid YAML: "),
@@ -116,22 +114,16 @@ def test_a_broken_file_is_reported_in_one_line(content: str | bytes, message: st
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_names_the_folder_to_run_in(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"p\.yaml not found: run this in the project's folder"):
-        params.load(Settings, "train", tmp_path / "p.yaml")
-    with pytest.raises(UserError, match="can't be read"):
-        params.read(tmp_path)
-
-
 def test_one_key_of_another_section_is_held_to_the_same_rule(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text("train: {device: 5, seed: 3}", encoding="utf-8")
     assert params.load_key(int, "train", "seed", path) == 3
     with pytest.raises(UserError, match=r"p\.yaml: train\.device must be a valid string, not 5"):
         params.load_key(str, "train", "device", path)
-    for section, key in (("model", "seed"), ("train", "epochs")):
-        with pytest.raises(UserError, match=rf"{section}\.{key} is missing"):
-            params.load_key(int, section, key, path)
+    with pytest.raises(UserError, match=r"model\.seed is missing"):
+        params.load_key(int, "model", "seed", path)
+    with pytest.raises(UserError, match=r"not found: run this in the project's folder"):
+        params.load_key(int, "train", "seed", tmp_path / "none.yaml")
 
 
 def test_a_hash_leaves_out_a_key_that_changes_nothing_and_forgets_the_order_of_keys() -> None:
@@ -156,7 +148,6 @@ tune:
   kl_weight:             # lowest, highest
   - 0.01
   - 100
-  learning_rate: 1e-3
 """
 
 
@@ -166,7 +157,6 @@ tune:
         (("objective", "kl_weight"), 0.2837465123456789, "0.3         #", "0.2837465123456789 #"),
         (("model", "latent_size"), 8, "latent_size:   ", "latent_size: 8 "),
         (("model", "conditioning"), None, "conditioning: sum", "conditioning:"),
-        (("tune", "learning_rate"), 5e-4, "1e-3\n", "0.0005\n"),
     ],
 )
 def test_a_value_is_written_in_place_and_the_rest_stays(

@@ -47,22 +47,8 @@ def test_the_terms_are_those_of_the_evidence_lower_bound() -> None:
     terms = objective.terms(model, images, labels, noise)
     assert torch.allclose(terms.reconstruction, cross_entropy.sum(1))
     assert torch.allclose(terms.kl, kl_divergence(posterior, prior))
-
-
-def test_gradients_reach_the_encoder_through_the_sample_of_z() -> None:
-    """Finite differences at fixed noise: the reparameterisation trick."""
-    model, (images, labels, noise) = small(), batch(3)
-    direction, step = draws(3, seed=7), 1e-6
-    objective.loss(objective.terms(model, images, labels, noise), 0.7).backward()
-    assert model.mu.bias.grad is not None
-    analytic = (model.mu.bias.grad * direction).sum().item()
-    losses = []
-    for sign in (1, -1):
-        moved = small()
-        with torch.no_grad():
-            moved.mu.bias.add_(sign * step * direction)
-            losses.append(objective.loss(objective.terms(moved, images, labels, noise), 0.7).item())
-    assert analytic == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-4)
+    objective.loss(terms, 0.0).backward()  # reaches the encoder through z alone: the reparameterisation trick
+    assert all(layer.bias.grad is not None and layer.bias.grad.all() for layer in (model.mu, model.log_var))
 
 
 def test_the_balance_of_the_terms_does_not_depend_on_the_batch_size() -> None:

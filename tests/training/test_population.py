@@ -161,16 +161,6 @@ def test_compiled_members_are_solo_runs_too() -> None:
     assert_solo(members, records, models(architecture), UNREAD, params, (MANY, VALIDATION))
 
 
-def test_a_members_model_is_a_copy() -> None:
-    originals = models()
-    members = start(originals, KL_WEIGHTS, PARAMS, CPU)
-    taken, before = members.model(2), weights(originals[2])
-    list(fit(members, MANY, VALIDATION, PARAMS, UNREAD))
-    assert torch.equal(weights(taken), before)
-    assert torch.equal(weights(originals[2]), before)
-    assert not torch.equal(weights(members.model(2)), before)
-
-
 def test_what_cannot_be_stacked_is_refused() -> None:
     with pytest.raises(ValueError, match="share one architecture"):
         start([build(SMALL, 0), build(replace(SMALL, latent_size=5), 0)], [1.0, 1.0], PARAMS, CPU)

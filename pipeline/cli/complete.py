@@ -76,10 +76,9 @@ def read_input(path: Path) -> "Tensor":
     """The picture (28, 28) to complete, 1 where there is ink: the colour that the border has less of."""
     import torch
 
-    from pipeline.data.splits import SIDE
     from pipeline.show.pictures import read_grey
 
-    grey = torch.from_numpy(read_grey(path, SIDE))
+    grey = torch.from_numpy(read_grey(path))
     border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     if border.mean() > 0.5:
         print(f"{path}: dark ink on a light ground, inverted")
@@ -95,7 +94,6 @@ def read_mask(name: str, seed: int) -> "Tensor":
     import torch
 
     from pipeline.completion.masks import named_masks, random_block
-    from pipeline.data.splits import SIDE
     from pipeline.show.pictures import read_grey
 
     masks = named_masks() | {"block": random_block(seed)}
@@ -103,7 +101,7 @@ def read_mask(name: str, seed: int) -> "Tensor":
         return masks[name]
     if not Path(name).exists():
         raise UserError(f"--mask {name} is no file and none of {', '.join(masks)}")
-    visible = torch.from_numpy(read_grey(Path(name), SIDE) < 0.5)
+    visible = torch.from_numpy(read_grey(Path(name)) < 0.5)
     if visible.all() or not visible.any():
         raise UserError(f"--mask {name} hides {'nothing' if visible.all() else 'everything'}: white is what is hidden")
     return visible

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
 
+SIDE = 28
 ENLARGED = 4  # times, in animations
 RAMP = " .:-=+*#%@"  # from no ink to full ink
 
@@ -38,8 +39,8 @@ def save_gif(path: Path, frames: Sequence[np.ndarray], milliseconds: int) -> Non
         )
 
 
-def read_grey(path: Path, side: int) -> np.ndarray:
-    """A picture file as (side, side) float32 in [0, 1], light values high.
+def read_grey(path: Path) -> np.ndarray:
+    """A picture file as (28, 28) float32 in [0, 1], light values high.
 
     Raises UserError for a file that is no picture, has another size, or would lose colours, transparency or frames.
     """
@@ -55,7 +56,7 @@ def read_grey(path: Path, side: int) -> np.ndarray:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is no picture that can be read ({error})") from None
     refusals = {
-        f"is {size[0]} × {size[1]} pixels, not {side} × {side}: crop and scale it first": size != (side, side),
+        f"is {size[0]} × {size[1]} pixels, not {SIDE} × {SIDE}: crop and scale it first": size != (SIDE, SIDE),
         f"holds {frames} frames: give one picture": frames > 1,
         "holds more than 8 bits a pixel: save it with 8": mode[0] in "IF",
         "is transparent in places: flatten it onto a plain background first": alpha.min() < 255,

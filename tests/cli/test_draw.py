@@ -93,11 +93,6 @@ def test_an_animation_goes_there_and_back(cvae: Cvae) -> None:
     assert abs(shown[5][::4, ::4] - cell(picture("way.png"), 0, 5).astype(int)).max() <= 9  # sixteen greys
 
 
-def test_a_count_may_not_make_more_pictures_than_memory_holds(cvae: Cvae) -> None:
-    error = cvae("morph --steps 500 --out m.gif --count 20000").err
-    assert error == "error: --count must be from 1 to 200, not 20,000\n"
-
-
 def test_a_fresh_clone_draws_from_the_small_model(project: Path, cvae: Cvae) -> None:
     (project / MODEL).unlink()
     (project / SMALL).parent.mkdir(parents=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,16 @@ def write_tensors(path: Path | str, tensors: "Mapping[str, Tensor]", notes: Mapp
     text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
     with replacing(path) as part:
         part.write_bytes(len(text).to_bytes(8, "little") + text + file[end:])
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of a database `sqlite:///FILE`; None for a server."""
+    return Path(url.removeprefix("sqlite:///").partition("?")[0]) if url.startswith("sqlite:///") else None
+
+
+def shown(url: str) -> str:
+    """A database's address without its password, for messages."""
+    return url if sqlite_path(url) else re.sub(r"//.*@", "//", url).partition("?")[0]
 
 
 def home(root: Path) -> Path:

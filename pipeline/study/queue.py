@@ -23,7 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import home
+from pipeline.base.files import home, shown
 from pipeline.base.paths import WORKERS
 from pipeline.study import storage
 from pipeline.study.space import Setting, full_names, same, widest_gap
@@ -304,7 +304,7 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with storage.one_line(url), quiet():
         if not storage.has_studies(url) and not create:
-            raise NoStudy(f"there is no study in {storage.shown(url)} yet: run `cvae tune`")
+            raise NoStudy(f"there is no study in {shown(url)} yet: run `cvae tune`")
         with storage.turn(url):  # two processes that make tables at once fail
             database = storage.open_storage(url, retry)
             return Study(_find_or_make(setting, database, create), database, setting, url, root)

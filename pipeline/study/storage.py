@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import home
+from pipeline.base.files import home, shown, sqlite_path
 from pipeline.base.params import digest
 
 DATABASE = "optuna.db"
@@ -184,16 +184,6 @@ def one_line(url: str) -> Iterator[None]:
         raise _unusable(url, getattr(cause, "orig", cause)) from error
     except RuntimeError as error:  # tables of another Optuna; the message says how to upgrade them
         raise _unusable(url, error) from error
-
-
-def sqlite_path(url: str) -> Path | None:
-    """The file of a SQLite address; None for a server."""
-    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
-
-
-def shown(url: str) -> str:
-    """The address without its password."""
-    return url if sqlite_path(url) else re.sub(r"//.*@", "//", url).partition("?")[0]
 
 
 @contextmanager

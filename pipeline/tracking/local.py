@@ -15,10 +15,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import home, replacing
+from pipeline.base.files import home, replacing, shown, sqlite_path
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
@@ -46,20 +45,6 @@ def tracking_uri(root: Path, environment: Mapping[str, str] = os.environ) -> str
     uri = environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE}"
     path = sqlite_path(uri)
     return uri if path is None else f"sqlite:///{home(root) / path}"
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a SQLite URI; None for any other store."""
-    return Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
-
-
-def is_server(uri: str) -> bool:
-    return urlsplit(uri).scheme in ("http", "https")
-
-
-def shown(uri: str) -> str:
-    """The URI without its password, for messages."""
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 # The client
@@ -93,7 +78,7 @@ def check(uri: str) -> None:
                 database.execute("BEGIN IMMEDIATE")  # fails while another program holds the file
             if not {"alembic_version", "experiments", "runs"} <= names:
                 raise ValueError("another program's database")
-        if is_server(uri):
+        if uri.startswith("http"):
             try:
                 urllib.request.urlopen(f"{shown(uri)}/health", timeout=CONNECT_SECONDS).close()
             except urllib.error.URLError as error:

@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.tracking.local import check, connect, reason, shown
+from pipeline.base.files import shown
+from pipeline.tracking.local import check, connect, reason
 
 PAUSE_SECONDS = 10.0  # how long a store that failed is left alone
 STALL_SECONDS = 30.0  # how long the end of a run waits for one record

@@ -23,9 +23,10 @@ from uuid import uuid4
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
+from pipeline.base.files import shown
 from pipeline.base.params import params
 from pipeline.tracking import package
-from pipeline.tracking.local import connect, experiment_id, find, one_line, shown, tracking_uri
+from pipeline.tracking.local import connect, experiment_id, find, one_line, tracking_uri
 from pipeline.tracking.outbox import Outbox, Send
 
 if TYPE_CHECKING:

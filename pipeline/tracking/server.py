@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.base.errors import UserError
-from pipeline.tracking.local import ARTIFACTS, connect, is_server, one_line, sqlite_path, tracking_uri
+from pipeline.base.files import sqlite_path
+from pipeline.tracking.local import ARTIFACTS, connect, one_line, tracking_uri
 
 START_SECONDS = 120.0
 
@@ -30,7 +31,7 @@ def ui(root: Path, port: int, open_browser: bool, experiment: str) -> None:
         found = client.get_experiment_by_name(experiment)
     # Without the last part, a new browser would open MLflow's view for language models.
     page = f"/#/experiments{f'/{found.experiment_id}' if found else ''}?workflowType=machine_learning"
-    if is_server(uri):
+    if uri.startswith("http"):
         _show(uri.rstrip("/") + page, open_browser)
         return
     path, port = sqlite_path(uri), _free_port(port)

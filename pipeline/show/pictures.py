@@ -49,8 +49,9 @@ def read_grey(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             size, frames, mode = image.size, getattr(image, "n_frames", 1), image.mode
-            grey = np.asarray(image.convert("L"), np.float32) / 255
-            *colours, alpha = np.moveaxis(np.asarray(image.convert("RGBA"), int), -1, 0)
+            eight = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if mode == "I;16" else image
+            grey = np.asarray(eight.convert("L"), np.float32) / 255
+            *colours, alpha = np.moveaxis(np.asarray(eight.convert("RGBA"), int), -1, 0)
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -58,7 +59,7 @@ def read_grey(path: Path) -> np.ndarray:
     refusals = {
         f"is {size[0]} × {size[1]} pixels, not {SIDE} × {SIDE}: crop and scale it first": size != (SIDE, SIDE),
         f"holds {frames} frames: give one picture": frames > 1,
-        "holds more than 8 bits a pixel: save it with 8": mode[0] in "IF",
+        "holds more than 16 bits a pixel: save it with 8": mode in ("I", "F"),
         "is transparent in places: flatten it onto a plain background first": alpha.min() < 255,
         "is coloured: make it grey first": np.ptp(colours, axis=0).max() > 8,  # JPEG changes greys a little
     }

@@ -31,7 +31,7 @@ def blank(width: float, height: float) -> "Figure":
 
 
 def panels(width: float, height: float, *titles: str, rows: int = 1) -> "tuple[Figure, list[Axes]]":
-    """A figure, in inches, with a panel under each title, in so many rows."""
+    """A figure and its panels, one under each title, in so many rows; sizes are in inches."""
     figure = blank(width, height)
     columns = -(-len(titles) // rows)
     axes = [figure.add_subplot(rows, columns, place) for place in range(1, len(titles) + 1)]

@@ -169,7 +169,8 @@ def _opened(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 def _tensors(file: Any, prefix: str = "") -> "dict[str, Tensor]":
     """The tensors whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+    names = file.keys()  # the file itself is no mapping
+    return {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
 
 
 def _ready(model: M, device: "torch.device | str") -> M:

@@ -214,6 +214,10 @@ def test_a_runs_model_is_fetched_and_used(
     [
         (lambda ink: Image.fromarray(ink).convert("1"), "other-out.png: 8 completions, the most likely first"),
         (lambda ink: Image.fromarray(ink).convert("RGBA"), "other-out.png: 8 completions, the most likely first"),
+        (
+            lambda ink: Image.fromarray(ink.astype(np.uint16) * 257),
+            "other-out.png: 8 completions, the most likely first",
+        ),
         (lambda ink: Image.fromarray(255 - ink), "other.png: dark ink on a light ground, inverted"),
     ],
 )
@@ -234,7 +238,7 @@ def test_a_picture_may_be_stored_in_other_ways(
         ("wide.png --mask top", "wide.png is 56 × 28 pixels, not 28 × 28: crop and scale it first"),
         ("coloured.png --mask top", "coloured.png is coloured: make it grey first"),
         ("clear.png --mask top", "clear.png is transparent in places"),
-        ("float.tiff --mask top", "float.tiff holds more than 8 bits a pixel"),
+        ("float.tiff --mask top", "float.tiff holds more than 16 bits a pixel"),
         ("moving.gif --mask top", "moving.gif holds 2 frames: give one picture"),
         ("cut.png --mask top", "cut.png is no picture that can be read"),
         ("none.png --mask top", "none.png not found"),

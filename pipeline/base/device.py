@@ -1,5 +1,6 @@
 """The device of a run, and the precision of its products."""
 
+import contextlib
 import ctypes
 
 import torch
@@ -10,9 +11,9 @@ from pipeline.base.errors import UserError
 def pick_device(name: str) -> torch.device:
     """The device with this name; `auto` is CUDA where there is a GPU. Raises UserError if it can't be used.
 
-    On a CPU two settings are made for this process. Numbers below 1e-38 count as 0: Adam's means of gradients that
-    stay 0 shrink to such numbers, and some CPUs multiply these a hundred times more slowly. The threads of torch
-    inherit this setting, so it must be made before they start. And freed memory is kept for reuse.
+    On a CPU, numbers below 1e-38 count as 0 from now on: Adam's means shrink to such numbers where gradients stay 0,
+    and some CPUs multiply them a hundred times more slowly. Torch's threads inherit this from the process that starts
+    them. And memory that a step frees is kept for the next.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,18 +30,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc keep the memory that a step frees for the next step. Other C libraries are left as they are.
-
-    By default large blocks go back to the system, which returns them page by page, filled with zeros. That took a
-    sixteenth of the strong model's time on two cores.
-    """
+    """In glibc, which gives large blocks back to the system by default: a sixteenth of the strong model's time."""
     M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # noqa: N806 (names of malloc.h)
-    try:
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the largest value that its manual allows
-    mallopt(M_TRIM_THRESHOLD, 2**30)
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the largest value that its manual allows
+        mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def has_bfloat16(device: torch.device) -> bool:

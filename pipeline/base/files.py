@@ -39,10 +39,10 @@ def write_json(path: Path | str, content: Any) -> None:
 
 
 def write_tensors(path: Path | str, tensors: "Mapping[str, Tensor]", notes: Mapping[str, str]) -> None:
-    """Writes a safetensors file with `notes` as its metadata. The same content makes the same bytes.
+    """Writes a safetensors file with `notes` as its metadata.
 
-    The library writes the metadata in a random order. DVC would see a changed file, and run the stages that need it.
-    So the metadata is sorted here. The file is: the length of the header, the header as JSON, the tensors.
+    The metadata is sorted, since the library's random order would make a changed file to DVC. The file is: the length
+    of the header, the header as JSON, the tensors.
     """
     from safetensors.torch import save
 

@@ -53,18 +53,9 @@ class ObjectiveParams:
 
 
 ELBO = ObjectiveParams(  # the evidence lower bound of grey pixels, without a schedule
-    kl_weight=1.0,
-    likelihood="bernoulli",
-    sigma=1.0,
-    pixels="grey",
-    schedule="constant",
-    schedule_share=1.0,
-    cycles=1,
-    capacity=0.0,
-    free_bits=None,
-    draws=1,
-    draws_after=0.0,
-)
+    kl_weight=1.0, likelihood="bernoulli", sigma=1.0, pixels="grey", free_bits=None, draws=1, draws_after=0.0,
+    schedule="constant", schedule_share=1.0, cycles=1, capacity=0.0,
+)  # fmt: skip
 
 
 class Terms(NamedTuple):

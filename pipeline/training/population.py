@@ -67,7 +67,7 @@ class Population:
 
     def model(self, member: int) -> CVAE:
         """A copy of one member as it is now: an ordinary CVAE."""
-        row = self._row(member)
+        row = self.members.index(member)
         model = copy.deepcopy(self.template)
         tensors = (self.average or self.weights) | self.buffers
         model.load_state_dict({name: tensor[row].detach() for name, tensor in tensors.items()})
@@ -75,8 +75,7 @@ class Population:
 
     def drop(self, members: Collection[int]) -> None:
         """Takes members out between two records. The rest continue as if those had stayed."""
-        leaving = {self._row(member) for member in members}
-        rows = [row for row in range(len(self.members)) if row not in leaving]
+        rows = [row for row, member in enumerate(self.members) if member not in members]
         before = self.optimizer
         weights = {name: weight.detach()[rows].requires_grad_() for name, weight in self.weights.items()}
         self.optimizer = adam([*weights.values()], float(before.param_groups[0]["lr"]))
@@ -92,11 +91,6 @@ class Population:
         self.pace = None if self.pace is None else self.pace[rows]
         self.members = [self.members[row] for row in rows]
 
-    def _row(self, member: int) -> int:
-        if member not in self.members:
-            raise ValueError(f"member {member} is not in the population, whose members are {self.members}")
-        return self.members.index(member)
-
 
 def start(
     models: Sequence[CVAE],
@@ -110,10 +104,8 @@ def start(
     `learning_rates`: each member's own peak, in place of `params.learning_rate`. Raises ValueError if the models differ
     in more than their weights, or do not have one KL weight (and learning rate, if given) each.
     """
-    if len(models) != len(kl_weights):
-        raise ValueError(f"{len(models)} models need as many KL weights, not {len(kl_weights)}")
-    if learning_rates is not None and len(models) != len(learning_rates):
-        raise ValueError(f"{len(models)} models need as many learning rates, not {len(learning_rates)}")
+    if {len(kl_weights), len(learning_rates or kl_weights)} != {len(models)}:
+        raise ValueError(f"{len(models)} models need as many KL weights and learning rates")
     if len({(model.architecture, type(model.likelihood)) for model in models}) != 1:
         raise ValueError("the members of a population must share one architecture and likelihood")
     weights, buffers = stack_module_state([model.to(device) for model in models])

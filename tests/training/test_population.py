@@ -109,8 +109,6 @@ def test_when_all_have_left_training_ends() -> None:
     for record in fit(members, MANY, VALIDATION, PARAMS, UNREAD):
         members.drop(record)
     assert (members.epoch, members.members) == (1, [])
-    with pytest.raises(ValueError, match=r"member 1 is not in the population, whose members are \[\]"):
-        members.drop([1])
 
 
 @pytest.mark.parametrize("choice", ["never", pytest.param("always", marks=pytest.mark.slow)])
@@ -164,9 +162,9 @@ def test_compiled_members_are_solo_runs_too() -> None:
 def test_what_cannot_be_stacked_is_refused() -> None:
     with pytest.raises(ValueError, match="share one architecture"):
         start([build(SMALL, 0), build(replace(SMALL, latent_size=5), 0)], [1.0, 1.0], PARAMS, CPU)
-    with pytest.raises(ValueError, match="2 models need as many KL weights, not 3"):
+    with pytest.raises(ValueError, match="2 models need as many KL weights"):
         start(models()[:2], KL_WEIGHTS, PARAMS, CPU)
-    with pytest.raises(ValueError, match="3 models need as many learning rates, not 1"):
+    with pytest.raises(ValueError, match="3 models need as many KL weights and learning rates"):
         start(models(), KL_WEIGHTS, PARAMS, CPU, [1e-3])
 
 

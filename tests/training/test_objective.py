@@ -1,19 +1,20 @@
 """The objective: divergences and bounds as the papers define them, in nats per image at any batch size."""
 
+import doctest
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from settings import OBJECTIVE
+from settings import OBJECTIVE, objective_params
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from pipeline.base.errors import UserError
 from pipeline.base.params import parse
 from pipeline.model.cvae import CVAE, Architecture, build
-from pipeline.training import objective
+from pipeline.training import objective, schedule
 from pipeline.training.objective import ObjectiveParams, Terms
 
 SMALL = Architecture(3, (12,), (12,), "concat", encoder_sees_label=True)
@@ -132,3 +133,21 @@ def test_values_that_do_not_go_together_are_refused(changes: dict[str, Any], mes
         parse(ObjectiveParams, OBJECTIVE | changes, "p.yaml: objective")
     assert str(caught.value).startswith(f"p.yaml: {message}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "expected"),
+    [
+        ("constant", 3, (1.0, None)),
+        ("warmup", 25, (0.5, None)),
+        ("cyclical", 5, (0.5, None)),
+        ("capacity", 25, (1.0, 12.5)),
+    ],
+)
+def test_a_schedule_gives_a_share_of_the_weight_or_a_capacity(name: str, step: int, expected: tuple[Any, ...]) -> None:
+    aim = objective_params(schedule=name, schedule_share=0.5, cycles=5, capacity=25.0)
+    assert schedule.pressure(step, 100, aim) == expected
+
+
+def test_the_examples_in_the_docstrings_of_schedules_hold() -> None:
+    assert doctest.testmod(schedule).failed == 0

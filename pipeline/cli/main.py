@@ -14,7 +14,7 @@ import typer
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.cli import complete, doctor, draw, report, reproduce, study, ui, values
+from pipeline.cli import complete, doctor, draw, report, reproduce, study, values
 
 NAME = "cvae"
 ABOUT = """\
@@ -59,7 +59,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "promote": study.promote,
     "doctor": doctor.doctor,
     "reproduce": reproduce.reproduce,
-    "ui": ui.ui,
+    "ui": report.ui,
 }
 
 

@@ -1,4 +1,7 @@
-"""`cvae report` shows the figures of the last evaluation; `cvae compare` those of several revisions, side by side."""
+"""`cvae report` shows the figures of the last evaluation; `cvae compare` those of several revisions.
+
+`cvae ui` opens MLflow's page on this project's runs.
+"""
 
 import json
 from pathlib import Path
@@ -45,6 +48,18 @@ def report() -> None:
         "Compare    cvae ui: every run with its curves, figures and samples\n"
         "Try        cvae try objective.kl_weight=1, then cvae compare"
     )
+
+
+def ui(
+    port: Annotated[int, typer.Option(metavar="N", help="the first port to try")] = 5000,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="print the address, and open nothing")] = False,
+) -> None:
+    """Compare runs in MLflow's page, until Ctrl-C."""
+    from pipeline.base.params import load
+    from pipeline.tracking import server
+    from pipeline.tracking.runs import TrackingParams
+
+    server.ui(Path(), port, not no_browser, load(TrackingParams, "tracking").experiment)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -82,9 +82,8 @@ def check(uri: str) -> None:
             try:
                 urllib.request.urlopen(f"{shown(uri)}/health", timeout=CONNECT_SECONDS).close()
             except urllib.error.URLError as error:
-                answered = isinstance(error, urllib.error.HTTPError) or isinstance(error.reason, ssl.SSLError)
-                if not answered:
-                    raise
+                if not isinstance(error, urllib.error.HTTPError) and not isinstance(error.reason, ssl.SSLError):
+                    raise  # it gave no answer at all
 
 
 def _create(path: Path) -> None:
@@ -177,13 +176,11 @@ def find(uri: str, run_id: str) -> Any:
     if path is not None and not path.exists():  # connecting would create it
         return None
     client = connect(uri)
-    from mlflow.exceptions import MlflowException
-
     with one_line(uri):
         try:
             run = client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        except Exception as error:
+            if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
         return run if run.info.lifecycle_stage == "active" else None

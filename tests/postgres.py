@@ -3,11 +3,9 @@
 import os
 import pwd
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +16,11 @@ USER, PASSWORD = "cvae", "secret"  # of the server's owner, who connects by pass
 
 
 def programs() -> Path | None:
-    """The folder of initdb and postgres: on the PATH, or the newest of those that Debian keeps aside."""
+    """The folder of initdb and pg_ctl: on the PATH, or the newest of those that Debian keeps aside."""
     found = shutil.which("initdb")
-    if found and shutil.which("postgres"):
+    if found and shutil.which("pg_ctl"):
         return Path(found).parent
-    kept = Path("/usr/lib/postgresql").glob("*/bin/postgres")
+    kept = Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")
     return max((path.parent for path in kept), key=lambda path: float(path.parent.name), default=None)
 
 
@@ -34,33 +32,20 @@ class Server:
     folder: Path
     port: int
     account: dict[str, Any]
-    _process: "subprocess.Popen[bytes] | None" = None
+    is_running: bool = False
 
     def start(self) -> None:
-        """Unless it runs. Raises AssertionError where it doesn't answer within a minute."""
-        import psycopg
-
-        if self._process is not None:
-            return
-        words = [f"-cport={self.port}", "-clisten_addresses=127.0.0.1", f"-cunix_socket_directories={self.folder}"]
-        self._process = self.run("postgres", "-D", str(self.folder / "data"), *words, "-cfsync=off")
-        for _ in range(600):
-            try:
-                self.query("SELECT 1")
-                return
-            except psycopg.OperationalError:
-                assert self._process.poll() is None, (self.folder / "log").read_text()
-                time.sleep(0.1)
-        self.stop()
-        raise AssertionError(f"no PostgreSQL server answers on port {self.port}")
+        """Unless it runs."""
+        if not self.is_running:
+            options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder} -c fsync=off"
+            self.run("pg_ctl", "start", "--wait", "--log", str(self.folder / "server.log"), "--options", options)
+            self.is_running = True
 
     def stop(self) -> None:
         """At once, without telling those who are connected."""
-        if self._process is not None:
-            with self._process as process:
-                process.send_signal(signal.SIGQUIT)
-                process.wait(timeout=60)
-            self._process = None
+        if self.is_running:
+            self.run("pg_ctl", "stop", "--mode", "immediate")
+            self.is_running = False
 
     def url(self, database: str, user: str = USER, password: str = PASSWORD) -> str:
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
@@ -73,19 +58,21 @@ class Server:
             result = connection.execute(words.encode())
             return result.fetchall() if result.description else []
 
-    def run(self, program: str, *words: str) -> "subprocess.Popen[bytes]":
-        plain = {"LC_ALL": "C", "PATH": os.defpath}
-        with (self.folder / "log").open("a") as log:
-            return subprocess.Popen(
-                [str(self.programs / program), *words], cwd=self.folder, env=plain, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, **self.account,
-            )  # fmt: skip
+    def run(self, program: str, *words: str) -> None:
+        """Raises AssertionError, with what the program says, where it fails."""
+        plain, log = {"LC_ALL": "C", "PATH": os.defpath, "PGDATA": str(self.folder / "data")}, self.folder / "log"
+        command = [str(self.programs / program), *words]
+        with log.open("w") as said:
+            done = subprocess.run(
+                command, cwd=self.folder, env=plain, stdout=said, stderr=said, timeout=120, check=False, **self.account
+            )
+        assert done.returncode == 0, log.read_text()
 
 
 @contextmanager
 def running(programs: Path) -> Iterator[Server]:
-    """A new server that answers. Raises AssertionError, with what initdb says, where it can't be made."""
-    with tempfile.TemporaryDirectory(prefix="cvae-postgres-") as name, socket.socket() as probe:
+    """A new server that answers."""
+    with tempfile.TemporaryDirectory(prefix="cvae-postgres-") as name:
         folder, account = Path(name), dict[str, Any]()
         password = folder / "password"
         password.write_text(PASSWORD)
@@ -95,12 +82,11 @@ def running(programs: Path) -> Iterator[Server]:
             account = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
             for path in (folder, password):
                 os.chown(path, user.pw_uid, user.pw_gid)
-        probe.bind(("127.0.0.1", 0))
-        server = Server(programs, folder, probe.getsockname()[1], account)
-        probe.close()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            server = Server(programs, folder, probe.getsockname()[1], account)
         words = ["--username", USER, "--pwfile", str(password), "--auth", "scram-sha-256", "--encoding", "UTF8"]
-        with server.run("initdb", "--pgdata", str(folder / "data"), *words, "--no-sync") as made:
-            assert made.wait(timeout=120) == 0, (folder / "log").read_text()
+        server.run("initdb", *words, "--no-sync")
         try:
             server.start()
             yield server

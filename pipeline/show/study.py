@@ -73,7 +73,7 @@ def spread(table: pd.DataFrame, most: int) -> pd.DataFrame:
 def weights(table: pd.DataFrame, metrics: Sequence[str], real: Mapping[str, float], best: float | None) -> "Figure":
     """Figures against the KL weight, a panel per metric: both samplers, complete and pruned trials.
 
-    table: as study.trials.Trials.table gives it.
+    table: as study.queue.Study.table gives it.
     """
     rows = -(-len(metrics) // 3)
     figure, grids = panels(3.9 * min(len(metrics), 3), 3.4 * rows, *map(_titled, metrics), rows=rows)

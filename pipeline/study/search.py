@@ -13,7 +13,7 @@ from pipeline.measure.evaluator import Evaluator, with_split
 from pipeline.model.cvae import CVAE, Architecture, build
 from pipeline.model.samples import SAMPLERS, sample, sheet
 from pipeline.study.queue import Candidate, State, Study
-from pipeline.study.space import Setting
+from pipeline.study.space import SECTIONS, Setting
 from pipeline.training import population
 from pipeline.training.fit import Record
 
@@ -40,14 +40,11 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial has ended; FAIL: it diverged. strip: ten digits from the prior, below from the fitted density.
-
-    The strip is (H, W) uint8.
-    """
+    """A trial has ended; FAIL: it diverged. strip: digits from the prior, below from the fitted density."""
 
     candidate: Candidate
     state: State
-    strip: np.ndarray | None
+    strip: np.ndarray | None  # (H, W) uint8
 
 
 Event = Began | Epoch | Ended
@@ -67,9 +64,9 @@ def search(study: Study, train: Split, evaluator: Evaluator) -> Generator[Event,
                 time.sleep(WAIT_SECONDS)
             groups: dict[Architecture, list[Candidate]] = {}  # members of a population have one architecture
             for candidate in batch:
-                shape = {name: candidate.trial.params.get(name) for name in ("latent_size", "conditioning")}
-                own = {name: value for name, value in shape.items() if value is not None}
-                groups.setdefault(replace(setting.architecture, **own), []).append(candidate)
+                own = candidate.trial.params.items()
+                shape = {name: value for name, value in own if SECTIONS[name] == "model"}
+                groups.setdefault(replace(setting.architecture, **shape), []).append(candidate)
             for architecture, stack in groups.items():
                 yield from _train(study, architecture, stack, train, evaluator)
 
@@ -143,7 +140,7 @@ def _train(
         leaving = strips if last or not strips else losers(study, stack, list(strips), members.epoch)
         for member in leaving:
             yield _end(study, stack[member], "COMPLETE" if last else "PRUNED", strips[member])
-        if not last:
+        if leaving and not last:
             members.drop(list(leaving))
 
 
@@ -155,7 +152,7 @@ def _end(study: Study, candidate: Candidate, state: State, strip: np.ndarray | N
 
 
 def _measure(study: Study, evaluator: Evaluator, model: CVAE) -> tuple[dict[str, float], np.ndarray] | None:
-    """Figures of the fit and of both samplers' samples on validation, and the strip; None if any is not finite."""
+    """A candidate's figures on validation, of both samplers' samples, and its strip; None if any is not finite."""
     try:
         density = evaluator.density(model, study.setting.components)
         figures = {

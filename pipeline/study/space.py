@@ -96,12 +96,14 @@ class Setting:
         tune = self.tune
         ranges = {"kl_weight": tune.kl_weight, "learning_rate": tune.learning_rate}
         choices = {"latent_size": tune.latent_size, "conditioning": tune.conditioning}
-        return {
-            **{
-                name: FloatDistribution(ends[0], ends[1], log=True) for name, ends in ranges.items() if ends is not None
-            },
-            **{name: CategoricalDistribution(values) for name, values in choices.items() if values is not None},
-        }
+        space: dict[str, BaseDistribution] = {}
+        for name, ends in ranges.items():
+            if ends is not None:
+                space[name] = FloatDistribution(ends[0], ends[1], log=True)
+        for name, values in choices.items():
+            if values is not None:
+                space[name] = CategoricalDistribution(values)
+        return space
 
     def figure(self, metric: str) -> str:
         """The name of a metric among a trial's figures: `validation/fitted/frechet`, `validation/kl`."""

@@ -170,11 +170,3 @@ def test_a_wrong_password_or_too_few_rights_are_one_line(database: str, server: 
         assert "secret" not in str(caught.value)
         del caught
         gc.collect()
-
-
-def test_a_socket_and_a_password_of_any_signs_are_understood(database: str, server: Server, tmp_path: Path) -> None:
-    password = "a/?{b}%c:d"
-    server.query(f"CREATE ROLE other SUPERUSER LOGIN PASSWORD '{password}'")
-    url = f"postgres://other:{password.replace('%', '%25')}@/{database}?host={server.folder}&port={server.port}"
-    found = open_study(having(trials=1), tmp_path, create=True, environment={"OPTUNA_STORAGE": url})
-    assert found.done() == 0

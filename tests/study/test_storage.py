@@ -29,6 +29,7 @@ def test_the_database_is_a_file_in_the_users_own_folder(tmp_path: Path) -> None:
     [
         ("postgres://host/db", "postgresql+psycopg://host/db"),
         ("postgresql://u:a/{b}@host/db?sslmode=require", "postgresql+psycopg://u:a%2F%7Bb%7D@host/db?sslmode=require"),
+        ("postgresql://u@/db?host=/run/pg", "postgresql+psycopg://u@/db?host=%2Frun%2Fpg"),
         ("sqlite:////abs/o.db", "sqlite:////abs/o.db"),
     ],
 )

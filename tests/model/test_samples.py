@@ -97,7 +97,7 @@ def test_an_interpolation_begins_and_ends_at_its_latents_and_digits() -> None:
         assert torch.allclose(images[:, end], decode(model(), z, torch.full((4,), digit)).squeeze(1), atol=1e-5)
 
 
-@pytest.mark.parametrize("angle", [0.3, 3.0])
+@pytest.mark.parametrize("angle", [0.0, 0.3, 3.0])
 def test_latents_turn_evenly_and_keep_their_length(angle: float) -> None:
     first = torch.tensor([2.0, 0.0])
     last = 2 * torch.tensor([angle, angle + torch.pi / 2]).cos() * torch.tensor([1.0, -1.0])

@@ -44,7 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "evaluate": {"nll_draws": 20},
     "completion": {"latent_size": 4, "hidden": 64, "epochs": 8, "network_epochs": 4, "batch_size": 32},
     # Of the worse three trials, one may be pruned.
-    "tune": {"trials": 6, "epochs": 3, "population": 6, "kl_weight": [0.1, 10]},
+    "tune": {"trials": 6, "epochs": 3, "population": 6, "kl_weight": [0.1, 10], "least_class_accuracy": None},
 }
 UNSET = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME")
 STUDY_FIGURES = {"weights.png", "rate_distortion.png", "history.png", "collapse_to_chaos.png"}

@@ -58,7 +58,8 @@ def main() -> None:
     try:
         load_all()
     except UserError as error:
-        raise UserError(f"{error}. `git checkout {FILE}` takes back every change of that file") from None
+        # Not `git checkout`: it may take the file for unchanged, as DVC has just written it twice in one second.
+        raise UserError(f"{error}. `git show HEAD:{FILE} > {FILE}` takes back every change of that file") from None
     with replacing(CHECKED) as part:
         part.write_text("every value is allowed\n", encoding="utf-8")
 

@@ -141,10 +141,10 @@ def fit(
     def loop() -> Loop:
         return Loop(take_step, state, train, params, aim, view, template.latent_size, population.kl_weights.dtype)
 
-    running, members = loop(), list(population.members)
+    running, optimizer = loop(), population.optimizer
     while population.members and population.epoch < params.epochs:
-        if members != population.members:  # a captured step is of those who were in
-            running, members = loop(), list(population.members)
+        if optimizer is not population.optimizer:  # a captured step is of the tensors that there were before `drop`
+            running, optimizer = loop(), population.optimizer
         ran = running.run(population.epoch)
         population.epoch += 1
 

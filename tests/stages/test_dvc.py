@@ -88,7 +88,7 @@ def test_a_wrong_value_in_any_section_is_refused(section: str, tmp_path: Path, m
     changed = PARAMS | {section: PARAMS[section] | {key: {"no": "value"}}}
     with open("params.yaml", "w", encoding="utf-8") as file:
         YAML().dump(changed, file)
-    with pytest.raises(UserError, match=rf"^params\.yaml: {section}\.{key}.*git checkout params\.yaml"):
+    with pytest.raises(UserError, match=rf"^params\.yaml: {section}\.{key}.*git show HEAD:params\.yaml > params\.yaml"):
         check.main()
     assert not paths.CHECKED.exists()
 

@@ -225,11 +225,10 @@ def _clip(weights: Sequence[Tensor], longest: float) -> None:
 def auto_size(device: torch.device, architecture: Architecture, batch_size: int) -> int:
     """How many members train at once: as many as still make the device faster, within half of its memory.
 
-    On a CPU with 2 cores, images per second stop growing at 16 members (benchmarks/population.py). On a GPU, the
-    launches of a step take about a millisecond, as long as the work of 64 members (2 GFLOP each for `strong` at batch
-    256): an estimate, not a measurement.
+    On a CPU with 2 cores, images per second stop growing at 16 members (benchmarks/population.py). On an H200 a member
+    costs 92 µs a step among 8, 57 among 32 and 47 among 125 (docs/lab/gpu.md).
     """
-    most = 64 if device.type == "cuda" else 16
+    most = 128 if device.type == "cuda" else 16
     return max(1, min(most, _memory(device) // 2 // member_bytes(architecture, batch_size)))
 
 

@@ -172,7 +172,7 @@ def test_memory_bounds_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     strong = PRESETS["strong"]
     assert 1 <= auto_size(CPU, strong, 128) <= 16  # by this machine's memory
     monkeypatch.setattr(population, "_memory", lambda _: 2**40)
-    assert (auto_size(CPU, strong, 128), auto_size(torch.device("cuda"), strong, 128)) == (16, 64)
+    assert (auto_size(CPU, strong, 128), auto_size(torch.device("cuda"), strong, 128)) == (16, 128)
     monkeypatch.setattr(population, "_memory", lambda _: 11 * member_bytes(strong, 128))
     assert auto_size(CPU, strong, 128) == 5
     monkeypatch.setattr(population, "_memory", lambda _: 0)

@@ -1,6 +1,6 @@
 # `make repro` and `make test` do all the set-up they need; what is up to date is left alone.
 .DEFAULT_GOAL := help
-.PHONY: help setup repro completions treatments bench bench-quick test test-unit check ui lock
+.PHONY: help setup repro completions treatments results bench bench-quick test test-unit check ui lock
 
 PYTHON ?= python3
 # `make setup CPU_ONLY=1` leaves these out, also when it runs again. Torch can't start without its other CUDA libraries.
@@ -36,6 +36,11 @@ treatments: $(READY)  ## measure every likelihood, prior and sampler for docs/la
 	@dvc repro --quiet judge
 	@python -m benchmarks.treatments $(OPTIONS)
 	@python -m benchmarks.treatments_report
+
+results:  ## copy what the pages quote from reports/ into docs/results/
+	@cp reports/metrics.json reports/per_class.csv reports/history.csv reports/judge.json reports/doctor.json \
+		reports/figures/samplers.png docs/results/default/
+	@cp reports/study/trials.csv reports/study/best.json reports/study/figures/*.png docs/results/study/
 
 test: $(READY)  ## run all tests
 	@pytest $(SIDE_BY_SIDE)

@@ -99,7 +99,15 @@ def _points(axes: "Axes", table: pd.DataFrame, x: str, y: str, colour: str, labe
     complete, pruned = (known[known["state"] == state] for state in ("COMPLETE", "PRUNED"))
     axes.plot(complete[x], complete[y], style, color=colour, markersize=5, linewidth=1.2, label=label)
     if len(pruned):
-        axes.plot(pruned[x], pruned[y], "o", color=colour, markersize=5, mfc="none", label=f"{label}, pruned")
+        axes.plot(
+            pruned[x],
+            pruned[y],
+            "o",
+            color=colour,
+            markersize=5,
+            mfc="none",
+            label="pruned" if label == "complete" else f"{label}, pruned",
+        )
     for name, axis in ((x, axes.xaxis), (y, axes.yaxis)):
         if name.endswith("/frechet"):
             logarithmic(axis)
@@ -116,11 +124,10 @@ def rate_distortion(table: pd.DataFrame) -> "Figure":
     x, y = "validation/kl", "validation/reconstruction"
     figure, (axes,) = panels(6.6, 5.4, "Rate and distortion by KL weight, with lines of equal elbo")
     _points(axes, table, x, y, ACCENT, "complete")
-    complete = table[table["state"] == "COMPLETE"]
-    if len(complete):
-        _named(axes, spread(complete, NAMED), x, y)
-        # The axes fit the complete trials, because the others can be far out.
-        right, bottom, top = complete[x].max() * 1.08 + 1, complete[y].min() - 12, complete[y].max() + 12
+    known = table.dropna(subset=[x, y])
+    if len(known):
+        _named(axes, spread(known, NAMED), x, y)
+        right, bottom, top = known[x].max() * 1.08 + 1, known[y].min() - 12, known[y].max() + 12
         kl, reconstruction = np.meshgrid(np.linspace(0, right), np.linspace(bottom, top))
         lines = axes.contour(
             kl, reconstruction, -(kl + reconstruction), 10, colors="#dfe4ea", linewidths=0.8, linestyles="-", zorder=0

@@ -114,9 +114,15 @@ def _points(axes: "Axes", table: pd.DataFrame, x: str, y: str, colour: str, labe
 
 
 def _named(axes: "Axes", table: pd.DataFrame, x: str, y: str) -> None:
-    """Writes the KL weight beside each trial."""
-    for at, to, weight in zip(table[x], table[y], table["kl_weight"], strict=True):
-        axes.annotate(f"{weight:.3g}", (at, to), xytext=(6, 5), textcoords="offset points", fontsize=8, color=INK)
+    """Writes the KL weight beside each trial, complete ones first, unless another's is in its place."""
+    places: list[tuple[float, float]] = []
+    wide, high = np.ptp(table[x]) / 12 + 1e-9, np.ptp(table[y]) / 30 + 1e-9
+    for trial in table.sort_values("state").to_dict("records"):
+        at, to = trial[x], trial[y]
+        if all(abs(at - other) > wide or abs(to - above) > high for other, above in places):
+            text = f"{trial['kl_weight']:.3g}"
+            axes.annotate(text, (at, to), xytext=(6, 5), textcoords="offset points", fontsize=8, color=INK)
+            places.append((at, to))
 
 
 def rate_distortion(table: pd.DataFrame) -> "Figure":

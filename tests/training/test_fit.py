@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from settings import objective_params, train_params
-from solo import AIM, CPU, PARAMS, SMALL, TRAIN, VALIDATION, weights
+from solo import AIM, CPU, PARAMS, SMALL, TRAIN, VALIDATION, Treatment, treatments, weights
 from torch import Tensor
 
 from pipeline.data.splits import Split, batches, to_unit
@@ -74,51 +74,29 @@ def test_the_loop_is_adam_on_the_objective() -> None:
     assert record.figures["train/loss"] == pytest.approx(sum(losses) / 10, rel=1e-12)
 
 
-CONVOLUTIONAL = replace(SMALL, architecture="resnet", channels=(6, 8), blocks=1)  # its weights are channels last
-AVERAGED: dict[str, Any] = {"ema": 0.9, "clip": 5.0, "augment": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("architecture", "treatment", "options"),
-    [
-        (SMALL, {"pixels": "binary"}, {}),
-        (CONVOLUTIONAL, {}, {}),
-        (SMALL, {"schedule": "cyclical", "cycles": 2, "free_bits": 0.5}, {}),
-        (SMALL, {"schedule": "capacity", "capacity": 5.0, "kl_weight": 3.0}, AVERAGED),
-        (replace(SMALL, prior="class"), {"likelihood": "sigma_optimal"}, AVERAGED),
-        (SMALL, {"draws": 3, "draws_after": 0.5}, {}),
-    ],
-    ids=str,
-)
-def test_an_interrupted_run_ends_like_an_undisturbed_one(
-    tmp_path: Path, architecture: Architecture, treatment: dict[str, Any], options: dict[str, Any]
-) -> None:
+@treatments
+def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path: Path, case: Treatment) -> None:
     """In every tensor of the model, bit for bit."""
-    aim, params, path = objective_params(**treatment), train_params(**options), tmp_path / "unfinished.safetensors"
-    whole, _ = run(params, aim, architecture, TRAIN[:110])
-
-    first = start(build(architecture, params.seed, aim.likelihood), params, CPU)
-    next(fit(first, TRAIN[:110], VALIDATION, params, aim))
+    params, path = case.params, tmp_path / "unfinished.safetensors"
+    whole, _ = run(params, case.aim, case.architecture, case.data)
+    first, second = (start(case.model(seed, torch.float32), params, CPU) for seed in (params.seed, 99))
+    next(fit(first, case.data, VALIDATION, params, case.aim))
     save_training(path, first, {"history": [1]})
-    second = start(build(architecture, 99, aim.likelihood), params, CPU)
     assert resume_training(path, second) == {"history": [1]}
-    assert [record.epoch for record in fit(second, TRAIN[:110], VALIDATION, params, aim)] == [2, 3]
+    assert [record.epoch for record in fit(second, case.data, VALIDATION, params, case.aim)] == [2, 3]
     assert weights(whole.model).isfinite().all()
     assert torch.equal(weights(second.model), weights(whole.model))
 
 
 def test_several_draws_change_nothing_before_their_epochs() -> None:
     """So that a run can continue with more draws than it began with."""
-    params = train_params(epochs=2)
-    after: dict[str, list[Tensor]] = {name: [] for name in ("one", "late", "early")}
-    aims = {"one": AIM, "late": replace(AIM, draws=4, draws_after=0.5), "early": replace(AIM, draws=4)}
-    for name, aim in aims.items():
-        training = start(build(SMALL, PARAMS.seed), params, CPU)
-        for _ in fit(training, TRAIN, VALIDATION, params, aim):
-            after[name].append(weights(training.model))
-    assert torch.equal(after["one"][0], after["late"][0])
-    assert not torch.equal(after["one"][1], after["late"][1])
-    assert not torch.equal(after["one"][0], after["early"][0])
+    after = []
+    for aim in (AIM, replace(AIM, draws=4, draws_after=0.5)):
+        training = start(build(SMALL, 0), train_params(epochs=2), CPU)
+        records = fit(training, TRAIN, VALIDATION, train_params(epochs=2), aim)
+        after.append([weights(training.model) for _ in records])
+    assert torch.equal(after[0][0], after[1][0])
+    assert not torch.equal(after[0][1], after[1][1])
 
 
 def test_the_average_is_what_is_validated_and_saved() -> None:

@@ -27,6 +27,7 @@ def test_the_examples_in_the_docstrings_hold() -> None:
     [
         # The article's 1e-5 at its batch size of 128 is the bound, whatever the batch size is: one trial for both.
         (SETTING, {"params.yaml": 0.3, "the article, the bound": pytest.approx(1.0, rel=0.004)}),
+        (having(kl_weight=(0.2, 0.9)), {"params.yaml": 0.3}),
         (replace(SETTING, aim=replace(SETTING.aim, kl_weight=1.001)), {"params.yaml": 1.001}),
     ],
 )
@@ -38,7 +39,8 @@ def test_what_people_ask_about_comes_first_and_once_as_far_as_it_is_in_the_range
     assert asked == first
 
 
-def test_half_of_a_study_covers_the_range_also_from_two_processes(tmp_path: Path) -> None:
+def test_half_of_a_study_covers_the_range(tmp_path: Path) -> None:
+    """A second process continues with the gaps that the first has left."""
     both = opened(tmp_path, having(trials=12)).ask(3) + opened(tmp_path, having(trials=12)).ask(3)
     weights = [candidate.trial.params["kl_weight"] for candidate in both]
     assert len(set(weights)) == 6
@@ -59,9 +61,11 @@ WIDE = having(latent_size=(2, 4), learning_rate=(1e-3, 1e-2))
         (SETTING, having(kl_weight=(0.1, 100.0)), False),
         (SETTING, having(objectives=("nll",)), False),
         (SETTING, having(sampler_of_latents="prior"), False),
+        (SETTING, having(epochs=5), False),
         (SETTING, replace(SETTING, hashes={"data": "other", "judge": "j"}), False),
         (SETTING, replace(SETTING, train=replace(SETTING.train, batch_size=10)), False),
         (SETTING, replace(SETTING, aim=replace(SETTING.aim, pixels="binary")), False),
+        (SETTING, replace(SETTING, architecture=replace(SETTING.architecture, latent_size=5)), False),
     ],
 )
 def test_what_changes_the_figures_and_nothing_else_makes_another_study(
@@ -70,11 +74,19 @@ def test_what_changes_the_figures_and_nothing_else_makes_another_study(
     assert (one.name() == other.name()) == same
 
 
+def test_the_params_of_a_trial_are_those_of_a_training() -> None:
+    found = SETTING.params({"kl_weight": 7.0})
+    assert (found["objective.kl_weight"], found["train.epochs"]) == (7.0, 4)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("kl_weight", [1.0, 0.1], r"must be \[lowest, highest\] with lowest < highest, not \[1.0, 0.1\]"),
+        ("learning_rate", [1e-3], r"must be \[lowest, highest\] with"),
         ("latent_size", [8], r"must be a list of 2 or more different values, not \[8\]"),
+        ("conditioning", ["sum", "sum"], "must be a list of 2 or more different values"),
+        ("objectives", [], "must be a list of 1 or more different values"),
         ("objectives", ["kl", "kl"], "must be a list of 1 or more different values"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The database of studies: its address, and errors in one line without a password."""
+"""The database of studies: its address, and every way in which it can't be used, in one line without a password."""
 
 import gc
 import socket
@@ -30,6 +30,7 @@ def test_the_database_is_a_file_in_the_users_own_folder(tmp_path: Path) -> None:
         ("postgres://host/db", "postgresql+psycopg://host/db"),
         ("postgresql://u:a/{b}@host/db?sslmode=require", "postgresql+psycopg://u:a%2F%7Bb%7D@host/db?sslmode=require"),
         ("postgresql://u@/db?host=/run/pg", "postgresql+psycopg://u@/db?host=%2Frun%2Fpg"),
+        ("sqlite:////abs/o.db", "sqlite:////abs/o.db"),
     ],
 )
 def test_optuna_storage_names_another_database(given: str, used: str) -> None:
@@ -39,6 +40,14 @@ def test_optuna_storage_names_another_database(given: str, used: str) -> None:
 def of_mlflow(path: Path) -> str:
     with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE experiments (name TEXT)")
+    return f"sqlite:///{path}"
+
+
+def of_another_optuna(path: Path) -> str:
+    opened(path.parent)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+        database.execute("UPDATE version_info SET schema_version = 11, library_version = '2.6.0'")
     return f"sqlite:///{path}"
 
 
@@ -53,16 +62,23 @@ def no_database(path: Path) -> str:
     ("url", "message"),
     [
         (of_mlflow, "is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE"),
+        (of_another_optuna, "can't be used .*optuna storage upgrade"),
         (no_database, "can't be used .*file is not a database"),
+        (lambda path: f"sqlite:///{path}/no/such/file/x.db", "can't be used"),
         (lambda _: "mysql://me:secret@host/db", "OPTUNA_STORAGE mysql://host/db is not sqlite:///FILE or"),
         (lambda _: "postgresql://me:secret@host:x/db", "OPTUNA_STORAGE postgresql://host:x/db is not sqlite"),
         (lambda _: "postgresql://me:a@secret@host/db", "OPTUNA_STORAGE postgresql://host/db: write an @ in .* as %40"),
         (lambda _: "postgresql://me:secret@127.0.0.1:9/db", "postgresql.psycopg://127.0.0.1:9/db can't be used"),
+        (lambda _: "postgresql://127.0.0.1:9/db?password=secret", "postgresql.psycopg://127.0.0.1:9/db can't be used"),
     ],
 )
 def test_a_database_that_cannot_be_used_is_one_line(url: Callable[[Path], str], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "optuna.db"
+    address = url(path)
+    if not path.exists():
+        path.write_text("")  # a file where a folder is needed
     with pytest.raises(UserError, match=message) as caught:
-        open_study(SETTING, tmp_path, create=True, environment={"OPTUNA_STORAGE": url(tmp_path / "optuna.db")})
+        open_study(SETTING, tmp_path, create=True, environment={"OPTUNA_STORAGE": address})
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
     gc.collect()

@@ -27,7 +27,7 @@ import torch
 from benchmarks import charts, machine, population, results
 from benchmarks.contenders import CONTENDERS, UNCONDITIONAL, Setting, in_own_process
 from pipeline.base import console
-from pipeline.base.device import has_bfloat16, pick_device
+from pipeline.base.device import compiler, has_bfloat16, pick_device
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
 from pipeline.base.params import parse, read
@@ -35,7 +35,6 @@ from pipeline.base.paths import PREPARED
 from pipeline.data import splits as data
 from pipeline.model.cvae import PRESETS, Init, build
 from pipeline.stages.saved import load_splits
-from pipeline.training.compiled import compiler
 from pipeline.training.fit import TrainParams
 
 BATCH = 128  # of all contenders but ours

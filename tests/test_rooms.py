@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from imports import MODULES, PACKAGE, ROOT, imported, ours, room
+from imports import MODULES, PACKAGE, ROOT, imported, ours, room, source
 
 NUMBERS = ["data", "model", "training", "measure", "weight", "completion", "study"]
 # Each room and those that it may import, besides itself.
@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"base", "tracking", "show", "stages", *NUMBERS},
 }
 # torch.compile and friends stand in one file; a tracker in one room; a params library wherever params are declared.
-ONE_ROOM = {"mlflow": "tracking", "optuna": "study", "typer": "cli", "torchvision": "data"}
+ONE_ROOM = {"mlflow": "tracking", "optuna": "study", "typer": "cli", "matplotlib": "show", "torchvision": "data"}
 BARE = {
     "torch",
     "numpy",
@@ -33,7 +33,9 @@ BARE = {
     "sklearn",
     "safetensors",
     "pydantic",
+    "threadpoolctl",
 }
+LONGEST_FILE, LONGEST_FUNCTION, LONGEST_STAGE = 400, 60, 60  # lines; a stage is a module of stages/ with a `main`
 
 
 def test_imports_run_down() -> None:
@@ -66,12 +68,26 @@ def test_one_room_knows_a_library(package: str, home: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NUMBERS if name != "study"])
-def test_numbers_need_few_libraries(name: str) -> None:
+def test_numbers_need_few_libraries_and_no_path(name: str) -> None:
     """All but data/download.py, whose job it is to bring files."""
     for module in MODULES:
         if room(module) == name and module != "pipeline.data.download":
             foreign = {root for root in imported(module) if not root.startswith("pipeline")}
             assert foreign - sys.stdlib_module_names <= BARE, module
+            assert not foreign & {"pathlib", "os", "subprocess", "shutil"}, module
+
+
+def test_files_and_functions_are_short() -> None:
+    long = []
+    for module, path in MODULES.items():
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        functions = [node for node in ast.walk(source(module)) if isinstance(node, ast.FunctionDef)]
+        is_stage = room(module) == "stages" and "main" in {node.name for node in functions}
+        if lines > (LONGEST_STAGE if is_stage else LONGEST_FILE):
+            long.append(f"{module}: {lines} lines")
+        lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+        long += [f"{module}.{name}: {length} lines" for name, length in lengths.items() if length > LONGEST_FUNCTION]
+    assert long == []
 
 
 def test_help_starts_nothing_heavy() -> None:

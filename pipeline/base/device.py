@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import os
+import shutil
 
 import torch
 
@@ -36,6 +38,18 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the largest value that its manual allows
         mallopt(M_TRIM_THRESHOLD, 2**30)
+
+
+def memory(device: torch.device) -> int:
+    """Bytes: what is free on a GPU, or all of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def compiler() -> str | None:
+    """The path of the C++ compiler (g++, or what CXX names), or None."""
+    return shutil.which(os.environ.get("CXX", "g++"))
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -21,12 +21,13 @@ def params(
     cvae params
     cvae params --schema > params.schema.json
     """
+    from pipeline.base.params import read
     from pipeline.stages import check
 
     if schema:
         print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
         return
-    check.load_all()
+    check.load_all(read())
     print("params.yaml: every value is allowed")
 
 

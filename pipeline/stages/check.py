@@ -1,10 +1,9 @@
-"""Checks every value of params.yaml. A second; every other stage waits for it.
+"""Checks every value of params.yaml, in a second, before any other stage runs.
 
-DVC deletes a stage's outputs before it runs the stage. A wrong value must therefore be refused by a stage that has
-nothing to lose. What it writes never changes, so that no other stage becomes outdated by it.
+DVC deletes a stage's outputs before it runs the stage, so a stage that has nothing to lose must refuse a wrong value.
+What it writes never changes, so that it makes no other stage outdated.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from pipeline.base import console
@@ -25,8 +24,7 @@ from pipeline.tracking.runs import TrackingParams
 from pipeline.training.fit import TrainParams
 from pipeline.training.objective import ObjectiveParams
 
-# The class of each section, in the order of the file.
-SECTIONS: dict[str, type[Any]] = {
+SECTIONS: dict[str, type[Any]] = {  # in the order of the file
     "data": DataParams,
     "judge": JudgeParams,
     "model": ModelParams,
@@ -41,24 +39,18 @@ SECTIONS: dict[str, type[Any]] = {
 }
 
 
-def load_all(changed: Mapping[str, Any] | None = None) -> None:
-    """Checks params.yaml, or its content as `changed`.
-
-    Raises UserError at the first section or value that is not allowed, or can't be used on this machine.
-    """
-    content = read() if changed is None else changed
-    for section in content:
-        if section not in SECTIONS:
-            raise UserError(f"{FILE}: unknown section {section!r}{did_you_mean(section, SECTIONS)}")
+def load_all(content: dict[str, Any]) -> None:
+    """Raises UserError at the first part of params.yaml that is not allowed, or can't be used on this machine."""
+    for section in content.keys() - SECTIONS:
+        raise UserError(f"{FILE}: unknown section {section!r}{did_you_mean(section, SECTIONS)}")
     values = {section: parse(owner, content.get(section), f"{FILE}: {section}") for section, owner in SECTIONS.items()}
     pick_device(values["train"].device)
 
 
 def main() -> None:
     try:
-        load_all()
-    except UserError as error:
-        # Not `git checkout`: it may take the file for unchanged, as DVC has just written it twice in one second.
+        load_all(read())
+    except UserError as error:  # `git checkout` may take the file, written twice in a second, for unchanged
         raise UserError(f"{error}. `git show HEAD:{FILE} > {FILE}` takes back every change of that file") from None
     with replacing(CHECKED) as part:
         part.write_text("every value is allowed\n", encoding="utf-8")

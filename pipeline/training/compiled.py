@@ -1,24 +1,18 @@
-"""Everything that calls torch's compiler, or asks whether it can run."""
+"""Everything that calls torch's compiler."""
 
-import os
-import shutil
 from collections.abc import Callable
 from typing import Literal, ParamSpec, TypeVar
 
 import torch
 
+from pipeline.base.device import compiler
 from pipeline.base.errors import UserError
 
-COMPILING_PAYS = 80_000  # steps: on an H200 compiling takes 10 s and saves 0.15 ms a step
+COMPILING_PAYS = 80_000  # steps: on an H200 compiling takes 15 s and saves 0.15 ms a step
 
 Compile = Literal["auto", "always", "never"]
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def compiler() -> str | None:
-    """The path of the C++ compiler (g++, or what CXX names), or None."""
-    return shutil.which(os.environ.get("CXX", "g++"))
 
 
 def is_worth(choice: Compile, device: torch.device, steps: int) -> bool:

@@ -6,7 +6,6 @@ and noise (a test compares them in float64), and one member's NaN stays its own.
 """
 
 import copy
-import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import stack_module_state, vmap
 
-from pipeline.base.device import pick_precision
+from pipeline.base.device import memory, pick_precision
 from pipeline.data.splits import PIXELS, SIDE, Split
 from pipeline.model.cvae import CVAE, Architecture
 from pipeline.model.likelihood import SigmaOptimal
@@ -229,7 +228,7 @@ def auto_size(device: torch.device, architecture: Architecture, batch_size: int)
     costs 92 µs a step among 8, 57 among 32 and 47 among 125 (docs/lab/gpu.md).
     """
     most = 128 if device.type == "cuda" else 16
-    return max(1, min(most, _memory(device) // 2 // member_bytes(architecture, batch_size)))
+    return max(1, min(most, memory(device) // 2 // member_bytes(architecture, batch_size)))
 
 
 def member_bytes(architecture: Architecture, batch_size: int) -> int:
@@ -243,10 +242,3 @@ def member_bytes(architecture: Architecture, batch_size: int) -> int:
     # Weights: weight, gradient and Adam's two moments in float32, weight and gradient in bfloat16. Per image: each
     # hidden unit before and after its ReLU and its gradient, and about ten arrays of the likelihood's 784 pixels.
     return 20 * weights + 4 * batch_size * (3 * units + 10 * PIXELS)
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes: what is free on a GPU, or all of the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -132,9 +132,9 @@ def test_what_cannot_be_stacked_is_refused() -> None:
 def test_memory_bounds_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     strong = PRESETS["strong"]
     assert 1 <= auto_size(CPU, strong, 128) <= 16  # by this machine's memory
-    monkeypatch.setattr(population, "_memory", lambda _: 2**40)
+    monkeypatch.setattr(population, "memory", lambda _: 2**40)
     assert (auto_size(CPU, strong, 128), auto_size(torch.device("cuda"), strong, 128)) == (16, 128)
-    monkeypatch.setattr(population, "_memory", lambda _: 11 * member_bytes(strong, 128))
+    monkeypatch.setattr(population, "memory", lambda _: 11 * member_bytes(strong, 128))
     assert auto_size(CPU, strong, 128) == 5
-    monkeypatch.setattr(population, "_memory", lambda _: 0)
+    monkeypatch.setattr(population, "memory", lambda _: 0)
     assert auto_size(CPU, strong, 128) == 1

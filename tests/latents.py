@@ -1,7 +1,7 @@
-"""A small model and a known density over its latents, for the tests of density and samples."""
+"""Random numbers, a small model, and a known density over its latents."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.model.cvae import CVAE, Architecture, build
 from pipeline.model.density import Density
@@ -32,3 +32,8 @@ def density() -> Density:
 
 def source(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal, in float64."""
+    return torch.randn(*shape, generator=source(seed), dtype=torch.float64)

@@ -4,17 +4,12 @@ import math
 
 import pytest
 import torch
+from latents import LABELS, normal
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from pipeline.model import mixture
 from pipeline.model.density import Density
-
-LABELS = torch.arange(10)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def curved(rows: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -53,9 +48,9 @@ def test_a_gpu_fits_as_good_a_mixture() -> None:
 
 
 def test_a_known_mixture_is_found() -> None:
-    """Three distant Gaussians, of which one is narrow and one is correlated."""
+    """Three distant Gaussians far from 0, of which one is narrow and one is correlated."""
     roots = torch.stack([torch.eye(2), 0.1 * torch.eye(2), torch.tensor([[1.0, 0.0], [0.9, 0.5]])]).double()
-    centres = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]]).double()
+    centres = 1000 + torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]]).double()
     component = torch.arange(8000) % 4 % 3  # ½, ¼, ¼
     rows = centres[component] + (roots[component] @ normal(8000, 2)[..., None]).squeeze(-1)
     fitted = mixture.fit(rows, torch.zeros(8000, dtype=torch.int64), 1, 3, 0)
@@ -63,16 +58,6 @@ def test_a_known_mixture_is_found() -> None:
     assert torch.allclose(fitted.weights[0, order], torch.tensor([0.5, 0.25, 0.25]).double(), atol=1e-3)
     assert torch.allclose(fitted.means[0, order], centres, atol=0.1)
     assert torch.allclose(fitted.roots[0, order], roots, atol=0.05)
-
-
-def test_one_component_has_the_mean_and_covariance_of_its_rows() -> None:
-    rows, groups = curved(50, 0)
-    fitted = mixture.fit(1000 + rows, groups, 10, 1, 0)
-    for group in LABELS.tolist():
-        own = rows[groups == group]
-        assert torch.allclose(fitted.means[group, 0], 1000 + own.mean(0))
-        covariance = torch.cov(own.T, correction=0) + mixture.FLOOR * torch.eye(3)
-        assert torch.allclose(fitted.roots[group, 0] @ fitted.roots[group, 0].T, covariance)
 
 
 def test_each_step_makes_the_rows_more_likely(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +72,8 @@ def test_each_step_makes_the_rows_more_likely(monkeypatch: pytest.MonkeyPatch) -
 
 def test_blocks_of_rows_sum_to_the_same_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, groups = curved(500, 0)
-    whole = mixture.fit(rows, groups, 10, 4, 0)
+    threads, whole = torch.get_num_threads(), mixture.fit(rows, groups, 10, 4, 0)
+    assert torch.get_num_threads() == threads
     monkeypatch.setattr(mixture, "AT_ONCE", 1)
     for one, other in zip(whole, mixture.fit(rows, groups, 10, 4, 0), strict=True):
         assert torch.allclose(one, other)
@@ -119,9 +105,3 @@ def test_rows_that_no_mixture_can_be_fitted_to_are_refused(value: float) -> None
     rows[3, 1] = value
     with pytest.raises(ValueError, match="latents are not finite, or too large"):
         mixture.fit(rows, groups, 10, 2, 0)
-
-
-def test_it_leaves_the_number_of_threads() -> None:
-    threads = torch.get_num_threads()
-    mixture.fit(*curved(20, 0), 10, 2, 0)
-    assert torch.get_num_threads() == threads

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from latents import density, model, source
+from latents import LABELS, density, model, source
 
 from pipeline.data.splits import to_unit
 from pipeline.model import prior, samples
@@ -13,7 +13,6 @@ from pipeline.model.cvae import CVAE, Architecture, build
 from pipeline.model.samples import SAMPLERS, Sampler, decode, latents, sample
 
 SMALL = Architecture(2, (16,), (16,), "concat", encoder_sees_label=True)
-LABELS = torch.arange(10)
 
 
 def learned(name: prior.Name) -> CVAE:
@@ -24,10 +23,6 @@ def learned(name: prior.Name) -> CVAE:
             values = LABELS.log1p() if key == "log_var" else LABELS
             weight.add_(values.view(10, *[1] * (weight.ndim - 1)))
     return ours
-
-
-def z_of(count: int) -> torch.Tensor:
-    return torch.randn(count, 2, generator=source())
 
 
 def test_latents_are_samples_of_the_prior_or_of_the_density_which_must_be_given() -> None:
@@ -51,9 +46,11 @@ def test_samples_repeat_with_the_seed_and_leave_the_global_generator(sampler: Sa
 
 @pytest.mark.parametrize("count", [1, 2001])
 def test_any_number_of_latents_is_decoded_row_by_row_to_the_likelihood_s_mean(count: int) -> None:
-    z, labels = z_of(count), torch.arange(count) % 10
+    """A mixture of labels may take the place of a label."""
+    z, labels = torch.randn(count, 2, generator=source()), torch.arange(count) % 10
     images = decode(model(), z, labels)
     assert images.shape == (count, 1, 28, 28)
+    assert torch.equal(decode(model(), z, torch.eye(10)[labels]), images)
     with torch.no_grad():
         assert torch.allclose(images.flatten(1), model().decode(z, labels).sigmoid(), atol=1e-6)
 
@@ -64,10 +61,6 @@ def test_a_sample_may_be_shown_with_sampled_pixels_whose_mean_is_the_usual_image
     assert torch.equal(sample(model(), density(), LABELS, "fitted", seed=4, shown="draw"), shown)
     many = decode(model(), torch.zeros(3000, 2), torch.zeros(3000, dtype=torch.int64), seed=1)
     assert torch.allclose(many.mean(0), decode(model(), torch.zeros(1, 2), LABELS[:1])[0], atol=0.05)
-
-
-def test_a_mixture_of_labels_may_take_the_place_of_a_label() -> None:
-    assert torch.equal(decode(model(), z_of(10), torch.eye(10)), decode(model(), z_of(10), LABELS))
 
 
 def test_a_sheet_shows_each_image_whole_at_its_place_dark_on_white() -> None:

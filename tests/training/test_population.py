@@ -6,21 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from solo import (
-    CPU,
-    KL_WEIGHTS,
-    PARAMS,
-    SMALL,
-    TREATMENTS,
-    VALIDATION,
-    Treatment,
-    assert_solo,
-    treatment,
-    treatments,
-    weights,
-)  # fmt: skip
+from solo import CPU, KL_WEIGHTS, TREATMENTS, VALIDATION, Treatment, assert_solo, treatment, treatments, weights
 
-from pipeline.model.cvae import CVAE, PRESETS, build
+from pipeline.model.cvae import CVAE, PRESETS
 from pipeline.training import population
 from pipeline.training.compiled import Compile
 from pipeline.training.fit import Record
@@ -78,8 +66,8 @@ def test_a_gradient_is_clipped_by_its_own_length() -> None:
 
 
 def test_when_all_have_left_training_ends() -> None:
-    members = start(three(), KL_WEIGHTS, PARAMS, CPU)
-    for record in fit(members, CASE.data, VALIDATION, PARAMS, CASE.aim):
+    members = start(three(), KL_WEIGHTS, CASE.params, CPU)
+    for record in fit(members, CASE.data, VALIDATION, CASE.params, CASE.aim):
         members.drop(record)
     assert (members.epoch, members.members) == (1, [])
 
@@ -116,17 +104,18 @@ def test_bfloat16_multiplies_in_bfloat16() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_members_are_solo_runs_too() -> None:
-    case = treatment(replace(SMALL, prior="class"), compile="always", clip=3.0)
+    case = treatment(replace(CASE.architecture, prior="class"), compile="always", clip=3.0)
     assert_solo(case, *train(case))
 
 
 def test_what_cannot_be_stacked_is_refused() -> None:
+    other = treatment(replace(CASE.architecture, latent_size=5))
     with pytest.raises(ValueError, match="share one architecture"):
-        start([build(SMALL, 0), build(replace(SMALL, latent_size=5), 0)], [1.0, 1.0], PARAMS, CPU)
+        start([CASE.model(), other.model()], [1.0, 1.0], CASE.params, CPU)
     with pytest.raises(ValueError, match="2 models need as many KL weights"):
-        start(three()[:2], KL_WEIGHTS, PARAMS, CPU)
+        start(three()[:2], KL_WEIGHTS, CASE.params, CPU)
     with pytest.raises(ValueError, match="3 models need as many KL weights and learning rates"):
-        start(three(), KL_WEIGHTS, PARAMS, CPU, [1e-3])
+        start(three(), KL_WEIGHTS, CASE.params, CPU, [1e-3])
 
 
 def test_memory_bounds_the_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,11 @@
 
 import itertools
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from latents import LABELS, source
 from settings import MODEL, model_params
 from torch import Tensor, nn
 
@@ -23,9 +24,7 @@ from pipeline.model.cvae import (
 )
 from pipeline.model.networks import one_hot
 
-KINDS: tuple[Conditioning, ...] = ("sum", "mean", "product", "concat")
 SMALL = Architecture(4, (16,), (16,), "concat", encoder_sees_label=True)
-LABELS = torch.arange(10)
 SHAPES: list[dict[str, Any]] = [
     {},
     {"architecture": "conv", "channels": (8,)},
@@ -34,7 +33,7 @@ SHAPES: list[dict[str, Any]] = [
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=source(seed))
 
 
 def images(count: int) -> Tensor:
@@ -46,10 +45,8 @@ def layers(*modules: nn.Module) -> list[tuple[int, int]]:
     return [(part.in_features, part.out_features) for part in parts if isinstance(part, nn.Linear)]
 
 
-def condition(kind: Conditioning, latent_size: int = 4) -> Condition:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Condition(kind, latent_size)
+def condition(kind: Conditioning) -> Condition:
+    return build(replace(SMALL, conditioning=kind), 0).condition
 
 
 def test_the_presets_have_their_layers_and_a_value_changes_that_value_alone() -> None:
@@ -79,7 +76,7 @@ def test_values_that_do_not_go_together_are_refused_in_one_line(change: dict[str
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", get_args(Conditioning))
 def test_any_architecture_encodes_decodes_and_trains_every_weight(kind: Conditioning, shape: dict[str, Any]) -> None:
     for sees, hidden in ((False, ()), (True, (8, 6))):
         model = build(Architecture(3, hidden, hidden, kind, sees, **shape), 0)
@@ -154,12 +151,10 @@ def test_he_weights_keep_the_size_of_activations_torch_s_let_it_shrink_and_dark_
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 100.0])
 def test_skipping_idle_units_changes_nothing(spread: float) -> None:
-    sizes = (2, 60, 50, 40, 9)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        linears = [nn.Linear(*pair).double() for pair in itertools.pairwise(sizes)]
-    x = (normal(1, sizes[0], seed=1) + spread * normal(200, sizes[0], seed=2)).double()
-    plain = x
+        linears = [nn.Linear(*pair).double() for pair in itertools.pairwise((2, 60, 50, 40, 9))]
+    x = plain = (normal(1, 2, seed=1) + spread * normal(200, 2, seed=2)).double()
     for layer in linears[:-1]:
         plain = layer(plain).relu()
     assert torch.allclose(skip_idle_units(linears, x), linears[-1](plain), rtol=1e-11, atol=1e-11)

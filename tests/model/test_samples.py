@@ -64,21 +64,18 @@ def test_a_sample_may_be_shown_with_sampled_pixels_whose_mean_is_the_usual_image
 
 
 def test_a_sheet_shows_each_image_whole_at_its_place_dark_on_white() -> None:
-    gap = 2
-    images = to_unit(torch.randint(0, 256, (6, 1, 28, 28), generator=source(), dtype=torch.uint8))
-    picture = samples.sheet(images, columns=3, gap=gap)
-    expected = np.full((2 * 28 + gap, 3 * 28 + 2 * gap), 255, np.uint8)
+    images = torch.randint(0, 256, (6, 1, 28, 28), generator=source(), dtype=torch.uint8)
+    expected = np.full((2 * 28 + 2, 3 * 28 + 2 * 2), 255, np.uint8)
     for index, image in enumerate(images):
-        top, left = (index // 3) * (28 + gap), (index % 3) * (28 + gap)
-        expected[top : top + 28, left : left + 28] = 255 - (image[0] * 255).round().byte().numpy()
-    assert np.array_equal(picture, expected)
+        top, left = (index // 3) * 30, (index % 3) * 30
+        expected[top : top + 28, left : left + 28] = 255 - image[0].numpy()
+    assert np.array_equal(samples.sheet(to_unit(images), columns=3, gap=2), expected)
 
 
 @pytest.mark.parametrize("name", prior.PRIORS)
 def test_a_traversal_moves_one_dimension_from_the_prior_s_mean(name: prior.Name) -> None:
     ours, values = learned(name), torch.tensor([-3.0, 0.0, 3.0])
-    z = ours.prior().mean(torch.full((3,), 4)).detach()
-    z = torch.stack([z[:, 0], values], 1)
+    z = torch.stack([ours.prior().mean(torch.full((3,), 4)).detach()[:, 0], values], 1)
     assert torch.equal(samples.traverse(ours, 4, 1, values), decode(ours, z, torch.full((3,), 4)))
 
 
@@ -113,9 +110,8 @@ def test_a_style_has_the_same_noise_in_the_prior_of_each_label() -> None:
 def test_a_fitted_style_has_the_same_place_in_the_gaussian_of_each_class() -> None:
     z = samples.styles(model(), density(), 20_000, "fitted", seed=1)
     mean, covariance = density().moments()
-    for digit in (0, 3):
-        assert torch.allclose(z[:, digit].mean(0), mean[digit], atol=0.1)
-        assert torch.allclose(torch.cov(z[:, digit].T), covariance[digit], atol=0.2)
+    assert torch.allclose(z[:, 3].mean(0), mean[3], atol=0.1)
+    assert torch.allclose(torch.cov(z[:, 3].T), covariance[3], atol=0.2)
     noise = (z[:, 0] - mean[0]) / covariance[0].diagonal().sqrt()  # the covariance of class 0 is round
     assert torch.corrcoef(torch.cat([noise, z[:, 3]], 1).T)[:2, 2:].diagonal().min() > 0.6
     assert torch.allclose((z[:, 7] - mean[7]), (z[:, 0] - mean[0]), atol=1e-4)
@@ -126,5 +122,5 @@ def test_a_morph_passes_each_digit_s_latents_under_its_label(steps: int) -> None
     z = torch.randn(3, 10, 2, generator=source())
     images = samples.morph(model(), z, steps)
     assert images.shape == (3, 10 * steps, 28, 28)
-    for row in range(3):
-        assert torch.allclose(images[row, ::steps], decode(model(), z[row], LABELS).squeeze(1), atol=1e-6)
+    for row, own in zip(images, z, strict=True):
+        assert torch.allclose(row[::steps], decode(model(), own, LABELS).squeeze(1), atol=1e-6)

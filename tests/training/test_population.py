@@ -54,17 +54,6 @@ def test_the_rest_go_on_as_if_the_leavers_had_stayed(
     assert_solo(case, members, records, rates)
 
 
-def test_a_gradient_is_clipped_by_its_own_length() -> None:
-    """A neighbour's long gradient does not shorten a member's own."""
-    case = treatment(clip=3.0)
-    quiet, _ = train(case)
-    loud = three()
-    with torch.no_grad():
-        loud[2].pixels.weight *= 300
-    members, _ = train(case, loud)
-    assert torch.equal(weights(members.model(0)), weights(quiet.model(0)))
-
-
 def test_when_all_have_left_training_ends() -> None:
     members = start(three(), KL_WEIGHTS, CASE.params, CPU)
     for record in fit(members, CASE.data, VALIDATION, CASE.params, CASE.aim):

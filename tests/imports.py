@@ -12,8 +12,6 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
     if path.name not in ("__init__.py", "__main__.py")
 }
-
-
 # Its functions import what they alone need: who imports one of them depends on that function's imports.
 SAVED = "pipeline.stages.saved"
 

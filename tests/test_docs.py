@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from imports import ROOT
 
-ROOT = Path(__file__).parent.parent
 TRACKED = subprocess.run(
     ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
 ).stdout.split()

@@ -4,13 +4,13 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from imports import ROOT
 
 from pipeline.base.errors import UserError
 from pipeline.tracking import local, runs
-
-PROJECT = Path(local.__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -34,26 +34,23 @@ def test_a_deleted_experiment_is_an_error_with_its_remedy(root: Path) -> None:
         runs.start("train", "gone", root=root)
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [("text", "not a database"), ("tables", "another program's database"), ("lock", "database is locked")],
-)
-def test_a_file_that_cannot_be_used_is_an_error_in_one_line(
-    root: Path, content: str, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_cannot_be_used_is_an_error_in_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "LOCK_SECONDS", 0.1)
     path = root / "mlflow.db"
-    if content != "lock":
-        path.unlink()
-    if content == "text":
-        path.write_text("no database " * 100)
-    with closing(sqlite3.connect(path)) as other:
-        if content == "tables":
-            other.execute("CREATE TABLE trials (number INTEGER)")
-        if content == "lock":
-            other.execute("BEGIN IMMEDIATE")
+
+    def refused(words: str) -> None:
         with pytest.raises(UserError, match=rf"{path}.*{words}.*MLFLOW_TRACKING_URI$"):
             runs.start("train", "e", wait=False, root=root)
+
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        refused("database is locked")
+    path.write_text("no database " * 100)
+    refused("not a database")
+    path.unlink()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE trials (number INTEGER)")
+    refused("another program's database")
 
 
 TRAINING = """
@@ -69,18 +66,13 @@ with start("r", "e", wait=False, root=Path()) as run:
 
 @pytest.mark.slow
 def test_programs_that_start_together_and_end_at_once_leave_whole_runs_in_one_new_database(tmp_path: Path) -> None:
-    """Neither mlflow nor the database is there when they end. Stale files of a deleted database lie there, which
-    SQLite would replay into the new one."""
-    for leftover in ("mlflow.db-wal", "mlflow.db-shm"):
+    for leftover in ("mlflow.db-wal", "mlflow.db-shm"):  # of a deleted database: SQLite would replay them
         (tmp_path / leftover).write_bytes(b"stale" * 1000)
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    environment["PYTHONPATH"] = str(PROJECT)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""}
     command = [sys.executable, "-c", TRAINING]
-    processes = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)
-    ]
-    ends = [(process.communicate()[1], process.returncode) for process in processes]
-    assert ends == [("", 0)] * 3
+    words: dict[str, Any] = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **words) for _ in range(3)]
+    assert [(process.communicate()[1], process.returncode) for process in processes] == [("", 0)] * 3
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         assert database.execute("SELECT status FROM runs").fetchall() == [("FAILED",)] * 3  # sys.exit is an exception
         steps = database.execute("SELECT run_uuid, step FROM metrics ORDER BY run_uuid, rowid").fetchall()

@@ -10,7 +10,6 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from stores import client, history, kept
 
@@ -24,26 +23,6 @@ def test_a_refused_record_is_reported_and_delays_no_other(root: Path, warnings: 
     assert history(run, "kl") == [(1, 1.0)]
     assert kept(run).info.status == "FINISHED"
     assert ["refused" in warning for warning in warnings] == [True]
-
-
-def test_records_wait_in_order_for_a_store_that_fails(root: Path, warnings: list[str]) -> None:
-    artifacts = root / "mlartifacts"
-    with runs.start("train", "e", root=root) as run:
-        artifacts.write_text("where a folder should be")
-        (root / "a.txt").write_text("as it was")
-        run.artifact(root / "a.txt")
-        (root / "a.txt").write_text("as it is")
-        for step in range(3):
-            run.metrics({"kl": step}, step)
-        assert run._outbox.flush() == 4
-        assert history(run, "kl") == []
-        assert len(warnings) == 1
-        artifacts.unlink()
-    assert history(run, "kl") == [(0, 0.0), (1, 1.0), (2, 2.0)]
-    assert (artifacts / run.run_id / "artifacts" / "a.txt").read_text() == "as it was"
-    assert kept(run).info.status == "FINISHED"
-    assert ["fails" in warnings[0], "answers again" in warnings[1]] == [True] * 2
-    assert len(warnings) == 2
 
 
 def test_a_store_that_hangs_ends_no_run_late(root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,15 +39,13 @@ def test_a_store_that_hangs_ends_no_run_late(root: Path, warnings: list[str], mo
     assert run._outbox.flush() == 0
 
 
-def test_a_store_found_unusable_late_costs_no_training(
-    root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (root / "file").write_text("where a folder should be")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/file/mlflow.db")
+def test_an_unusable_store_ends_no_run(root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = root / "file/mlflow.db"
+    path.parent.write_text("where a folder should be")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
     with runs.start("train", "e", wait=False, root=root) as run:
-        run.metrics({"kl": 1.0}, step=1)
         assert run.wait_for_id() == ""
-    assert [str(root / "file" / "mlflow.db") in warning and "\n" not in warning for warning in warnings] == [True] * 2
+    assert [str(path) in warning and "\n" not in warning for warning in warnings] == [True] * 2
 
 
 def test_an_interrupted_run_goes_on_by_its_key(root: Path, warnings: list[str]) -> None:
@@ -117,7 +94,6 @@ def test_nothing_is_lost_when_the_server_comes_back(
                 began = time.monotonic()
                 for step in range(1, 50):
                     run.metrics({"kl": float(step)}, step)
-                run.image("samples", np.zeros((28, 28), np.uint8), step=49)
                 run.model(root / "cvae.safetensors")
                 with runs.start("trial", "e", wait=False, root=root) as trial:
                     trial.metrics({"kl": 1.0}, step=1)
@@ -125,11 +101,12 @@ def test_nothing_is_lost_when_the_server_comes_back(
                 (root / "cvae.safetensors").write_bytes(b"others")
                 process = serve()
             assert history(run, "kl") == [(step, float(step)) for step in range(50)]
-            assert len(client(run).list_artifacts(run.run_id, "images")) == 2
             assert kept(run).info.status == kept(trial).info.status == "FINISHED"
             assert history(trial, "kl") == [(1, 1.0)]
-            assert package.download_model(f"runs:/{run.run_id}", root).read_bytes() == b"weights"
-            assert ["fails" in warnings[0], "answers again" in warnings[1]] == [True] * 2
-            assert len(warnings) == 2
+            failing, recovered = warnings
+            assert "fails" in failing
+            assert "answers again" in recovered
+            copy = package.download_model(f"runs:/{run.run_id}", root)
+            assert (copy.name, copy.read_bytes()) == (f"{run.run_id}.safetensors", b"weights")
         finally:
             server.end(process)

@@ -1,9 +1,9 @@
-import re
 import socket
 import urllib.parse
 import urllib.request
 import webbrowser
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -19,11 +19,11 @@ def test_the_ui_shows_the_experiment_and_ends_with_all_its_processes(
     with runs.start("train", "e", root=root) as run:
         run.image("samples", np.zeros((28, 28), np.uint8), step=1)
     image = client(run).list_artifacts(run.run_id, "images")[0].path
+    query = urllib.parse.urlencode({"path": image, "run_uuid": run.run_id})
     opened: list[str] = []
 
     def visit(url: str) -> None:
         opened.append(url)
-        query = urllib.parse.urlencode({"path": image, "run_uuid": run.run_id})
         with urllib.request.urlopen(f"{url.partition('/#')[0]}/get-artifact?{query}") as answer:
             assert len(answer.read()) > 0
         raise KeyboardInterrupt
@@ -34,9 +34,8 @@ def test_the_ui_shows_the_experiment_and_ends_with_all_its_processes(
         taken.listen()
         port = taken.getsockname()[1]
         server.ui(root, port, open_browser=True, experiment="e")
-    page = rf"http://127\.0\.0\.1:(\d+)/#/experiments/{run.experiment_id}\?workflowType=machine_learning"
-    found = re.fullmatch(page, opened[0])
-    assert found
-    assert int(found[1]) != port
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", int(found[1]))) != 0
+    address, _, page = opened[0].partition("/#")
+    assert page == f"/experiments/{run.experiment_id}?workflowType=machine_learning"
+    assert not address.endswith(f":{port}")
+    with pytest.raises(URLError):
+        urllib.request.urlopen(address)

@@ -47,6 +47,15 @@ class Server:
             self.run("pg_ctl", "stop", "--mode", "immediate")
             self.is_running = False
 
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Stopped, and started again afterwards."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
     def url(self, database: str, user: str = USER, password: str = PASSWORD) -> str:
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
 

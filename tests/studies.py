@@ -4,20 +4,23 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import optuna
+import pytest
 from bands import banded, judge
 from imports import ROOT
 from settings import objective_params, train_params, tune_params
 
+from pipeline.base.errors import UserError
 from pipeline.measure.evaluator import Evaluator
 from pipeline.model.cvae import Architecture
-from pipeline.study.queue import Candidate, Study, open_study
+from pipeline.study.queue import Candidate, Study, counts, open_study
 from pipeline.study.search import Event, search
 from pipeline.study.space import Setting
 
@@ -72,6 +75,20 @@ def finished(folder: Path, setting: Setting = SETTING) -> Study:
     for _ in events(found):
         pass
     return found
+
+
+@contextmanager
+def refused(message: str) -> Iterator[None]:
+    """Expects a UserError of one line, without the password."""
+    with pytest.raises(UserError, match=message) as caught:
+        yield
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def results(found: Study) -> dict[int, list[float]]:
+    """The values of the trials that count."""
+    return {trial.number: trial.values for trial in found.trials() if counts(trial)}
 
 
 def states(found: Study) -> list[str]:

@@ -2,50 +2,42 @@
 
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from studies import SETTING, abandoned, events, finished, having, opened, program, states, until
+from studies import SETTING, abandoned, events, finished, having, opened, program, refused, results, states, until
 
-from pipeline.base.errors import UserError
 from pipeline.base.paths import WORKERS
 from pipeline.study import search, storage
-from pipeline.study.queue import Study, counts
 from pipeline.study.search import Began, Ended, Epoch
 
 ONE = having(trials=1, epochs=1)
 
 
 def outlive(folder: Path) -> None:
-    """Moves every heartbeat of the studies in `folder` so far into the past that their trials are taken for dead."""
+    """Makes every heartbeat so old that the trials of the studies in `folder` are taken for dead."""
     with closing(sqlite3.connect(folder / "optuna.db")) as database, database:
         seconds = f"-{storage.GRACE_SECONDS + 30} seconds"
         database.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, ?)", (seconds,))
-
-
-def results(found: Study) -> dict[int, list[float]]:
-    return {trial.number: trial.values for trial in found.trials() if counts(trial)}
 
 
 @pytest.mark.slow
 def test_an_interrupted_search_ends_cleanly_and_continues_in_its_runs(tmp_path: Path) -> None:
     setting = having(trials=6, population=3, epochs=2)
     found = opened(tmp_path, setting)
-    stream = events(found)
-    for event in stream:
-        if isinstance(event, Began):
-            event.candidate.remember_run(f"run {event.candidate.trial.number}", "uri")
-        if isinstance(event, Ended):
-            with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), closing(events(found)) as stream:  # noqa: PT012
+        for event in stream:
+            if isinstance(event, Began):
+                event.candidate.remember_run(f"run {event.candidate.trial.number}", "uri")
+            if isinstance(event, Ended):
                 stream.throw(KeyboardInterrupt())
-            break
     told = results(found)
     assert told
     assert states(found).count("WAITING") == 3 - len(told)
     assert "RUNNING" not in states(found)
-
     again = opened(tmp_path, setting)
     runs = [event.candidate.trial.user_attrs.get("run_id") for event in events(again) if isinstance(event, Began)]
     assert [run for run in runs if run] == [f"run {number}" for number in range(3) if number not in told]
@@ -53,7 +45,6 @@ def test_an_interrupted_search_ends_cleanly_and_continues_in_its_runs(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("either")
 def test_a_killed_study_continues_and_its_count_ends_exact(tmp_path: Path) -> None:
     with program(tmp_path, trials=6, population=2, epochs=2) as process:
         until(process, "epoch 3 ")  # the second batch: some trials are done, some are in training
@@ -70,17 +61,16 @@ def test_a_killed_study_continues_and_its_count_ends_exact(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("either")
-def test_several_processes_share_one_new_study(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["tmp_path", "database"])  # SQLite, PostgreSQL
+def test_several_processes_share_one_new_study(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    request.getfixturevalue(place)
     processes = [program(tmp_path, trials=6, population=2, epochs=1) for _ in range(3)]
-    for process in processes:  # none of them may wait for its line while another waits for its trials
-        assert process.stdin is not None
-        process.stdin.write("go on\n" * 50)
-        process.stdin.flush()
-    outputs = [process.communicate(timeout=200) for process in processes]
+    with ThreadPoolExecutor() as pool:  # none may wait for its lines while another waits for its trials
+        outputs = list(pool.map(lambda process: process.communicate("go on\n" * 50, timeout=200), processes))
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     found = opened(tmp_path, having(trials=6, epochs=1))
     assert found.done() == len(found.trials()) == found.table()["kl_weight"].nunique() == 6
+    assert list(events(found)) == []
 
 
 def test_a_trial_of_another_machine_is_left_alone_while_its_heart_beats_and_retried_once(tmp_path: Path) -> None:
@@ -137,9 +127,7 @@ def test_a_trial_with_an_error_of_its_own_is_tried_twice(tmp_path: Path, monkeyp
     assert finished(tmp_path, setting).done() == 2
 
 
-def test_a_process_with_nothing_to_ask_for_waits_for_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_without_trials_waits_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     busy, waiting = opened(tmp_path, ONE), opened(tmp_path, ONE)
     with busy.at_work():
         (candidate,) = busy.ask(1)
@@ -155,20 +143,16 @@ def test_hearts_beat_only_while_trials_train(tmp_path: Path, monkeypatch: pytest
     beats: list[int] = []
     monkeypatch.setattr(found.database, "record_heartbeat", beats.append)
     with found.at_work():
-        candidates = found.ask(2)
-        first = len(beats)
-        time.sleep(0.2)
-        assert {candidate.trial._trial_id for candidate in candidates} <= set(beats[first:])
-        found.put_back(KeyboardInterrupt())
-        time.sleep(0.05)
-        count = len(beats)
-        time.sleep(0.1)
-        assert len(beats) == count
+        trials = {candidate.trial._trial_id for candidate in found.ask(2)}
+        for expected in (trials, set()):
+            time.sleep(0.05)
+            beats.clear()
+            time.sleep(0.15)
+            assert set(beats) == expected
+            found.put_back(KeyboardInterrupt())
 
 
-def test_a_locked_file_is_one_line_and_the_trial_returns_to_the_queue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_locked_file_is_one_line_and_loses_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.1)
     found = opened(tmp_path, having(trials=2, population=1))
     stream = events(found)
@@ -176,7 +160,7 @@ def test_a_locked_file_is_one_line_and_the_trial_returns_to_the_queue(
     with closing(sqlite3.connect(tmp_path / "optuna.db")) as other:
         other.execute("BEGIN IMMEDIATE")
         assert found.done() == 0  # reading waits for nobody
-        with pytest.raises(UserError, match=r"optuna.db can't be used \(database is locked\)"):
+        with refused(r"optuna.db can't be used \(database is locked\)"):
             candidate.remember_run("run", "uri")
     stream.close()
     assert states(found) == ["FAIL", "WAITING"]

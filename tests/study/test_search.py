@@ -1,21 +1,18 @@
 """The search on tiny images: training, pruning, measuring, and what is read from the trials afterwards."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import torch
-from settings import objective_params
-from studies import SETTING, events, finished, having, opened, states
+from studies import events, finished, having, opened, refused, states
 
-from pipeline.base.errors import UserError
 from pipeline.measure.evaluator import Evaluator
 from pipeline.measure.metrics import OF_SAMPLES
 from pipeline.study.queue import Study
-from pipeline.study.search import Began, Ended, Epoch, Event, batch_size
+from pipeline.study.search import Began, Ended, Epoch, Event
 from pipeline.training import population
 
 FRECHET = "validation/fitted/frechet"
@@ -40,13 +37,12 @@ def test_each_trial_begins_ends_has_an_event_for_each_epoch_and_keeps_its_pictur
     assert set(states(found)) == {"COMPLETE", "PRUNED"}
     for kind in (Began, Ended):
         assert sorted(event.candidate.trial.number for event in seen if isinstance(event, kind)) == list(range(8))
-    first = [event for event in seen if event.candidate.trial.number == 0]
-    assert [event.record.epoch for event in first if isinstance(event, Epoch)] == [1, 2, 3, 4]
+    epochs = [event.record.epoch for event in seen if isinstance(event, Epoch) and event.candidate.trial.number == 0]
+    assert epochs == [1, 2, 3, 4]
     for event in seen:
         if isinstance(event, Ended):
             kept = found.strip(event.candidate.trial.number)
             assert kept is not None
-            assert kept.shape == (2 * 28 + 2, 10 * 30 - 2)
             assert (kept == event.strip).all()
 
 
@@ -63,22 +59,12 @@ def test_the_table_has_both_samplers_of_every_trial_and_the_best_is_the_lowest_c
     found, table = done[0], done[0].table()
     names = [f"validation/{sampler}/{name}" for sampler in ("prior", "fitted") for name in OF_SAMPLES]
     assert table[[*names, "validation/elbo", "validation/active_units", "kl_weight"]].notna().all(axis=None)
-    assert (table["validation/elbo"] == -table["validation/reconstruction"] - table["validation/kl"]).all()
     assert [trial.value for trial in found.trials()] == table[FRECHET].tolist()
     assert table["asked"].tolist()[:3] == ["params.yaml", "the article, the bound", ""]
     best = table[table["state"] == "COMPLETE"].sort_values(FRECHET).iloc[0]
     chosen = found.choose()
     assert (chosen.number, chosen.values) == (best["trial"], {FRECHET: best[FRECHET]})
     assert chosen.params == {"objective.kl_weight": best["kl_weight"]}
-    assert found.choose(chosen.number) == chosen
-
-
-@pytest.mark.slow
-def test_a_study_continues_only_with_more_trials_and_repeats_no_weight(tmp_path: Path) -> None:
-    finished(tmp_path, having(trials=5, epochs=1))
-    assert list(events(opened(tmp_path, having(trials=5, epochs=1)))) == []
-    found = finished(tmp_path, having(trials=9, epochs=1))
-    assert found.done() == len(found.trials()) == found.table()["kl_weight"].nunique() == 9
 
 
 def test_several_objectives_give_a_front_of_what_is_feasible_and_prune_nothing(tmp_path: Path) -> None:
@@ -86,7 +72,6 @@ def test_several_objectives_give_a_front_of_what_is_feasible_and_prune_nothing(t
     found = finished(tmp_path, having(epochs=2, objectives=objectives, least_class_accuracy=0.5))
     assert states(found) == ["COMPLETE"] * 6
     table = found.table()
-    assert (table["validation/nll"] < -table["validation/elbo"] + 1).all()
     assert (table["feasible"] == (table["validation/fitted/class_accuracy"] >= 0.5)).all()
     assert found.choose().number in [trial.number for trial in found.front()]
     assert set(found.choose().values) == {f"validation/{name}" for name in objectives}
@@ -100,26 +85,20 @@ def test_the_trial_of_the_front_nearest_to_its_ideal_corner_is_chosen(tmp_path: 
     assert found.choose().number == 1
 
 
-@pytest.mark.parametrize("objective", ["elbo", "frechet"])
-def test_an_infeasible_trial_is_best_only_where_all_are(tmp_path: Path, objective: str) -> None:
-    """Then it is the one with the highest class_accuracy."""
+@pytest.mark.parametrize(("objective", "best"), [("elbo", 3), ("frechet", 2)])
+def test_an_infeasible_trial_is_best_only_where_all_are(tmp_path: Path, objective: str, best: int) -> None:
     found = opened(tmp_path, having(objectives=(objective,), least_class_accuracy=0.9))
     for weight, value, missing in [(1.0, 5.0, 0.4), (2.0, 6.0, 0.1), (3.0, 5.5, -0.05), (4.0, 5.6, -0.01)]:
         add(found, weight, [value], {"class_accuracy": missing})
-        if weight == 2.0:
+        if weight == 2.0:  # the highest class_accuracy so far
             assert (found.choose().number, found.choose().feasible) == (1, False)
-    assert (found.choose().number, found.choose().feasible) == (3 if objective == "elbo" else 2, True)
+    assert (found.choose().number, found.choose().feasible) == (best, True)
 
 
 @pytest.mark.slow
 def test_different_shapes_train_in_populations_of_their_own(tmp_path: Path) -> None:
-    found = opened(
-        tmp_path,
-        having(
-            trials=7, epochs=1, population=7, latent_size=(2, 4), conditioning=("sum", "concat"),
-            learning_rate=(1e-3, 1e-2),
-        ),
-    )  # fmt: skip
+    wide: dict[str, Any] = {"latent_size": (2, 4), "conditioning": ("sum", "concat"), "learning_rate": (1e-3, 1e-2)}
+    found = opened(tmp_path, having(trials=7, epochs=1, population=7, **wide))
     seen = [event for event in events(found) if isinstance(event, Epoch)]
     for event in seen:
         values = event.candidate.trial.params
@@ -128,9 +107,6 @@ def test_different_shapes_train_in_populations_of_their_own(tmp_path: Path) -> N
         # at the last step of its only epoch, half a cosine has nearly reached 0
         assert 0 < event.record.figures["learning_rate"] < values["learning_rate"]
     assert len({event.model.architecture for event in seen}) > 1
-    open_values = {"objective.kl_weight", "model.latent_size", "model.conditioning", "train.learning_rate"}
-    assert set(found.choose().params) == open_values
-    assert set(found.importances()) == set(found.setting.space())
 
 
 def test_a_member_that_diverges_or_cannot_be_measured_is_a_result_and_the_others_continue(
@@ -157,25 +133,13 @@ def test_a_member_that_diverges_or_cannot_be_measured_is_a_result_and_the_others
 
 
 def test_a_trial_that_cannot_be_chosen_is_named(done: Done, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no complete trial yet: run `cvae tune`"):
+    with refused("has no complete trial yet: run `cvae tune`"):
         opened(tmp_path).choose()
     sick = opened(tmp_path, having(trials=1))
     sick.tell(sick.ask(1)[0], "FAIL")
-    with pytest.raises(UserError, match=r"all trials of study .* diverged: set a lower train.learning_rate"):
+    with refused("all trials of study .* diverged: set a lower train.learning_rate"):
         sick.choose()
-    with pytest.raises(UserError, match=r"has no trial 17: `cvae study` lists"):
+    with refused("has no trial 17: `cvae study` lists"):
         done[0].choose(17)
-    with pytest.raises(UserError, match=r"trial \d of study .* is pruned: only a complete one can be chosen"):
+    with refused(r"trial \d of study .* is pruned: only a complete one can be chosen"):
         done[0].choose(states(done[0]).index("PRUNED"))
-
-
-def test_the_population_is_as_large_as_asked_or_what_a_third_of_the_study_and_the_memory_allow(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cpu, large = torch.device("cpu"), having(trials=10_000)
-    sizes = [batch_size(having(trials=trials), cpu) for trials in (3, 21)]
-    assert [batch_size(having(population=9), cpu), *sizes, batch_size(large, cpu)] == [9, 4, 7, 16]
-    needed = 16 * population.member_bytes(SETTING.architecture, SETTING.train.batch_size)
-    monkeypatch.setattr(population, "_memory", lambda _: 2 * needed)
-    assert batch_size(large, cpu) == 16
-    assert batch_size(replace(large, aim=objective_params(draws=50)), cpu) < 4

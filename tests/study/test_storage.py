@@ -1,4 +1,4 @@
-"""The database of studies: its address, and every way in which it can't be used, in one line without a password."""
+"""The database of studies: its address, and errors in one line without a password."""
 
 import gc
 import socket
@@ -8,9 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from studies import SETTING, having, opened
+from studies import SETTING, having, opened, refused
 
-from pipeline.base.errors import UserError
 from pipeline.study import storage
 from pipeline.study.queue import open_study
 
@@ -30,7 +29,6 @@ def test_the_database_is_a_file_in_the_users_own_folder(tmp_path: Path) -> None:
         ("postgres://host/db", "postgresql+psycopg://host/db"),
         ("postgresql://u:a/{b}@host/db?sslmode=require", "postgresql+psycopg://u:a%2F%7Bb%7D@host/db?sslmode=require"),
         ("postgresql://u@/db?host=/run/pg", "postgresql+psycopg://u@/db?host=%2Frun%2Fpg"),
-        ("sqlite:////abs/o.db", "sqlite:////abs/o.db"),
     ],
 )
 def test_optuna_storage_names_another_database(given: str, used: str) -> None:
@@ -40,14 +38,6 @@ def test_optuna_storage_names_another_database(given: str, used: str) -> None:
 def of_mlflow(path: Path) -> str:
     with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE experiments (name TEXT)")
-    return f"sqlite:///{path}"
-
-
-def of_another_optuna(path: Path) -> str:
-    opened(path.parent)
-    with closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
-        database.execute("UPDATE version_info SET schema_version = 11, library_version = '2.6.0'")
     return f"sqlite:///{path}"
 
 
@@ -62,25 +52,18 @@ def no_database(path: Path) -> str:
     ("url", "message"),
     [
         (of_mlflow, "is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE"),
-        (of_another_optuna, "can't be used .*optuna storage upgrade"),
         (no_database, "can't be used .*file is not a database"),
-        (lambda path: f"sqlite:///{path}/no/such/file/x.db", "can't be used"),
         (lambda _: "mysql://me:secret@host/db", "OPTUNA_STORAGE mysql://host/db is not sqlite:///FILE or"),
         (lambda _: "postgresql://me:secret@host:x/db", "OPTUNA_STORAGE postgresql://host:x/db is not sqlite"),
         (lambda _: "postgresql://me:a@secret@host/db", "OPTUNA_STORAGE postgresql://host/db: write an @ in .* as %40"),
         (lambda _: "postgresql://me:secret@127.0.0.1:9/db", "postgresql.psycopg://127.0.0.1:9/db can't be used"),
+        (lambda _: "postgresql://me:100%secret@127.0.0.1:9/db", "postgresql.psycopg://127.0.0.1:9/db can't be used"),
         (lambda _: "postgresql://127.0.0.1:9/db?password=secret", "postgresql.psycopg://127.0.0.1:9/db can't be used"),
     ],
 )
 def test_a_database_that_cannot_be_used_is_one_line(url: Callable[[Path], str], message: str, tmp_path: Path) -> None:
-    path = tmp_path / "optuna.db"
-    address = url(path)
-    if not path.exists():
-        path.write_text("")  # a file where a folder is needed
-    with pytest.raises(UserError, match=message) as caught:
-        open_study(SETTING, tmp_path, create=True, environment={"OPTUNA_STORAGE": address})
-    assert "\n" not in str(caught.value)
-    assert "secret" not in str(caught.value)
+    with refused(message):
+        open_study(SETTING, tmp_path, create=True, environment={"OPTUNA_STORAGE": url(tmp_path / "optuna.db")})
     gc.collect()
 
 
@@ -89,21 +72,21 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(storage, "ANSWER_SECONDS", 2)  # the least that libpq accepts
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://me:secret@127.0.0.1:{silent.getsockname()[1]}/db"
-        with pytest.raises(UserError, match=r"can't be used .*timeout"):
+        with refused("can't be used .*timeout"):
             open_study(SETTING, tmp_path, create=True, environment={"OPTUNA_STORAGE": url})
 
 
 def test_reading_makes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no study in .* yet: run `cvae tune`"):
+    with refused("there is no study in .* yet: run `cvae tune`"):
         open_study(SETTING, tmp_path, create=False)
     assert not list(tmp_path.iterdir())
     opened(tmp_path)
-    with pytest.raises(UserError, match=r"there is no study kl-weight-\w+ yet .*run `cvae tune`"):
+    with refused(r"there is no study kl-weight-\w+ yet .*run `cvae tune`"):
         open_study(having(epochs=9), tmp_path, create=False)
 
 
 def test_another_space_under_the_same_name_is_refused(tmp_path: Path) -> None:
     opened(tmp_path, having(study="mine"))
     opened(tmp_path, having(study="mine", trials=99))
-    with pytest.raises(UserError, match="the study 'mine' has another space, other data or another model"):
+    with refused("the study 'mine' has another space, other data or another model"):
         opened(tmp_path, having(study="mine", kl_weight=(0.5, 2.0)))

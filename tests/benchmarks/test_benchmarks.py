@@ -5,7 +5,6 @@ import copy
 import importlib.util
 import json
 import multiprocessing
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from bands import banded
 from settings import objective_params, train_params
 
-from benchmarks import charts, contenders, machine, results, run
+from benchmarks import charts, machine, run
 from benchmarks.contenders import CONTENDERS, Setting, in_own_process
 from pipeline import SPINNING, SPINS
 from pipeline.data import splits as data
@@ -63,15 +62,6 @@ def test_a_contender_in_its_own_process_trains_and_returns_its_weights(monkeypat
     assert set(multiprocessing.active_children()) <= set(others)
 
 
-@pytest.mark.parametrize(("value", "inside"), [(SPINS, None), ("7", "7")])
-def test_contenders_inherit_the_users_environment_but_not_ours(
-    value: str, inside: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(SPINNING, value)
-    with contenders.without_our_environment():
-        assert os.environ.get(SPINNING) == inside
-
-
 def test_ours_is_an_epoch_of_fit() -> None:
     task = setting(rounds=1)
     network = task.network()
@@ -110,12 +100,6 @@ def test_the_products_of_a_step_agree_with_torchs_counter() -> None:
         assert machine.flops(machine.products(network, 32)) == counter.get_total_flops()
 
 
-def test_a_bar_is_met_missed_or_not_measured() -> None:
-    bars = {"speed": (5.0, "least"), "wait": (2.0, "most"), "unknown": (1.0, "most")}
-    rows = results.verdicts({"speed": 4.9, "wait": 1.9}, bars)
-    assert {name: row["met"] for name, row in rows.items()} == {"speed": False, "wait": True, "unknown": None}
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_peak_memory_counts_child_processes() -> None:
@@ -125,16 +109,6 @@ def test_peak_memory_counts_child_processes() -> None:
     assert status == 0
     assert seconds > 1
     assert 0.19 < peak < 0.4
-
-
-def test_torchvision_reads_the_copy_of_the_training_images(tmp_path: Path) -> None:
-    from torchvision.datasets import MNIST
-
-    split = banded(3, 0)
-    contenders._as_published(tmp_path / "MNIST" / "raw", split)
-    read = MNIST(str(tmp_path), train=True)
-    assert torch.equal(read.data, split.images.squeeze(1))
-    assert torch.equal(read.targets, split.labels)
 
 
 def test_the_committed_results_make_a_chart_that_names_the_machine() -> None:

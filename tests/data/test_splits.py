@@ -42,14 +42,6 @@ def test_a_validation_set_that_leaves_no_training_data_is_refused() -> None:
         data.split(*numbered(500), validation_size=495, seed=0)
 
 
-@pytest.mark.parametrize("rows", [torch.tensor([3, 0, 3]), torch.arange(26) % 3 == 1, slice(1, 3)])
-def test_rows_are_taken_of_images_and_labels(rows: torch.Tensor | slice) -> None:
-    whole = data.as_split(*numbered(26))
-    assert torch.equal(whole[rows].images, whole.images[rows])
-    assert torch.equal(whole[rows].labels, whole.labels[rows])
-    assert numbers(whole.of_class(3)) == [3, 16]
-
-
 @pytest.mark.parametrize(("size", "batch_size", "count"), [(100, 10, 10), (103, 10, 10), (7, 10, 1)])
 def test_an_epoch_has_batches_of_one_size_and_no_row_twice(size: int, batch_size: int, count: int) -> None:
     rows = list(data.batches(size, batch_size, seed=0, epoch=0, device=CPU))
@@ -57,11 +49,6 @@ def test_an_epoch_has_batches_of_one_size_and_no_row_twice(size: int, batch_size
     assert [len(batch) for batch in rows] == [min(batch_size, size)] * count
     assert len(drawn.unique()) == len(drawn) > size - batch_size
     assert 0 <= drawn.min() <= drawn.max() < size
-
-
-def test_rows_left_over_are_used_in_other_epochs() -> None:
-    seen = torch.cat([batch for epoch in range(10) for batch in data.batches(19, 10, 0, epoch, CPU)])
-    assert len(seen.unique()) == 19
 
 
 def test_seed_and_epoch_alone_make_the_order() -> None:
@@ -73,11 +60,6 @@ def test_seed_and_epoch_alone_make_the_order() -> None:
     torch.manual_seed(2)
     assert order(3, 5) == first
     assert len({order(seed, epoch) for seed in range(6) for epoch in range(6)}) == 36
-
-
-def test_grey_values_are_shares_of_255() -> None:
-    images = torch.tensor([0, 51, 255], dtype=torch.uint8)
-    assert data.as_pixels(images, "grey").tolist() == pytest.approx([0, 0.2, 1])
 
 
 def test_binary_pixels_are_zeros_and_ones_whose_mean_is_the_grey_value() -> None:

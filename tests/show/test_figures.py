@@ -76,13 +76,6 @@ def test_a_latent_space_of_two_dimensions_is_turned_alone() -> None:
     assert "100% of their variance" in figure.axes[0].get_title()
 
 
-def test_curves_are_drawn_from_the_first_epoch_on(tmp_path: Path) -> None:
-    names = [f"{split}/{term}" for split in ("train", "validation") for term in ("reconstruction", "kl")]
-    history = pd.DataFrame({"epoch": [1]}).assign(**dict.fromkeys([*names, "validation/elbo"], 100.0))
-    figure = drawn(model.curves(history), tmp_path)
-    assert [len(axes.lines) for axes in figure.axes] == [2, 2, 1]
-
-
 def test_bars_are_as_high_as_the_figures_of_each_class_and_sampler(tmp_path: Path) -> None:
     rows = pd.DataFrame(itertools.product(("prior", "fitted", "real"), range(10)), columns=["sampler", "digit"])
     rows = rows.assign(class_accuracy=0.9, diversity=1, coverage=0.5, frechet=10 + rows["digit"])
@@ -90,13 +83,6 @@ def test_bars_are_as_high_as_the_figures_of_each_class_and_sampler(tmp_path: Pat
     (axes,) = (axes for axes in figure.axes if axes.get_title().startswith("frechet"))
     heights = [bar.get_height() for bar in axes.patches]  # type: ignore[attr-defined]
     assert heights == pytest.approx(rows["frechet"].tolist())
-
-
-def test_completions_stand_between_the_visible_part_and_the_truth(tmp_path: Path) -> None:
-    figure = drawn(model.completions({f"{number} quadrants": sheet(columns=8) for number in (1, 2, 3)}, 5), tmp_path)
-    for axes in figure.axes:
-        assert [label.get_text() for label in axes.get_xticklabels()] == ["seen", "network", "completions", "truth"]
-        assert [place // 30 for place in axes.get_xticks()] == [0, 1, 4, 7]
 
 
 @pytest.mark.parametrize(
@@ -122,24 +108,11 @@ def test_samplers_and_real_images_are_in_one_panel_and_pruned_trials_are_hollow(
     assert (frechet.get_xscale(), frechet.get_yscale(), diversity.get_yscale()) == ("log", "log", "linear")
 
 
-def test_every_trial_is_within_the_axes_and_names_its_weight_where_there_is_room(tmp_path: Path) -> None:
-    table = trials("COMPLETE", "COMPLETE", "PRUNED")
-    table.loc[2, ["validation/kl", "validation/reconstruction"]] = 500.0
-    (axes,) = drawn(study.rate_distortion(table), tmp_path).axes
-    assert min(axes.get_xlim()[1], axes.get_ylim()[1]) > 500
-    assert {"1", "100"} < {text.get_text() for text in axes.texts}
-
-
 @pytest.mark.parametrize(("lower", "expected"), [(True, [5.0, 1.0, 1.0]), (False, [5.0, 5.0, 5.0])])
 def test_the_best_so_far_never_gets_worse_and_is_feasible(lower: bool, expected: list[float]) -> None:
     table = trials(*["COMPLETE"] * 4).assign(**{FRECHET: [0.0, 5.0, 1.0, 2.0]}, feasible=[False, True, True, True])
     lines = {line.get_label(): line for line in study.history(table, FRECHET, lower).axes[0].lines}
     assert np.asarray(lines["best so far"].get_ydata()).tolist() == expected
-
-
-def test_strips_stand_below_one_another_with_their_weights() -> None:
-    figure = study.weight_strips([(f"β = {row}", sheet(2, 10)) for row in range(5)])
-    assert names_of_rows(figure) == [f"β = {row}" for row in range(5)]
 
 
 def test_a_saved_figure_looks_like_the_drawn_one_in_few_colours(tmp_path: Path) -> None:

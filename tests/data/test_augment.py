@@ -40,8 +40,6 @@ def test_each_image_moves_by_amounts_of_its_own_that_the_seed_decides() -> None:
     kept = images.clone()
     assert torch.equal(augment.move(images, 0.0, source()), images)
     moved = augment.move(images, 1.0, source())
-    assert moved.dtype == torch.uint8
-    assert moved.shape == images.shape
     assert torch.equal(images, kept)
     assert torch.equal(moved, augment.move(images, 1.0, source()))
     assert len({image.numpy().tobytes() for image in (*moved, *augment.move(images, 1.0, source(1)))}) == 6

@@ -1,6 +1,7 @@
 """What a `cvae` command answers."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -11,3 +12,14 @@ class Answer(NamedTuple):
 
 
 Cvae = Callable[[str], Answer]
+
+
+def assert_refused(folder: Path, cvae: Cvae, words: str, reason: str) -> None:
+    """The command ends with status 2 and the reason in one line, and changes no file."""
+    before = sorted(folder.rglob("*"))
+    answer = cvae(words)
+    assert answer.status == 2
+    assert reason in answer.err
+    assert answer.err.startswith("error: ")
+    assert answer.err.count("\n") == 1
+    assert sorted(folder.rglob("*")) == before

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import Cvae
+from commands import Cvae, assert_refused
 from cost import cpu_seconds
 from imports import ROOT
 
@@ -25,7 +25,6 @@ from pipeline.cli.main import COMMANDS, STAGES
         ("sample 8 --out eight.bmp", "must end in .png or .npz"),
         ("sample 8 --model absent.safetensors", "absent.safetensors not found: train a model first"),
         ("sample 8 --model params.yaml", "params.yaml holds no cvae of this version"),
-        ("sample 8 --sampler priro", "'--sampler'"),
         ("sample 8 --model runs:/nonsense", "'runs:/nonsense' names no run"),
         ("sample 8 --model runs:/0123abcd", "there is no run 0123abcd in MLflow"),
         ("interpolate 3 10", "Input should be less than or equal to 9"),
@@ -37,9 +36,7 @@ from pipeline.cli.main import COMMANDS, STAGES
         ("weight", "give one of --article and --beta"),
         ("weight --article 1 --beta 1", "give one of --article and --beta"),
         ("doctor absent.safetensors", "absent.safetensors not found: train a model first"),
-        ("doctor runs:/nonsense", "'runs:/nonsense' names no run"),
         ("reproduce artikel", "'article'"),
-        ("reproduce article --epochs 0", "'--epochs'"),
         ("reproduce article", "data/prepared/mnist.safetensors not found: run `dvc repro prepare` first"),
         ("try objective.kl_weight=-1", "objective.kl_weight must be greater than or equal to 0, not -1"),
         ("try train.epoch=3", "train.epoch is no key of params.yaml"),
@@ -50,13 +47,7 @@ from pipeline.cli.main import COMMANDS, STAGES
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(project: Path, cvae: Cvae, words: str, reason: str) -> None:
-    before = sorted(project.rglob("*"))
-    answer = cvae(words)
-    assert answer.status == 2
-    assert reason in answer.err
-    assert answer.err.startswith("error: ")
-    assert answer.err.count("\n") == 1
-    assert sorted(project.rglob("*")) == before
+    assert_refused(project, cvae, words, reason)
 
 
 def test_the_articles_weight_is_the_evidence_lower_bound(cvae: Cvae) -> None:

@@ -1,4 +1,4 @@
-"""Sample metrics against closed forms, plain loops, and the cases that they were invented for."""
+"""Sample metrics against the papers' formulas and plain loops."""
 
 import math
 
@@ -19,11 +19,6 @@ def correlated(rows: int, size: int, seed: int) -> Tensor:
     return normal(rows, size, seed).double() @ normal(size, size, seed + 100).double() + seed
 
 
-def modes(count: int, seed: int) -> Tensor:
-    """A hundred points around each of `count` distant centres."""
-    return normal(count * 100, 4, seed) + 100 * torch.arange(count).repeat_interleave(100)[:, None]
-
-
 def slow_precision_recall(real: Tensor, fake: Tensor, k: int) -> dict[str, float]:
     """The four definitions in plain loops, distances in float64."""
     r, f = real.double().numpy(), fake.double().numpy()
@@ -41,15 +36,6 @@ def slow_precision_recall(real: Tensor, fake: Tensor, k: int) -> dict[str, float
         "density": sum(map(sum, inside)) / (k * len(f)),
         "coverage": sum(map(any, inside)) / len(r),
     }
-
-
-def test_frechet_of_a_scaled_and_shifted_set_has_a_closed_form() -> None:
-    """For covariances C and s²C, and means apart by m, it is (s − 1)² tr C + |m|²."""
-    rows, shift = correlated(200, 6, 1), torch.tensor([3.0, 0, 4, 0, 0, 0])
-    rows = rows - rows.mean(0)
-    for scale in (0.0, 1.0, 3.0):
-        expected = (scale - 1) ** 2 * torch.cov(rows.T).trace().item() + 25
-        assert metrics.frechet(rows, scale * rows + shift) == pytest.approx(expected)
 
 
 def test_frechet_agrees_with_the_papers_square_root_and_does_not_depend_on_the_order_or_the_axes() -> None:
@@ -76,33 +62,6 @@ def test_precision_recall_density_and_coverage_agree_with_plain_loops(
 ) -> None:
     real, fake = normal(real_rows, 3), scale * normal(fake_rows, 3, seed=1) + 0.3
     assert metrics.precision_recall(real, fake, k) == pytest.approx(slow_precision_recall(real, fake, k))
-
-
-def test_identical_sets_score_one_and_distant_ones_zero() -> None:
-    rows = normal(60, 4)
-    assert [*metrics.precision_recall(rows, rows).values()] == pytest.approx([1, 1, 1, 1])
-    assert [*metrics.precision_recall(rows, rows + 1000).values()] == [0, 0, 0, 0]
-    same = metrics.precision_recall(normal(1000, 2), normal(1000, 2, seed=1))
-    assert min(same.values()) > 0.9
-    assert same["density"] == pytest.approx(1, abs=0.1)
-
-
-def test_a_missing_mode_costs_recall_and_coverage_an_invented_one_precision() -> None:
-    missing = metrics.precision_recall(modes(4, 0), modes(3, 1))
-    invented = metrics.precision_recall(modes(3, 0), modes(4, 1))
-    assert missing["precision"] > 0.9
-    assert 0.65 < missing["recall"] <= 0.75
-    assert 0.65 < missing["coverage"] <= 0.75
-    assert 0.65 < invented["precision"] <= 0.75
-    assert min(invented["recall"], invented["coverage"]) > 0.9
-
-
-def test_one_real_outlier_raises_precision_but_not_density() -> None:
-    """Naeem 2020: the outlier's ball is huge. Precision needs one ball, density averages over all."""
-    real = torch.cat([normal(100, 2), torch.tensor([[60.0, 0.0]])])
-    scores = metrics.precision_recall(real, normal(100, 2, seed=1) + torch.tensor([30.0, 0.0]))
-    assert scores["precision"] > 0.9
-    assert scores["density"] < 0.3
 
 
 def test_diversity_is_the_ratio_of_mean_distances_wherever_the_sets_are() -> None:

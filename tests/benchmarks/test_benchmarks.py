@@ -103,7 +103,6 @@ def test_the_products_of_a_step_agree_with_torchs_counter() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_peak_memory_counts_child_processes() -> None:
-    """A child process holds 200 MiB for a second."""
     program = "import time; held = b'x' * (200 * 2**20); time.sleep(1.5)"
     seconds, peak, status = machine.peak_memory(["sh", "-c", f'"{sys.executable}" -c "{program}"; true'])
     assert status == 0

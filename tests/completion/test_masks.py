@@ -1,4 +1,4 @@
-"""Masks: which pixels are visible, by chance or by name."""
+"""Which pixels are visible, by chance or by name."""
 
 import torch
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from noise import source
 from settings import train_params
 from torch import Tensor
 from torch.distributions import Normal
@@ -25,10 +26,6 @@ from pipeline.training.objective import terms
 
 COUNT = 6
 PARAMS = train_params(epochs=6, learning_rate=3e-3)
-
-
-def source(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def split(count: int = COUNT, seed: int = 0) -> Split:

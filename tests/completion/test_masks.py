@@ -1,12 +1,9 @@
 """Which pixels are visible, by chance or by name."""
 
 import torch
+from noise import source
 
 from pipeline.completion import masks
-
-
-def source(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_masks_show_something_hide_something_and_depend_on_the_generator() -> None:

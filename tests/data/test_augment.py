@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from noise import source
 from settings import objective_params, train_params
 from torch import Tensor
 
@@ -11,10 +12,6 @@ from pipeline.data import augment
 from pipeline.data.splits import SIDE, Split
 from pipeline.training.fit import Batch, Loop
 from pipeline.training.validation import labelled
-
-
-def source(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def bar(count: int) -> Tensor:

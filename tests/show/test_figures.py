@@ -139,3 +139,10 @@ def test_figures_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / "old.png").touch()
     save_all([("new", model.digits(sheet(), ""))], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["new.png"]
+
+
+def test_every_trial_is_within_the_axes_of_rate_and_distortion(tmp_path: Path) -> None:
+    table = trials("COMPLETE", "COMPLETE", "PRUNED")
+    table.loc[2, ["validation/kl", "validation/reconstruction"]] = 500.0
+    (axes,) = drawn(study.rate_distortion(table), tmp_path).axes
+    assert min(axes.get_xlim()[1], axes.get_ylim()[1]) > 500

@@ -1,6 +1,7 @@
 """The article's experiment: its loss in our units, its members, and their figures."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from pipeline.measure.evaluator import Evaluator
 from pipeline.model.cvae import CVAE, PRESETS, build
 from pipeline.training import objective
 from pipeline.weight import article, convert
-from pipeline.weight.article import TUNED, Member
+from pipeline.weight.article import CONDITIONINGS, CONTRAST, TUNED, Member
 
 TRAIN, HELD_OUT = banded(20, 0), banded(12, 1)
 PARAMS = train_params(epochs=2, batch_size=50)
@@ -75,3 +76,12 @@ def test_a_digit_is_read_from_the_latent_unless_noise_hides_it() -> None:
     assert article.digit_in_latent(encoding_the_digit(10.0), TRAIN, HELD_OUT, 0) > 0.99
     # The means of q still tell the digits apart. Its samples, which the decoder gets, do not.
     assert article.digit_in_latent(encoding_the_digit(1e-4), TRAIN, HELD_OUT, 0) < 0.3
+
+
+def test_every_shape_has_both_weights_once_and_a_stack_has_one_shape() -> None:
+    stacks = article.stacks()
+    members = [member for stack in stacks for member in stack]
+    assert len(members) == len(set(members))
+    assert {Member(*values) for values in product(CONTRAST, CONDITIONINGS, (False, True))} <= set(members)
+    assert all(len({member.architecture for member in stack}) == 1 for stack in stacks)
+    assert convert.from_article_weight(1.0, article.BATCH_SIZE) == Member(1.0).kl_weight == 100_352

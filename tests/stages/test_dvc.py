@@ -31,12 +31,17 @@ def nodes(stage: str) -> Iterator[ast.AST]:
 
 
 def keys_read(stage: str) -> set[str]:
-    """`section` for each load(Owner, "section") of a stage, `section.key` for each load_key(rule, "section", "key")."""
-    found = set()
+    """`section` for each load(Owner, "section") of a stage, `section.key` for each load_key(rule, "section", "key").
+
+    Of `data`, whose keys belong to two stages, the keys that the stage reads.
+    """
+    found, keys = set[str](), set[str]()
     for node in nodes(stage):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("load", "load_key"):
             found.add(".".join(ast.literal_eval(argument) for argument in node.args[1:]))
-    return found
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "params":
+            keys.add(f"data.{node.attr}")
+    return found - {"data"} | keys if "data" in found else found
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -89,6 +89,7 @@ class Steps:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
+                self._next.zero_()  # an epoch may have fewer steps than these
                 self._step()
             with torch.no_grad():
                 for tensor in self.state():  # what is new among it, an optimizer's moments, begins at 0

@@ -41,7 +41,7 @@ def main() -> None:
         with study.turn():  # the processes of one study end at the same time
             best = export(study, real)
             records.finish()
-    print(f"{BEST.parent}/ written: β = {best.kl_weight:.3g} is best, with {console.figures(best.values)}")
+    print(f"{BEST.parent}/ written: β = {best.kl_weight:.3g} came first, with {console.figures(best.values)}")
 
 
 def news(study: Study) -> str:

@@ -41,7 +41,7 @@ def report() -> None:
     if diagnosis := _read(DOCTOR):
         print(f"Doctor     {diagnosis['verdict']}: `cvae doctor` shows the figures and what to change")
     if best := _read(BEST):
-        found = f"β = {best['kl_weight']:.3g} came first, with {console.figures(best['values'])} on validation, one seed"
+        found = f"β = {best['kl_weight']:.3g} came first: {console.figures(best['values'])} on validation, one seed"
         print(f"Study      {found} (`cvae promote` writes it into params.yaml)")
     print(
         f"Look at    {FIGURES}/samplers.png: samples of every digit, beside real ones\n"

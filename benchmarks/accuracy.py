@@ -13,7 +13,7 @@ from pipeline.base.params import parse, read
 from pipeline.base.paths import JUDGE, PREPARED
 from pipeline.measure import evaluator as evaluation
 from pipeline.model.cvae import PRESETS, build
-from pipeline.stages.saved import load_judge, load_splits
+from pipeline.stages.saved import load_judges, load_splits
 from pipeline.training import fit as train
 from pipeline.training.fit import TrainParams
 from pipeline.training.objective import ObjectiveParams
@@ -32,8 +32,8 @@ def main() -> None:
     for record in train.fit(run, known, unseen, params, aim):
         elbo, pace = record.figures["validation/elbo"], record.figures["time/images_per_second"]
         print(f"epoch {record.epoch}: elbo {elbo:.2f}, {pace:,.0f} images/s")
-    reader = load_judge(JUDGE, device).read
-    measure = evaluation.Evaluator(reader, unseen, known[: evaluation.QUICK_TRAIN], aim.pixels, params.seed)
+    judges = load_judges(JUDGE, device)
+    measure = evaluation.Evaluator(judges, unseen, known[: evaluation.QUICK_TRAIN], aim.pixels, params.seed)
     found = measure.samples(run.model, measure.density(run.model, read()["sample"]["components"]), "fitted")
     print(", ".join(f"{name} {found[name]:.3f}" for name in ("class_accuracy", "diversity", "frechet")))
     sys.exit(found["class_accuracy"] < BAR)

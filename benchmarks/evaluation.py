@@ -28,7 +28,7 @@ from pipeline.measure import bound
 from pipeline.measure import evaluator as evaluation
 from pipeline.measure.evaluator import EvaluateParams
 from pipeline.model.cvae import CVAE
-from pipeline.stages.saved import load_cvae, load_judge, load_splits
+from pipeline.stages.saved import load_cvae, load_judges, load_splits
 from pipeline.training.objective import ObjectiveParams
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ def main() -> None:
     aim = parse(ObjectiveParams, saved.params["objective"], "objective")
     model, density = saved.model, saved.density
     params = load(EvaluateParams, "evaluate")
-    reader = load_judge(JUDGE, device).read
+    judges = load_judges(JUDGE, device)
     train, test = load_splits(PREPARED, "train", "test", device=device)
     found: dict[str, Any] = {}
 
@@ -62,10 +62,10 @@ def main() -> None:
         print(f"{name:28} {found[name]:7.2f} s", flush=True)
         return result
 
-    evaluator = evaluation.Evaluator(reader, test, train, aim.pixels, params.seed)
+    evaluator = evaluation.Evaluator(judges, test, train, aim.pixels, params.seed)
     timed("all metrics", lambda: evaluator.evaluate(model, density, params.nll_draws))
     print("of which")
-    timed("judge reads one set", lambda: reader(to_unit(test.images)))
+    timed("a judge reads one set", lambda: judges.plain.read(to_unit(test.images)))
     timed("samples of one sampler", lambda: evaluator.samples(model, density, "fitted"))
     timed("reconstruction and kl", lambda: evaluator.fit_figures(model))
     timed("nll", lambda: bound.log_likelihood(model, test, aim.pixels, params.nll_draws, params.seed))

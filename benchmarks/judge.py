@@ -22,7 +22,7 @@ from pipeline.base.paths import PREPARED
 from pipeline.data import splits as data
 from pipeline.data.splits import CLASSES
 from pipeline.measure import judge
-from pipeline.stages.saved import load_judge, load_splits
+from pipeline.stages.saved import load_judges, load_splits
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:
@@ -47,7 +47,7 @@ def views(images: Tensor) -> Iterator[tuple[str, Tensor, float, float | None]]:
 
 
 def trained() -> judge.Judge:
-    """A judge trained by params.yaml, as in the judge stage."""
+    """A tolerant judge trained by params.yaml, as in the judge stage."""
     params = load(judge.JudgeParams, "judge")
     network = judge.build(params.seed)
     train, validation = load_splits(PREPARED, "train", "validation")
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("weights", nargs="?", type=Path, help="a trained judge")
     path = parser.parse_args().weights
     (test,) = load_splits(PREPARED, "test")
-    network = load_judge(path) if path else trained()
+    network = load_judges(path).tolerant if path else trained()
     images, missed = data.to_unit(test.images), False
     print(f"{'images':20} {'read right':>10} {'bar':>6} {'unaltered':>10}")
     for name, changed, bar, unaltered in views(images):

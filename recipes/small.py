@@ -16,7 +16,7 @@ from pipeline.base.paths import JUDGE, PREPARED, SMALL
 from pipeline.measure.evaluator import EvaluateParams, Evaluator, nested
 from pipeline.model.cvae import ModelParams, build, resolve
 from pipeline.model.density import Components, Density, fit_density
-from pipeline.stages.saved import load_cvae, load_judge, load_splits, save_cvae
+from pipeline.stages.saved import load_cvae, load_judges, load_splits, save_cvae
 from pipeline.training.fit import TrainParams, fit, start
 from pipeline.training.objective import ObjectiveParams
 
@@ -39,7 +39,7 @@ def main() -> None:
     save_cvae(SMALL, training.model.half(), half, saved)
 
     model, density, _ = load_cvae(SMALL)
-    evaluator = Evaluator(load_judge(JUDGE).read, test, train, aim.pixels, measured.seed)
+    evaluator = Evaluator(load_judges(JUDGE), test, train, aim.pixels, measured.seed)
     figures, _ = evaluator.evaluate(model, density, measured.nll_draws)
     about = {"split": "test", "kl_weight": aim.kl_weight, "likelihood": aim.likelihood}
     protocol = about | evaluator.protocol(model, measured.nll_draws)

@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 import pytest
-from bands import banded, judge
+from bands import JUDGES, banded
 from imports import ROOT
 from settings import objective_params, train_params, tune_params
 
@@ -65,7 +65,7 @@ def opened(folder: Path, setting: Setting = SETTING) -> Study:
 
 def events(found: Study) -> Generator[Event, None, None]:
     """Runs a study."""
-    evaluator = Evaluator(judge, VALIDATION, TRAIN, found.setting.aim.pixels, 0)
+    evaluator = Evaluator(JUDGES, VALIDATION, TRAIN, found.setting.aim.pixels, 0)
     yield from search(found, TRAIN, evaluator)
 
 

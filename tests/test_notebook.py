@@ -10,8 +10,9 @@ from imports import ROOT
 
 from pipeline.base.paths import JUDGE, PREPARED, SMALL
 from pipeline.data.splits import Split
-from pipeline.measure import judge
-from pipeline.stages.saved import save_judge, save_splits
+from pipeline.measure.judge import Judges
+from pipeline.measure.judge import build as build_judge
+from pipeline.stages.saved import save_judges, save_splits
 
 CELLS = json.loads((ROOT / "docs/explore.ipynb").read_text(encoding="utf-8"))["cells"]
 CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
@@ -31,7 +32,7 @@ def test_every_cell_of_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.Mon
     images = torch.randint(256, (300, 1, 28, 28), dtype=torch.uint8, generator=source)
     split = Split(images, torch.arange(300) % 10)
     save_splits(tmp_path / PREPARED, {"train": split, "validation": split[torch.arange(100)]})
-    save_judge(tmp_path / JUDGE, judge.build(0), {})
+    save_judges(tmp_path / JUDGE, Judges(build_judge(0), build_judge(0)), {})
     names: dict[str, object] = {"__name__": "__main__"}
     for cell in CODE:
         exec(compile("".join(cell["source"]), cell["id"], "exec"), names)

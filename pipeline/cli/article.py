@@ -20,7 +20,7 @@ from pipeline.measure.evaluator import QUICK_TRAIN, Evaluator
 from pipeline.model.density import Components
 from pipeline.model.samples import rows_of_digits, sample, sheet
 from pipeline.show.model import sampler_grids
-from pipeline.stages.saved import load_judge, load_splits
+from pipeline.stages.saved import load_judges, load_splits
 from pipeline.training.fit import TrainParams
 from pipeline.weight import article
 from pipeline.weight.article import AIM, BATCH_SIZE, CONTRAST, LEARNING_RATE, TUNED, Member
@@ -38,7 +38,7 @@ def run(epochs: int) -> None:
     params = replace(load(TrainParams, "train"), epochs=epochs, ema=None, augment=0.0, **changes)
     components, device = load_key(Components, "sample", "components"), pick_device(params.device)
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
-    evaluator = Evaluator(load_judge(JUDGE, device).read, validation, train[:QUICK_TRAIN], AIM.pixels, params.seed)
+    evaluator = Evaluator(load_judges(JUDGE, device), validation, train[:QUICK_TRAIN], AIM.pixels, params.seed)
     real = evaluator.ceiling()
     began = time.perf_counter()
     results, sheets = train_all(train, evaluator, params, components)

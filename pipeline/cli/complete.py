@@ -50,11 +50,11 @@ def complete(
     from pipeline.completion.views import veiled
     from pipeline.show import model as figures
     from pipeline.show import pictures, style
-    from pipeline.stages.saved import load_completer, load_judge
+    from pipeline.stages.saved import load_completer, load_judges
 
     image = read_input(picture)
     visible = read_mask(mask, seed)
-    completer, reader = load_completer(model_file(model)), load_judge(JUDGE)
+    completer, reader = load_completer(model_file(model)), load_judges(JUDGE).tolerant
     if not completer.latent_size:
         raise UserError(f"{model} is the deterministic network, which has one answer: name {COMPLETER}")
     found = completion.complete(completer, image, visible, digit, count, seed)

@@ -65,7 +65,7 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> Gathered
     from pipeline.base.params import load_key, parse
     from pipeline.measure.doctor import Case
     from pipeline.measure.evaluator import Evaluator
-    from pipeline.stages.saved import load_cvae, load_judge, load_splits
+    from pipeline.stages.saved import load_cvae, load_judges, load_splits
     from pipeline.training.objective import ObjectiveParams
 
     saved = load_cvae(path, device := pick_device(load_key(str, "train", "device")))
@@ -74,10 +74,10 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> Gathered
     measured, hints = "nothing measured", []
     if PREPARED.exists():
         train, validation = load_splits(PREPARED, "train", "validation", device=device)
-        reader = load_judge(JUDGE, device).read if JUDGE.exists() else None
-        evaluator = Evaluator(reader, validation, train, aim.pixels, seed=0)
+        judges = load_judges(JUDGE, device) if JUDGE.exists() else None
+        evaluator = Evaluator(judges, validation, train, aim.pixels, seed=0)
         figures = evaluator.fit_figures(saved.model)
-        if reader is not None:
+        if judges is not None:
             figures |= evaluator.sample_figures(saved.model, saved.density).figures
         measured = f"measured on {len(validation):,} validation images"
     if "prior/class_accuracy" not in figures:

@@ -18,7 +18,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.params import params
 from pipeline.data.splits import CLASSES, PIXELS, Pixels, Split, epoch_seed, to_unit
 from pipeline.measure import bound, metrics
-from pipeline.measure.judge import Reader
+from pipeline.measure.judge import Judges
 from pipeline.measure.metrics import Judged
 from pipeline.model.cvae import CVAE
 from pipeline.model.density import Density, fit_density, posterior_samples, posteriors
@@ -56,11 +56,11 @@ class Evaluation(NamedTuple):
 class Evaluator:
     """Measures any number of models on one split, all with the same noise.
 
-    judge: without it, only `fit_figures` and `nll` can be measured. train: training images, for the ceiling and for
+    judges: without them, only `fit_figures` and `nll` can be measured. train: training images, for the ceiling and for
     fitting densities. All tensors lie on one device.
     """
 
-    judge: Reader | None
+    judges: Judges | None
     split: Split
     train: Split
     pixels: Pixels
@@ -152,10 +152,10 @@ class Evaluator:
         return compare(self._real, self._judged(sample(model, density, digits, sampler, self.seed), digits))
 
     def _judged(self, images: Tensor, digits: Tensor) -> Judged:
-        if self.judge is None:
-            raise ValueError("samples need a judge")
+        if self.judges is None:
+            raise ValueError("samples need judges")
         images = to_unit(images)
-        return Judged(images.flatten(1), *self.judge(images), digits)
+        return Judged(images.flatten(1), self.judges.tolerant.read(images), self.judges.plain.read(images), digits)
 
     def _log_density(self, model: CVAE, density: Density, split: Split) -> float:
         # Other noise than that of the latents the density was fitted to.

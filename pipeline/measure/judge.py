@@ -1,8 +1,9 @@
-"""The judge: an independent classifier of digits, used only to measure samples.
+"""Two judges: independent classifiers of digits, used only to measure samples.
 
-The labels it reads give the class_accuracy of samples. Its penultimate features are the space of the other sample
-metrics. Samples of a VAE are softer and greyer than MNIST, and a network trained on sharp digits alone misreads them.
-So the judge is trained on digits that are moved, blurred and faded at random.
+The tolerant judge is trained on digits that are moved, blurred and faded at random. So it also reads the samples of a
+VAE, which are softer and greyer than MNIST, and the labels it reads give their class_accuracy. But its features hardly
+tell blurred digits from sharp ones. The plain judge is trained on moved digits that are neither blurred nor faded. Its
+penultimate features are the space of the other sample metrics.
 """
 
 import copy
@@ -27,7 +28,8 @@ READ_BATCH = 500
 WARMUP = 0.2  # share of all steps in which the learning rate rises to its peak
 DECAY = 0.1  # weight decay; without it the features, and so every Fréchet distance, are larger
 
-# The augmentation of training images. Each amount is uniform and independent for each image.
+# The augmentation of training images. Each amount is uniform and independent for each image. The plain judge's are
+# shifted and scaled alone.
 SHIFT = 2.0  # pixels, up or down, and left or right
 SCALE = 0.1  # change of height and of width, as a share
 BLUR = 2.0  # largest standard deviation, pixels; half of the images stay sharp
@@ -60,6 +62,10 @@ class Reading(NamedTuple):
 
     features: Tensor
     labels: Tensor
+
+    def of(self, rows: Tensor) -> "Reading":
+        """Of some of the images; rows: a mask (N,) or indices."""
+        return Reading(self.features[rows], self.labels[rows])
 
 
 Reader = Callable[[Tensor], Reading]  # `Judge.read` of a trained judge
@@ -100,6 +106,13 @@ class Judge(nn.Module):
         return Reading(features, self.head(features).argmax(1))
 
 
+class Judges(NamedTuple):
+    """Both judges, trained."""
+
+    tolerant: Judge
+    plain: Judge
+
+
 def build(seed: int) -> Judge:
     """An untrained judge on the CPU. Its weights depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
@@ -107,8 +120,12 @@ def build(seed: int) -> Judge:
         return Judge()
 
 
-def fit(judge: Judge, train: Split, validation: Split, params: JudgeParams) -> Iterator[JudgeRecord]:
+def fit(
+    judge: Judge, train: Split, validation: Split, params: JudgeParams, tolerant: bool = True
+) -> Iterator[JudgeRecord]:
     """Trains `judge` in place and yields a record per epoch. At the end it has the weights of its best epoch.
+
+    tolerant: whether its training images are also blurred and faded.
 
     Judge and splits are on one device. AdamW (Loshchilov & Hutter 2019) minimises the cross-entropy, in bfloat16 where
     the device multiplies it natively. On a CPU, the same seed and number of threads give the same weights. A GPU may
@@ -120,7 +137,7 @@ def fit(judge: Judge, train: Split, validation: Split, params: JudgeParams) -> I
 
     def take(rows: Tensor, step: Step[Any]) -> Tensor:
         set_learning_rate(optimizer, step.learning_rate)
-        images = augment(to_unit(train.images[rows]), source)
+        images = augment(to_unit(train.images[rows]), source, tolerant)
         with torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device)):
             logits = judge(images)
         loss = F.cross_entropy(logits.float(), train.labels[rows])
@@ -149,8 +166,10 @@ def fit(judge: Judge, train: Split, validation: Split, params: JudgeParams) -> I
     judge.eval()
 
 
-def augment(images: Tensor, source: torch.Generator) -> Tensor:
-    """Shifts, scales, blurs, fades and brightens each image by amounts of its own. Does not change `images`.
+def augment(images: Tensor, source: torch.Generator, tolerant: bool) -> Tensor:
+    """Shifts and scales each image by amounts of its own. Does not change `images`.
+
+    tolerant: also blurs, fades and brightens them.
 
     Shift, scale and Gaussian blur are separable. So two matrices (28, 28) per image, one for its rows and one for its
     columns, do all three: `down @ image @ across.T`.
@@ -162,12 +181,14 @@ def augment(images: Tensor, source: torch.Generator) -> Tensor:
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(count, 1, 1, generator=source, device=device) * (high - low) + low
 
-    sigma = uniform(-BLUR, BLUR).clamp_min(SHARP)
+    sigma = uniform(-BLUR, BLUR).clamp_min(SHARP) if tolerant else torch.full((count, 1, 1), SHARP, device=device)
     down = _resampling(uniform(-SHIFT, SHIFT), uniform(1 - SCALE, 1 + SCALE), sigma)
     across = _resampling(uniform(-SHIFT, SHIFT), uniform(1 - SCALE, 1 + SCALE), sigma)
-    contrast = uniform(FADE, 2 - FADE).clamp_max(1)
-    lift = uniform(-LIFT, LIFT).clamp_min(0)
-    changed = lift + (1 - lift) * contrast * (down @ images.squeeze(1) @ across.mT)
+    changed = down @ images.squeeze(1) @ across.mT
+    if tolerant:
+        contrast = uniform(FADE, 2 - FADE).clamp_max(1)
+        lift = uniform(-LIFT, LIFT).clamp_min(0)
+        changed = lift + (1 - lift) * contrast * changed
     return changed.clamp_max(1).unsqueeze(1)  # rounding can exceed 1
 
 

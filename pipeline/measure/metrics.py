@@ -13,43 +13,48 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.measure.judge import Reading
+
 NEIGHBOURS = 5  # k of the nearest-neighbour balls (Naeem 2020 recommend 5)
 
 
 OF_SAMPLES = (  # of each sampler
-    "class_accuracy", "diversity", "frechet", "precision", "recall", "density", "coverage", "feature_diversity",
+    "class_accuracy", "diversity", "frechet", "frechet_tolerant", "precision", "recall", "density", "coverage",
+    "feature_diversity",
 )  # fmt: skip
 METRICS = ("reconstruction", "kl", "elbo", "nll", "active_units", *OF_SAMPLES)
-LOWER_IS_BETTER = ("reconstruction", "kl", "nll", "frechet")
+LOWER_IS_BETTER = ("reconstruction", "kl", "nll", "frechet", "frechet_tolerant")
 
 
 class Judged(NamedTuple):
-    """Images and what the judge says of them.
+    """Images and what the two judges say of them.
 
-    pixels: (N, 784) in [0, 1]. features: (N, D). read_as: (N,), the digit that the judge reads. digits: (N,), the digit
-    that each image should show.
+    pixels: (N, 784) in [0, 1]. digits: (N,), the digit that each image should show.
     """
 
     pixels: Tensor
-    features: Tensor
-    read_as: Tensor
+    tolerant: Reading
+    plain: Reading
     digits: Tensor
 
     def of_class(self, digit: int) -> "Judged":
-        return Judged(*(part[self.digits == digit] for part in self))
+        rows = self.digits == digit
+        return Judged(self.pixels[rows], self.tolerant.of(rows), self.plain.of(rows), self.digits[rows])
 
     def accuracy(self) -> Tensor:
-        return (self.read_as == self.digits).double().mean()
+        """Share of the images that the tolerant judge reads as they should."""
+        return (self.tolerant.labels == self.digits).double().mean()
 
 
 def compare(real: Judged, fake: Judged) -> dict[str, Tensor]:
-    """All metrics of samples `fake` of one digit."""
+    """All metrics of samples `fake` of one digit, in the plain judge's features where nothing else is said."""
     return {
         "class_accuracy": fake.accuracy(),
         "diversity": diversity(real.pixels, fake.pixels),
-        "frechet": frechet(real.features, fake.features),
-        **precision_recall(real.features, fake.features),
-        "feature_diversity": diversity(real.features, fake.features),
+        "frechet": frechet(real.plain.features, fake.plain.features),
+        "frechet_tolerant": frechet(real.tolerant.features, fake.tolerant.features),
+        **precision_recall(real.plain.features, fake.plain.features),
+        "feature_diversity": diversity(real.plain.features, fake.plain.features),
     }
 
 

@@ -19,7 +19,7 @@ from pipeline.measure.sheets import sheets
 from pipeline.model.samples import Sampler, Shown
 from pipeline.show.model import evaluation_figures
 from pipeline.show.style import save_all
-from pipeline.stages.saved import load_cvae, load_judge, load_splits
+from pipeline.stages.saved import load_cvae, load_judges, load_splits
 from pipeline.tracking import runs as tracking
 from pipeline.training.objective import ObjectiveParams
 
@@ -33,7 +33,7 @@ def main() -> None:
     model, density, all_params = load_cvae(MODEL, device)
     aim = parse(ObjectiveParams, all_params["objective"], f"{MODEL}: objective")
     train, test = load_splits(PREPARED, "train", "test", device=device)
-    evaluator = Evaluator(load_judge(JUDGE, device).read, test, train, aim.pixels, params.seed)
+    evaluator = Evaluator(load_judges(JUDGE, device), test, train, aim.pixels, params.seed)
     history, trained = pd.read_csv(HISTORY), json.loads(RUN.read_text(encoding="utf-8"))
     name = f"evaluation β={aim.kl_weight:g}"  # of a new run, if the training's own is gone
     with tracking.resume(trained["run_id"], trained["tracking_uri"], name, experiment) as run:

@@ -14,7 +14,7 @@ from pipeline.measure.evaluator import nested, with_split
 from pipeline.model.samples import sheet
 from pipeline.show.model import completions
 from pipeline.show.style import save
-from pipeline.stages.saved import load_completer, load_judge, load_splits
+from pipeline.stages.saved import load_completer, load_judges, load_splits
 from pipeline.tracking import runs as tracking
 
 SHOWN = 5  # completions of each picture
@@ -27,7 +27,7 @@ def main() -> None:
     if not COMPLETION_RUN.exists():
         raise UserError(f"{COMPLETION_RUN} not found: run `dvc repro completion/dvc.yaml` first")
     completer, network = load_completer(COMPLETER, device), load_completer(NETWORK, device)
-    reader = load_judge(JUDGE, device).read
+    reader = load_judges(JUDGE, device).tolerant.read
     (test,) = load_splits(PREPARED, "test", device=device)
     images = {"images": len(shares(test, params.images)), "of": len(test)}
     protocol = {"split": "test", **images, "draws": params.draws, "completions": SEVERAL, "seed": params.seed}

@@ -1,4 +1,4 @@
-"""All that the project keeps as safetensors: splits, the judge, the CVAE, the completer, and unfinished trainings.
+"""All that the project keeps as safetensors: splits, the judges, the CVAE, the completer, and unfinished trainings.
 
 A file states its kind and its params in the metadata, and holds no code.
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pipeline.completion.model import Completer
     from pipeline.data.splits import Split
-    from pipeline.measure.judge import Judge
+    from pipeline.measure.judge import Judges
     from pipeline.model.cvae import CVAE
     from pipeline.model.density import Density
     from pipeline.training.fit import Training
@@ -66,19 +66,24 @@ def load_splits(path: Path, *names: str, device: "torch.device | str" = "cpu") -
         )
 
 
-def save_judge(path: Path, judge: "Judge", params: Mapping[str, Any]) -> None:
-    """The judge's weights, and the params it was trained with (plain values)."""
-    _write(path, "judge", judge.state_dict(), params)
+def save_judges(path: Path, judges: "Judges", params: Mapping[str, Any]) -> None:
+    """The weights of both judges, and the params they were trained with (plain values)."""
+    tensors: dict[str, Tensor] = {}
+    for name, judge in judges._asdict().items():
+        tensors |= _prefixed(f"{name}.", judge.state_dict())
+    _write(path, "judge", tensors, params)
 
 
-def load_judge(path: Path, device: "torch.device | str" = "cpu") -> "Judge":
-    """The judge, ready to read. Raises UserError."""
-    from pipeline.measure.judge import build
+def load_judges(path: Path, device: "torch.device | str" = "cpu") -> "Judges":
+    """Both judges, ready to read. Raises UserError."""
+    from pipeline.measure.judge import Judges, build
 
-    judge = build(seed=0)
+    judges = []
     with _opened(path, "judge") as (file, _):
-        judge.load_state_dict(_tensors(file))
-    return _ready(judge, device)
+        for name in Judges._fields:
+            judges.append(judge := build(seed=0))
+            judge.load_state_dict(_tensors(file, f"{name}."))
+    return Judges(*(_ready(judge, device) for judge in judges))
 
 
 def save_cvae(path: Path, model: "CVAE", density: "Density", params: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from bands import banded, judge
+from bands import JUDGES, banded
 from imports import ROOT
 from settings import train_params
 from studies import having
@@ -26,7 +26,7 @@ SETTING = replace(STUDY, train=train_params(epochs=1, batch_size=50))
 SIZES = {"seeds": 2, "nll_images": 10, "nll_draws": 3, "train_images": 200, "validation_images": 80, "test_images": 90}
 BUDGET = Budget(SETTING, dict.fromkeys(LIKELIHOODS, (0.5, 2.0)), prior_components=2, sizes=SIZES)
 TRAIN, VALIDATION, TEST = banded(20, 0), banded(8, 1), banded(9, 2)
-EVALUATOR = Evaluator(judge, VALIDATION, TRAIN, "grey", 0)
+EVALUATOR = Evaluator(JUDGES, VALIDATION, TRAIN, "grey", 0)
 EACH = [Treatment(name, "mixture") for name in LIKELIHOODS]
 EACH += [Treatment("bernoulli", "standard", treatment="free_bits")]
 TWO = [Treatment("bernoulli", "standard"), Treatment("sigma_optimal", "class")]

@@ -14,10 +14,11 @@ from stores import forget
 
 from pipeline.base.params import digest, flat, write
 from pipeline.cli.doctor import Gathered, screen
-from pipeline.measure import judge
 from pipeline.measure.doctor import Case, diagnose
+from pipeline.measure.judge import Judges
+from pipeline.measure.judge import build as build_judge
 from pipeline.model.cvae import resolve
-from pipeline.stages.saved import load_cvae, save_judge, save_splits
+from pipeline.stages.saved import load_cvae, save_judges, save_splits
 from pipeline.tracking import runs as tracking
 from pipeline.weight import article
 
@@ -29,7 +30,7 @@ def add_data(project: Path) -> None:
 
 
 def add_judge(project: Path) -> None:
-    save_judge(project / "models/judge.safetensors", judge.build(0), {})
+    save_judges(project / "models/judge.safetensors", Judges(build_judge(0), build_judge(0)), {})
 
 
 def one_line(text: str) -> str:

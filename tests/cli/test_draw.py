@@ -13,10 +13,11 @@ from PIL import Image
 from pipeline.base.paths import MODEL, SMALL
 from pipeline.completion import model as completion
 from pipeline.completion.masks import named_masks
-from pipeline.measure import judge
+from pipeline.measure.judge import Judges
+from pipeline.measure.judge import build as build_judge
 from pipeline.model.samples import rows_of_digits, sample
 from pipeline.show import pictures
-from pipeline.stages.saved import load_cvae, save_completer, save_judge
+from pipeline.stages.saved import load_cvae, save_completer, save_judges
 
 
 def picture(name: str) -> np.ndarray:
@@ -137,7 +138,7 @@ def drawer(project: Path) -> Path:
         model.decoder_latents.weight *= 3
     save_completer(project / "models/completer.safetensors", model)
     save_completer(project / "models/network.safetensors", completion.build(0, 16, 0))
-    save_judge(project / "models/judge.safetensors", judge.build(0), {})
+    save_judges(project / "models/judge.safetensors", Judges(build_judge(0), build_judge(0)), {})
     Image.fromarray(INK).save(project / "bar.png")
     return project
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bands import banded, judge
+from bands import JUDGES, banded
 from settings import objective_params
 from sick import CASES, aimed, healthy, history, sigma_case
 
@@ -53,7 +53,7 @@ def test_the_best_sigma_follows_from_the_reconstruction_under_another(sigma: flo
 def test_an_evaluation_has_the_figures_of_all_checks() -> None:
     model, aim = build(Architecture(4, (32,), (32,), "concat", encoder_sees_label=True), 0), objective_params()
     density = Density(torch.ones(10, 1), torch.ones(10, 1, 4), torch.eye(4).expand(10, 1, 4, 4))
-    evaluator = Evaluator(judge, banded(12, 1), banded(30, 0), "grey", 0)
+    evaluator = Evaluator(JUDGES, banded(12, 1), banded(30, 0), "grey", 0)
     full = evaluator.evaluate(model, density, 20).figures
     assert diagnose(Case(aim, full, history(9, 8))).unchecked == {}
     # Samples need a judge. The rest is checked without.

@@ -1,4 +1,4 @@
-"""The evaluator on tiny data, with a judge whose labels are known."""
+"""The evaluator on tiny data, with judges whose labels are known."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from functools import cache
 import pandas as pd
 import pytest
 import torch
-from bands import banded, judge
+from bands import JUDGES, banded
 from torch import nn
 
 from pipeline.base.errors import UserError
@@ -50,7 +50,7 @@ def lively() -> CVAE:
 
 
 def evaluator(pixels: Pixels = "grey") -> Evaluator:
-    return Evaluator(judge, TEST, TRAIN, pixels, 0)
+    return Evaluator(JUDGES, TEST, TRAIN, pixels, 0)
 
 
 @cache
@@ -85,11 +85,11 @@ def test_a_headline_is_the_mean_of_a_row_per_sampler_and_digit_and_a_part_measur
     some = evaluator()
     assert some.samples(lively(), DENSITY, "fitted") == {name: figures[f"fitted/{name}"] for name in OF_SAMPLES}
     assert some.ceiling() == {name: figures[f"real/{name}"] for name in OF_SAMPLES}
-    without_judge = Evaluator(None, TEST, TRAIN, "grey", 0)
-    fit = without_judge.fit_figures(lively()) | without_judge.nll(lively(), K)
+    without_judges = Evaluator(None, TEST, TRAIN, "grey", 0)
+    fit = without_judges.fit_figures(lively()) | without_judges.nll(lively(), K)
     assert fit == {name: figures[name] for name in fit}
     with pytest.raises(ValueError, match="judge"):
-        without_judge.ceiling()
+        without_judges.ceiling()
 
 
 @pytest.mark.parametrize("name", likelihood.LIKELIHOODS)
@@ -121,7 +121,7 @@ def test_the_densitys_own_figures_tell_memorised_latents_from_learned_ones() -> 
         images = torch.randint(0, 256, (300, 1, 28, 28), generator=source, dtype=torch.uint8)
         return Split(images, torch.arange(300) % 10)
 
-    model, some = lively(), Evaluator(judge, noise(1), noise(0), "grey", 0)
+    model, some = lively(), Evaluator(JUDGES, noise(1), noise(0), "grey", 0)
     nn.init.constant_(model.log_var.bias, -8)
     nn.init.zeros_(model.log_var.weight)
 
@@ -158,6 +158,7 @@ def test_a_model_that_uses_the_latents_is_not_collapsed_and_real_images_are_the_
     assert figures["real/class_accuracy"] == figures["judge_accuracy"] == 1
     assert figures["real/diversity"] == pytest.approx(1, abs=0.05)
     assert figures["real/frechet"] < figures["prior/frechet"]
+    assert figures["prior/frechet_tolerant"] == pytest.approx(figures["prior/frechet"] / 4)
     assert figures["real/coverage"] > figures["prior/coverage"]
 
 
@@ -179,7 +180,7 @@ def test_the_real_images_in_place_of_samples_have_the_splits_class_counts() -> N
 def test_a_class_is_compared_with_the_same_class_alone_and_needs_enough_images() -> None:
     def judged(split: Split) -> Judged:
         images = to_unit(split.images)
-        return Judged(images.flatten(1), *judge(images), split.labels)
+        return Judged(images.flatten(1), JUDGES.tolerant.read(images), JUDGES.plain.read(images), split.labels)
 
     images = TEST.images.clone()
     images[TEST.labels == 4] = images[TEST.labels == 5]

@@ -74,22 +74,23 @@ def test_reading_does_not_depend_on_the_type_or_on_the_batch() -> None:
         assert torch.equal(judge(images[:500].float() / 255).argmax(1), labels[:500])
 
 
-def test_augmentation_keeps_shape_range_and_source() -> None:
+@pytest.mark.parametrize("tolerant", [True, False])
+def test_augmentation_keeps_shape_range_and_source(tolerant: bool) -> None:
     images = torch.cat([torch.rand(64, 1, SIDE, SIDE).round(), torch.ones(64, 1, SIDE, SIDE)])
     before = images.clone()
-    changed = augment(images, torch.Generator().manual_seed(0))
+    changed = augment(images, torch.Generator().manual_seed(0), tolerant)
     assert (changed.shape, changed.dtype) == (images.shape, torch.float32)
     assert 0 <= changed.min() < changed.max() <= 1
     assert torch.equal(images, before)
-    assert torch.equal(changed, augment(images, torch.Generator().manual_seed(0)))
-    assert not torch.equal(changed, augment(images, torch.Generator().manual_seed(1)))
+    assert torch.equal(changed, augment(images, torch.Generator().manual_seed(0), tolerant))
+    assert not torch.equal(changed, augment(images, torch.Generator().manual_seed(1), tolerant))
 
 
 def test_augmentation_moves_blurs_and_fades() -> None:
     square = torch.zeros(SIDE, SIDE)
     square[11:17, 11:17] = 1
     images = square.expand(1000, 1, SIDE, SIDE)
-    changed = augment(images, torch.Generator().manual_seed(0))[:, 0]
+    changed = augment(images, torch.Generator().manual_seed(0), tolerant=True)[:, 0]
 
     ink = changed - changed.amin((1, 2), keepdim=True)
     mass = ink.sum((1, 2))

@@ -9,6 +9,7 @@ from scipy.linalg import sqrtm  # type: ignore[import-untyped]
 from torch import Tensor
 
 from pipeline.measure import metrics
+from pipeline.measure.judge import Reading
 
 
 def normal(rows: int, size: int, seed: int = 0) -> Tensor:
@@ -73,7 +74,9 @@ def test_diversity_is_the_ratio_of_mean_distances_wherever_the_sets_are() -> Non
 
 def test_every_sample_metric_is_registered() -> None:
     """A study can take each as its objective, and tables know which way is better."""
-    images = metrics.Judged(normal(20, 9), normal(20, 4), torch.tensor([3, 3, 5, 3] * 5), torch.full((20,), 3))
+    read = Reading(normal(20, 4), torch.tensor([3, 3, 5, 3] * 5))
+    plain = Reading(normal(20, 4), torch.full((20,), 5))
+    images = metrics.Judged(normal(20, 9), read, plain, torch.full((20,), 3))
     found = metrics.compare(images, images)
     assert tuple(found) == metrics.OF_SAMPLES
     assert found["class_accuracy"] == 0.75

@@ -22,7 +22,7 @@ from pipeline.stages import saved as files
 SMALL = {"latent_size": 2, "encoder_hidden": (8,), "decoder_hidden": (8,)}
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "repro prepare": lambda path: files.load_splits(path, "train"),
-    "repro judge": files.load_judge,
+    "repro judge": files.load_judges,
     "repro train": files.load_cvae,
     "repro completion/dvc.yaml": files.load_completer,
 }
@@ -48,13 +48,14 @@ def test_splits_come_back_by_name(tmp_path: Path) -> None:
         files.load_splits(tmp_path / "new/mnist.safetensors", "other")
 
 
-def test_a_judge_comes_back_ready_to_read(tmp_path: Path) -> None:
-    saved = judge.build(3)
-    files.save_judge(tmp_path / "judge.safetensors", saved, {"seed": 3})
-    loaded = files.load_judge(tmp_path / "judge.safetensors")
-    assert same(loaded.state_dict(), saved.state_dict())
-    assert not loaded.training
-    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+def test_both_judges_come_back_ready_to_read(tmp_path: Path) -> None:
+    saved = judge.Judges(tolerant=judge.build(3), plain=judge.build(4))
+    files.save_judges(tmp_path / "judge.safetensors", saved, {"seed": 3})
+    loaded = files.load_judges(tmp_path / "judge.safetensors")
+    for own, other in zip(loaded, saved, strict=True):
+        assert same(own.state_dict(), other.state_dict())
+        assert not own.training
+        assert not any(parameter.requires_grad for parameter in own.parameters())
 
 
 def test_a_cvae_comes_back_with_its_density_and_params(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from bands import banded, judge
+from bands import JUDGES, banded
 from settings import train_params
 from torch import nn
 
@@ -50,7 +50,7 @@ def test_a_stack_is_trained_and_measured_and_a_member_that_diverges_is_named() -
     members = article.start(stack, PARAMS, torch.device("cpu"))
     records = list(article.fit(stack, members, TRAIN, HELD_OUT, PARAMS))
     assert [record.figures["kl_weight"] for record in records[-1].values()] == [100_352, pytest.approx(1.00352)]
-    evaluator = Evaluator(judge, HELD_OUT, TRAIN, article.AIM.pixels, 0)
+    evaluator = Evaluator(JUDGES, HELD_OUT, TRAIN, article.AIM.pixels, 0)
     figures = article.measure(members.model(1), evaluator, 1)
     assert figures["elbo"] == pytest.approx(records[-1][1].figures["validation/elbo"])
     assert {"prior/class_accuracy", "fitted/diversity", "digit_in_latent", "active_units"} <= set(figures)

@@ -18,7 +18,7 @@ from pipeline.model.cvae import ModelParams, resolve
 from pipeline.model.density import Components
 from pipeline.show.study import study_figures
 from pipeline.show.style import save_all
-from pipeline.stages.saved import load_judge, load_splits
+from pipeline.stages.saved import load_judges, load_splits
 from pipeline.study.queue import Chosen, Study, state
 from pipeline.study.space import Setting, TuneParams
 from pipeline.training.fit import TrainParams
@@ -45,8 +45,8 @@ def read_bench(setting: Setting) -> tuple[Split, Evaluator]:
     """The training split, and what measures on the validation split, on the device of train.device."""
     device = pick_device(setting.train.device)
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
-    reader = load_judge(JUDGE, device).read
-    return train, Evaluator(reader, validation, train[:QUICK_TRAIN], setting.aim.pixels, setting.train.seed)
+    judges = load_judges(JUDGE, device)
+    return train, Evaluator(judges, validation, train[:QUICK_TRAIN], setting.aim.pixels, setting.train.seed)
 
 
 def export(study: Study, real: Mapping[str, float]) -> Chosen:

@@ -65,7 +65,7 @@ class TrainParams:
 class Record:
     """One epoch of one model, and its figures by name. Losses and their terms are in nats per image.
 
-    kl_weight, learning_rate: those of the epoch's last step.
+    train/kl_weight, train/learning_rate: those of the epoch's last step.
     train/loss, train/reconstruction, train/kl: means over the epoch's batches. The loss is what was minimised; the
     terms are the plain ones, whatever KL schedule or treatment the loss had.
     validation/reconstruction, validation/kl, validation/elbo: after the epoch.
@@ -171,8 +171,8 @@ class Epoch:
     ) -> Record:
         """One model's record. train: its loss, reconstruction and kl; validation: what `validate` gave."""
         figures = {
-            "kl_weight": kl_weight,
-            "learning_rate": learning_rate,
+            "train/kl_weight": kl_weight,
+            "train/learning_rate": learning_rate,
             **dict(zip(("train/loss", "train/reconstruction", "train/kl"), train, strict=True)),
             **{f"validation/{name}": value for name, value in validation.items()},
             "time/seconds": self.seconds,

@@ -17,7 +17,7 @@ class Tagged(dict[str, Any]):
 
 
 def records(*kls: float) -> list[Record]:
-    return [Record(epoch, 10 * epoch, {"kl_weight": 2.0, "validation/kl": kl}) for epoch, kl in enumerate(kls, 1)]
+    return [Record(epoch, 10 * epoch, {"train/kl_weight": 2.0, "validation/kl": kl}) for epoch, kl in enumerate(kls, 1)]
 
 
 def test_a_collapse_and_its_end_are_reported_once_and_at_once(capsys: pytest.CaptureFixture[str]) -> None:

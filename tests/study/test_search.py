@@ -105,7 +105,7 @@ def test_different_shapes_train_in_populations_of_their_own(tmp_path: Path) -> N
         assert event.model.latent_size == values["latent_size"]
         assert event.model.architecture.conditioning == values["conditioning"]
         # at the last step of its only epoch, half a cosine has nearly reached 0
-        assert 0 < event.record.figures["learning_rate"] < values["learning_rate"]
+        assert 0 < event.record.figures["train/learning_rate"] < values["learning_rate"]
     assert len({event.model.architecture for event in seen}) > 1
 
 

@@ -127,7 +127,7 @@ def test_a_record_has_the_plain_terms_under_any_treatment() -> None:
 @pytest.mark.parametrize(("name", "shares"), [("warmup", [9 / 30, 19 / 30, 29 / 30]), ("cyclical", [0.9, 0.9, 0.9])])
 def test_a_record_has_the_kl_weight_of_the_last_step(name: str, shares: list[float]) -> None:
     _, records = run(aim=objective_params(schedule=name, kl_weight=2.0, cycles=3, schedule_share=1.0))
-    assert [record.figures["kl_weight"] for record in records] == pytest.approx([2 * share for share in shares])
+    assert [record.figures["train/kl_weight"] for record in records] == pytest.approx([2 * share for share in shares])
 
 
 def test_sigma_is_calibrated_on_training_images() -> None:

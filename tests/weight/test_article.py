@@ -49,7 +49,7 @@ def test_a_stack_is_trained_and_measured_and_a_member_that_diverges_is_named() -
     stack = [Member(1.0, "concat", encoder_sees_label=True), Member(TUNED, "concat", encoder_sees_label=True)]
     members = article.start(stack, PARAMS, torch.device("cpu"))
     records = list(article.fit(stack, members, TRAIN, HELD_OUT, PARAMS))
-    assert [record.figures["kl_weight"] for record in records[-1].values()] == [100_352, pytest.approx(1.00352)]
+    assert [record.figures["train/kl_weight"] for record in records[-1].values()] == [100_352, pytest.approx(1.00352)]
     evaluator = Evaluator(JUDGES, HELD_OUT, TRAIN, article.AIM.pixels, 0)
     figures = article.measure(members.model(1), evaluator, 1)
     assert figures["elbo"] == pytest.approx(records[-1][1].figures["validation/elbo"])

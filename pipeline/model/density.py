@@ -76,13 +76,17 @@ def posterior_samples(model: CVAE, split: Split, pixels: Pixels, seed: int) -> T
     return q.sample(torch.randn(q.mu.shape, generator=source, device=q.mu.device))
 
 
-def fit_density(model: CVAE, split: Split, pixels: Pixels, components: int, seed: int) -> Density:
+def fit_density(
+    model: CVAE, split: Split, pixels: Pixels, components: int, seed: int, start: Density | None = None
+) -> Density:
     """A mixture fitted to each class's aggregate posterior, E_x[q(z∣x,y)] over a split, from one sample z per image.
 
     After training, the aggregate posterior need not fill the prior. Where it does not, latents from the prior fall
     into regions that the decoder was never trained on (Rosca 2018; ex-post density estimation: Ghosh 2020).
     A class with fewer than two images per component gets fewer components; with fewer than two images, N(0, I).
+    start: the density of a similar model, whose components keep their order (mixture.fit).
     Raises ValueError where latents are not finite.
     """
     z = posterior_samples(model, split, pixels, seed)
-    return Density(*(part.float() for part in mixture.fit(z, split.labels, CLASSES, components, seed)))
+    before = None if start is None else mixture.Mixture(*(part.double() for part in start.tensors().values()))
+    return Density(*(part.float() for part in mixture.fit(z, split.labels, CLASSES, components, seed, before)))

@@ -49,10 +49,11 @@ def _one_thread() -> Iterator[None]:
 
 @torch.no_grad()
 @_one_thread()
-def fit(rows: Tensor, groups: Tensor, count: int, components: int, seed: int) -> Mixture:
+def fit(rows: Tensor, groups: Tensor, count: int, components: int, seed: int, start: Mixture | None = None) -> Mixture:
     """A mixture, in float64, for each of `count` groups of rows (N, L) that belong to groups (N,).
 
     A group with fewer than two rows per component gets fewer components; with fewer than two rows, N(0, I).
+    start: a mixture of similar rows. Its components, moved, are then those of the result, in the same order.
     Raises ValueError where rows are not finite, or too large for float64.
     """
     source = torch.Generator(rows.device).manual_seed(seed)
@@ -62,12 +63,16 @@ def fit(rows: Tensor, groups: Tensor, count: int, components: int, seed: int) ->
     x = (x - middle[..., None]) * present  # around 0, differences of sums keep more digits
     unused = torch.arange(components, device=x.device) >= (sizes // 2).clamp_min(1)[:, None]
 
-    centres = _spread(x, present, components, source)
-    for _ in range(LLOYD_STEPS):
-        sums = _sums(x, present, _distances(centres, unused), _linear, _nearest)
-        size = sums[..., :1]
-        centres = torch.where(size > 0, sums[..., 1:] / size, centres)
-    sums = _sums(x, present, _distances(centres, unused), _quadratic, _nearest)
+    if start is None:
+        centres = _spread(x, present, components, source)
+        for _ in range(LLOYD_STEPS):
+            sums = _sums(x, present, _distances(centres, unused), _linear, _nearest)
+            size = sums[..., :1]
+            centres = torch.where(size > 0, sums[..., 1:] / size, centres)
+        sums = _sums(x, present, _distances(centres, unused), _quadratic, _nearest)
+    else:
+        moved = start._replace(means=start.means - middle[:, None])
+        sums = _sums(x, present, _log_densities(moved), _quadratic, _likely)
     for _ in range(STEPS):
         sums = _sums(x, present, _log_densities(_maximise(sums, x.shape[1])), _quadratic, _likely)
     weights, means, roots = _maximise(sums, x.shape[1])

@@ -105,3 +105,14 @@ def test_rows_that_no_mixture_can_be_fitted_to_are_refused(value: float) -> None
     rows[3, 1] = value
     with pytest.raises(ValueError, match="latents are not finite, or too large"):
         mixture.fit(rows, groups, 10, 2, 0)
+
+
+def test_the_components_of_moved_rows_keep_their_order() -> None:
+    centres = 4 * normal(6, 3, seed=1)
+    rows, groups = centres[torch.arange(6).repeat_interleave(10).repeat(100)] + normal(6000, 3), LABELS.repeat(600)
+    moved = 1.2 * rows + 0.5
+    first, anew = mixture.fit(rows, groups, 10, 6, 0), mixture.fit(moved, groups, 10, 6, 1)
+    followed = mixture.fit(moved, groups, 10, 6, 1, start=first)
+    distances = torch.cdist(1.2 * first.means + 0.5, followed.means)
+    assert (distances.argmin(2) == torch.arange(6)).float().mean() > 0.9
+    assert log_density(followed, moved, groups) == pytest.approx(log_density(anew, moved, groups), abs=0.05)

@@ -1,25 +1,36 @@
-"""What the terminal shows: progress bars, tables, numbers, and errors in one line."""
+"""What programs say: progress bars, tables, numbers, how long they took, and errors in one line."""
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from pipeline import STARTED
+from pipeline.base import terminal
 from pipeline.base.errors import UserError
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a program and exits: with 0, with 2 and one line for a UserError, with 130 for Ctrl-C, 143 for SIGTERM."""
+def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
+    """Runs a program and exits: with 0, with 2 and one line for a UserError, with 130 for Ctrl-C, 143 for SIGTERM.
+
+    timed: whether it says at its end how long it took.
+    """
     signal.signal(signal.SIGTERM, _terminated)
+    terminal.spell_out()
     try:
         main()
+        if timed:
+            say_seconds(Path(sys.argv[0]).stem)
+        sys.stdout.flush()
     except UserError as error:
         sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{terminal.painted('error:', 'red', sys.stderr)} {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print("\ninterrupted: complete results are kept", file=sys.stderr)
@@ -33,6 +44,17 @@ def run(main: Callable[[], None]) -> NoReturn:
 def _terminated(number: int, _frame: object) -> NoReturn:
     """Ends the program like Ctrl-C, so that it finishes what is open."""
     raise KeyboardInterrupt(number)
+
+
+def say_seconds(program: str) -> None:
+    """Says how long this process has taken, from its start: `train took 83 s`."""
+    seconds = time.monotonic() - STARTED
+    print(f"{program} took {seconds:.{0 if seconds >= 10 else 1}f} s")
+
+
+def say(text: str, indent: str = "") -> None:
+    """Prints a paragraph. On a terminal it breaks between words, and all lines but the first are indented."""
+    print(terminal.wrapped(text, indent) if sys.stdout.isatty() else text)
 
 
 @contextmanager
@@ -94,26 +116,58 @@ def number(value: object) -> str:
 
 def warn(message: str) -> None:
     """Prints one line on stderr, above a live bar."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    print(f"{terminal.painted('warning:', 'yellow', sys.stderr)} {message}", file=sys.stderr, flush=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> None:
-    """Prints a table. The first column names the row, the others hold figures.
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    note: str = "",
+    best: Collection[int] = (),
+) -> None:
+    """Prints a table. The first column names the row, the others hold figures; best: indices of rows in colour.
 
-    A table that is wider than the terminal breaks its headings after `_` and `/`.
+    A table that is wider than the terminal breaks its headings after `_` and `/`. If it is still wider, it goes on
+    below with the columns that are left, so that no figure is cut.
     """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    cells = [[number(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    console = Console()
-    if sum(widths) + 3 * len(widths) > console.width:
-        columns = [column.replace("_", "_\n").replace("/", "/\n") for column in columns]
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=note or None, caption_justify="left")
-    for index, heading in enumerate(columns):
-        made.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
-    for row in cells:
-        made.add_row(*row)
-    console.print(made)
+    console = Console(highlight=False)
+    cells = [[terminal.spelled(number(cell)) for cell in row] for row in rows]
+    headings = [terminal.spelled(column) for column in columns]
+    if sum(_widths(headings, cells)) + EDGE > console.width:
+        headings = [heading.replace("_", "_\n").replace("/", "/\n") for heading in headings]
+    print(terminal.painted(terminal.wrapped(title), "bold", sys.stdout))
+    for group in _groups(_widths(headings, cells), console.width):
+        made = Table(box=box.SIMPLE_HEAD)
+        for index in group:
+            made.add_column(headings[index], justify="left" if index == 0 else "right", no_wrap=True)
+        for place, row in enumerate(cells):
+            made.add_row(*(row[index] for index in group), style="bold green" if place in best else None)
+        console.print(made)
+    if note:
+        print(f"{terminal.wrapped(note)}\n")
+
+
+EDGE = 1  # characters of a table outside its columns
+
+
+def _widths(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
+    """Characters of each column, with the space around it."""
+    columns = zip(headings, *cells, strict=True)
+    return [3 + max(len(line) for text in column for line in text.split("\n")) for column in columns]
+
+
+def _groups(widths: Sequence[int], most: int) -> list[list[int]]:
+    """Columns in as many tables as the width needs. Each table begins with the first column."""
+    groups, room = [[0]], most - widths[0] - EDGE
+    for index, width in enumerate(widths[1:], 1):
+        if width > room and len(groups[-1]) > 1:
+            groups.append([0])
+            room = most - widths[0] - EDGE
+        groups[-1].append(index)
+        room -= width
+    return groups

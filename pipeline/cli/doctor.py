@@ -4,7 +4,6 @@ A model is measured on validation, never on test: its user chooses by what the d
 """
 
 import json
-import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from pipeline.base import terminal
 from pipeline.base.errors import UserError
 from pipeline.base.paths import HISTORY, JUDGE, MODEL, PREPARED, RUN
 from pipeline.cli.options import model_file
@@ -24,7 +24,6 @@ HEADLINE = (
     "reconstruction", "kl", "active_units", "prior/class_accuracy", "fitted/class_accuracy", "fitted/diversity",
     "fitted/log_density",
 )  # fmt: skip
-WIDEST = 100  # characters of a line: longer ones are hard to read
 MARK = {"severe": "✗", "warning": "!", "note": "·"}
 
 
@@ -53,7 +52,7 @@ def doctor(
 
     from pipeline.measure.doctor import diagnose
 
-    print(screen(gathered, diagnose(gathered.case), min(shutil.get_terminal_size().columns, WIDEST)))
+    print(screen(gathered, diagnose(gathered.case), min(terminal.width(), terminal.WIDEST)))
 
 
 def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> Gathered:

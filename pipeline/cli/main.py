@@ -8,11 +8,11 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pipeline.base import console
+from pipeline.base import console, terminal
 from pipeline.base.errors import UserError
 from pipeline.cli import complete, doctor, draw, report, reproduce, study, values
 
@@ -21,18 +21,18 @@ ABOUT = """\
 Train a conditional VAE on MNIST and find out which KL weight, and why.
 
 \b
-  dvc repro                                     run the whole pipeline; what is up to date is left alone
-  cvae try objective.kl_weight=1                train and evaluate with another KL weight
-  cvae compare                                  what was tried, side by side
-  cvae report                                   the headline figures of the last evaluation
-  cvae doctor                                   what is wrong with the model, and what to change
-  cvae sample 0-9 --count 12 --seed 1           samples, on the terminal or into a PNG
-  cvae interpolate 3 8 --out way.gif            also: traverse, morph
-  cvae complete INPUT.png --mask top            what the hidden half could be
-  cvae weight --article 1e-5 --batch-size 128   what the source article's weight means here
-  cvae study                                    the study's trials; `cvae promote` takes the best weight
-  cvae reproduce article                        the collapse that the source article tunes away
-  cvae ui                                       compare runs in the browser
+  dvc repro                           run what changed of the whole pipeline
+  cvae try objective.kl_weight=1      train and evaluate another KL weight
+  cvae compare                        what was tried, side by side
+  cvae report                         the headline figures
+  cvae doctor                         what is wrong, and what to change
+  cvae sample 0-9 --seed 1            samples on the terminal, or in a PNG
+  cvae interpolate 3 8 --out way.gif  also: traverse, morph
+  cvae complete INPUT.png --mask top  what the hidden half could be
+  cvae weight --article 1e-5          what the article's weight means here
+  cvae study                          the trials; `promote` takes the best
+  cvae reproduce article              the collapse that the article avoids
+  cvae ui                             compare runs in the browser
 """
 STAGES = {
     "download": "Fetch and check the four files of MNIST.",
@@ -64,19 +64,35 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def _stage(name: str) -> Callable[[], None]:
-    return lambda: importlib.import_module(f"pipeline.stages.{name}").main()
+    def run() -> None:
+        importlib.import_module(f"pipeline.stages.{name}").main()
+        console.say_seconds(name)
+
+    return run
+
+
+# Help in characters that the terminal has: typer itself writes UTF-8 where the encoding is ASCII.
+class Command(typer.core.TyperCommand):
+    def get_help(self, ctx: Any) -> str:
+        return terminal.spelled(super().get_help(ctx))
+
+
+class Group(typer.core.TyperGroup):
+    def get_help(self, ctx: Any) -> str:
+        return terminal.spelled(super().get_help(ctx))
 
 
 app = typer.Typer(
+    cls=Group,
     help=ABOUT,
     invoke_without_command=True,
     rich_markup_mode=None,  # rich help would cost half of the time that `cvae --help` takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name, words in STAGES.items():
-    app.command(name, help=words)(_stage(name))
+    app.command(name, cls=Command, help=words)(_stage(name))
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, cls=Command)(command)
 
 
 def _version(wanted: bool) -> None:
@@ -100,7 +116,7 @@ def _start(
 
 def main() -> None:
     """The console command."""
-    console.run(_run)
+    console.run(_run, timed=False)
 
 
 def _run() -> None:

@@ -4,12 +4,13 @@
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.base import console
+from pipeline.base import console, terminal
 from pipeline.base.errors import UserError
 from pipeline.base.paths import BEST, DOCTOR, FIGURES, HEADLINE, JUDGE, METRICS
 
@@ -37,17 +38,18 @@ def report() -> None:
         [(f"{protocol['kl_weight']:g}", *(figures[name] for name in fit))],
     )
     if figures["collapsed"]:
-        print("COLLAPSED: the latents are unused, or all samples of a class look alike. Lower the KL weight.\n")
+        said = "the latents are unused, or all samples of a class look alike. Lower the KL weight."
+        console.say(f"{terminal.painted('COLLAPSED:', 'red', sys.stdout)} {said}")
+    hints = {"Look at": f"{FIGURES}/samplers.png: samples of every digit, beside real ones"}
     if diagnosis := _read(DOCTOR):
-        print(f"Doctor     {diagnosis['verdict']}: `cvae doctor` shows the figures and what to change")
+        hints["Doctor"] = f"{diagnosis['verdict']}: `cvae doctor` shows the figures and what to change"
     if best := _read(BEST):
         found = f"β = {best['kl_weight']:.3g} came first: {console.figures(best['values'])} on validation, one seed"
-        print(f"Study      {found} (`cvae promote` writes it into params.yaml)")
-    print(
-        f"Look at    {FIGURES}/samplers.png: samples of every digit, beside real ones\n"
-        "Compare    cvae ui: every run with its curves, figures and samples\n"
-        "Try        cvae try objective.kl_weight=1, then cvae compare"
-    )
+        hints["Study"] = f"{found} (`cvae promote` writes it into params.yaml)"
+    hints["Compare"] = "cvae ui: every run with its curves, figures and samples"
+    hints["Try"] = "cvae try objective.kl_weight=1, then cvae compare"
+    for name, text in hints.items():
+        console.say(f"{name:<11}{text}", " " * 11)
 
 
 def ui(

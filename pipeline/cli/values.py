@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.base import console
 from pipeline.base.errors import UserError
 
 KEYWORDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
@@ -128,7 +129,7 @@ def weight(
         print(f"w = {w:.6g}   (the source article's weight)")
     else:
         print(f"β = {said}   (objective.kl_weight)")
-    print(
+    console.say(
         f"The article averages the reconstruction over 784 pixels × {batch_size} images, but sums the KL over the "
         f"batch. So its w = {w:.4g} weighs the KL like β = w · 784 · {batch_size} = {said} in nats per image, where "
         "β = 1 is the evidence lower bound."

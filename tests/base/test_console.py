@@ -53,3 +53,17 @@ def test_without_a_terminal_a_bar_prints_a_line_per_step(capsys: pytest.CaptureF
         bar(2, "")
         progress("file", 1, None)
     assert capsys.readouterr().out == "train 1/2  loss 79.3\ntrain 2/2\n"
+
+
+def test_a_table_that_is_still_too_wide_goes_on_below(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    names = [f"figure_{number}" for number in range(8)]
+    rows = [(trial, *(trial + number / 7 for number in range(8))) for trial in (1000, 1001)]
+    console.table("Study", ("trial", *names), rows, note="★ best")
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 40
+    figures = [console.number(cell) for row in rows for cell in row[1:]]
+    assert [figure for figure in figures if figure not in out] == []
+    assert len([line for line in out.splitlines() if line.strip().startswith("1,000")]) == out.count("trial") > 1

@@ -1,5 +1,6 @@
 """The MLflow stores that this process has open, and what they hold."""
 
+import sys
 from typing import Any
 
 from pipeline.tracking.local import connect
@@ -9,8 +10,13 @@ from pipeline.tracking.runs import Run
 
 def forget() -> None:
     """Closes all open stores, as the end of the process would."""
+    places = sys.modules.get("mlflow.tracking._tracking_service.utils")
+    if places:
+        places._artifact_repos_cache.clear()
     while Outbox._open:
         _, outbox = Outbox._open.popitem()
+        for line in outbox._records:
+            line.journal.release()
         outbox._records.clear()
         backend = outbox.client and outbox.client._tracking_client.store
         if hasattr(backend, "engine"):
@@ -20,7 +26,7 @@ def forget() -> None:
 
 def client(run: Run) -> Any:
     """The MlflowClient that sends the run's records."""
-    run._outbox.put(run.name, lambda _client: None)
+    run.tags({"waited": "true"})
     run._outbox.flush()
     return run._outbox.client
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pipeline import STARTED
 from pipeline.base import terminal
 from pipeline.base.errors import UserError
+from pipeline.base.files import hide
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -30,7 +31,7 @@ def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         sys.stdout.flush()
-        print(f"{terminal.painted('error:', 'red', sys.stderr)} {error}", file=sys.stderr)
+        print(f"{terminal.painted('error:', 'red', sys.stderr)} {hide(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print("\ninterrupted: complete results are kept", file=sys.stderr)
@@ -116,7 +117,7 @@ def number(value: object) -> str:
 
 def warn(message: str) -> None:
     """Prints one line on stderr, above a live bar."""
-    print(f"{terminal.painted('warning:', 'yellow', sys.stderr)} {message}", file=sys.stderr, flush=True)
+    print(f"{terminal.painted('warning:', 'yellow', sys.stderr)} {hide(message)}", file=sys.stderr, flush=True)
 
 
 def table(

@@ -1,13 +1,18 @@
 """Files that are complete or absent: a file gets its name only when all of it is written."""
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,12 +23,42 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path beside `path`. It is renamed to `path` at the end, or removed after an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if not _lives(old.name.split(".")[-2]):  # its process was killed
+            old.unlink(missing_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Holds the lock file while the block runs. Waits for another process that holds it, and says for which."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "a+", encoding="utf-8") as file:  # it stays: to delete it would let two processes hold it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            print(f"waiting for process {file.read() or 'unknown'}, which does the same at the moment", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _lives(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def sha256(path: Path | str) -> str:
@@ -62,8 +97,52 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def shown(url: str) -> str:
-    """A database's address without its password, for messages."""
-    return url if sqlite_path(url) else re.sub(r"//.*@", "//", url).partition("?")[0]
+    """A database's address without user, password and options: what messages and files may hold."""
+    return url if sqlite_path(url) else re.sub(r"//.*@", "//", url, flags=re.DOTALL).partition("?")[0]
+
+
+def address(url: str, root: Path) -> str:
+    """`shown`, for files: a SQLite file in the project folder is relative to it, so that the project may move."""
+    path = sqlite_path(url)
+    if path is None:
+        return shown(url)
+    path, base = home(root) / path, home(root)
+    return f"sqlite:///{path.relative_to(base) if path.is_relative_to(base) else path}"
+
+
+def hide(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The text with *** for the passwords that the environment's addresses and tokens hold, however they are quoted."""
+    for secret in sorted(_secrets(environment), key=len, reverse=True):
+        text = text.replace(secret, "***") if len(secret) >= 4 else text.replace(f":{secret}@", ":***@")
+    return text
+
+
+def _secrets(environment: Mapping[str, str]) -> set[str]:
+    found = {environment.get(name, "") for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")}
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "OPTUNA_STORAGE"):
+        address = environment.get(name, "")
+        login = re.match(r"[^/]*//[^:]*:(.*)@", address, re.DOTALL)
+        if login:
+            found.add(login[1])
+        try:
+            found |= {value for key, value in parse_qsl(urlsplit(address).query) if key in ("password", "sslpassword")}
+        except ValueError:  # not an address
+            continue
+    plain = {unquote(secret) for secret in found}
+    return {form for secret in found | plain for form in (secret, quote(secret), quote(secret, safe=""))} - {""}
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[Path]:
+    """A SQLite file for reading: itself, or a copy of it where file or folder can't be written, as SQLite needs to."""
+    if not path.exists() or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="cvae-") as folder:
+        for file in (path, path.with_name(f"{path.name}-wal")):
+            if file.exists():
+                shutil.copyfile(file, Path(folder, file.name))
+        yield Path(folder, path.name)
 
 
 def home(root: Path) -> Path:

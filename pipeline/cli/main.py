@@ -14,7 +14,7 @@ import typer
 
 from pipeline.base import console, terminal
 from pipeline.base.errors import UserError
-from pipeline.cli import complete, doctor, draw, report, reproduce, study, values
+from pipeline.cli import complete, doctor, draw, report, reproduce, study, sync, values
 
 NAME = "cvae"
 ABOUT = """\
@@ -33,6 +33,7 @@ Train a conditional VAE on MNIST and find out which KL weight, and why.
   cvae study                          the trials; `promote` takes the best
   cvae reproduce article              the collapse that the article avoids
   cvae ui                             compare runs in the browser
+  cvae sync                           send MLflow what it could not take
 """
 STAGES = {
     "download": "Fetch and check the four files of MNIST.",
@@ -60,6 +61,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor.doctor,
     "reproduce": reproduce.reproduce,
     "ui": report.ui,
+    "sync": sync.sync,
 }
 
 

@@ -3,13 +3,8 @@
 Only this stage and evaluate_completion read the test split. Every choice was made on validation.
 """
 
-import json
-
-import pandas as pd
-
 from pipeline.base import console
 from pipeline.base.device import pick_device
-from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, write_json
 from pipeline.base.params import load, load_key, parse, plain
 from pipeline.base.paths import DOCTOR, FIGURES, HEADLINE, HISTORY, JUDGE, METRICS, MODEL, PER_CLASS, PREPARED, RUN
@@ -19,7 +14,7 @@ from pipeline.measure.sheets import sheets
 from pipeline.model.samples import Sampler, Shown
 from pipeline.show.model import evaluation_figures
 from pipeline.show.style import save_all
-from pipeline.stages.saved import load_cvae, load_judges, load_splits
+from pipeline.stages.saved import load_cvae, load_history, load_judges, load_pointer, load_splits
 from pipeline.tracking import runs as tracking
 from pipeline.training.objective import ObjectiveParams
 
@@ -28,15 +23,13 @@ def main() -> None:
     params, device = load(EvaluateParams, "evaluate"), pick_device(load_key(str, "train", "device"))
     sampler, shown = load_key(Sampler, "sample", "sampler"), load_key(Shown, "sample", "shown")
     experiment = load(tracking.TrackingParams, "tracking").experiment
-    if not (RUN.exists() and HISTORY.exists()):
-        raise UserError(f"{RUN} or {HISTORY} not found: train a model first, with `dvc repro train`")
+    history, trained = load_history(HISTORY), load_pointer(RUN)
     model, density, all_params = load_cvae(MODEL, device)
     aim = parse(ObjectiveParams, all_params["objective"], f"{MODEL}: objective")
     train, test = load_splits(PREPARED, "train", "test", device=device)
     evaluator = Evaluator(load_judges(JUDGE, device), test, train, aim.pixels, params.seed)
-    history, trained = pd.read_csv(HISTORY), json.loads(RUN.read_text(encoding="utf-8"))
     name = f"evaluation β={aim.kl_weight:g}"  # of a new run, if the training's own is gone
-    with tracking.resume(trained["run_id"], trained["tracking_uri"], name, experiment) as run:
+    with tracking.add_to(trained, name, experiment) as run:
         figures, per_class = evaluator.evaluate(model, density, params.nll_draws)
         about = {"split": "test", "kl_weight": aim.kl_weight, "likelihood": aim.likelihood}
         write_json(METRICS, {**nested(figures), "protocol": about | evaluator.protocol(model, params.nll_draws)})
@@ -51,7 +44,7 @@ def main() -> None:
         run.metrics(with_split("test", figures), step=0, of_model=True)
         run.table(per_class, "per_class")
         run.tags({"collapsed": str(figures["collapsed"]).lower(), "doctor": diagnosis.verdict})
-        for path in (METRICS, PER_CLASS, DOCTOR, *sorted(FIGURES.iterdir())):
+        for path in (METRICS, PER_CLASS, DOCTOR, *sorted(FIGURES.glob("*.png"))):
             run.artifact(path, "figures" if path.parent == FIGURES else None)
     print(f"{METRICS}, {PER_CLASS}, {DOCTOR} and {FIGURES}/ written; the doctor's verdict: {diagnosis.verdict}")
 

@@ -1,10 +1,7 @@
 """Measures the completions on the test split: likelihood, error, diversity, a picture. About a minute on two cores."""
 
-import json
-
 from pipeline.base import console
 from pipeline.base.device import pick_device
-from pipeline.base.errors import UserError
 from pipeline.base.files import write_json
 from pipeline.base.params import load, load_key
 from pipeline.base.paths import COMPLETER, COMPLETION, COMPLETION_RUN, COMPLETIONS_FIGURE, JUDGE, NETWORK, PREPARED
@@ -14,7 +11,7 @@ from pipeline.measure.evaluator import nested, with_split
 from pipeline.model.samples import sheet
 from pipeline.show.model import completions
 from pipeline.show.style import save
-from pipeline.stages.saved import load_completer, load_judges, load_splits
+from pipeline.stages.saved import load_completer, load_judges, load_pointer, load_splits
 from pipeline.tracking import runs as tracking
 
 SHOWN = 5  # completions of each picture
@@ -24,17 +21,15 @@ def main() -> None:
     params = load(EvaluateCompletionParams, "evaluate_completion")
     device = pick_device(load_key(str, "train", "device"))
     experiment = load(tracking.TrackingParams, "tracking").experiment
-    if not COMPLETION_RUN.exists():
-        raise UserError(f"{COMPLETION_RUN} not found: run `dvc repro completion/dvc.yaml` first")
+    trained = load_pointer(COMPLETION_RUN, "completion")
     completer, network = load_completer(COMPLETER, device), load_completer(NETWORK, device)
     reader = load_judges(JUDGE, device).tolerant.read
     (test,) = load_splits(PREPARED, "test", device=device)
     images = {"images": len(shares(test, params.images)), "of": len(test)}
     protocol = {"split": "test", **images, "draws": params.draws, "completions": SEVERAL, "seed": params.seed}
 
-    trained = json.loads(COMPLETION_RUN.read_text(encoding="utf-8"))
     name = "completion evaluation"  # of a new run, where the training's run is gone
-    with tracking.resume(trained["run_id"], trained["tracking_uri"], name, experiment) as run:
+    with tracking.add_to(trained, name, experiment) as run:
         figures = evaluate(completer, network, reader, test, params, told)
         write_json(COMPLETION, nested(figures) | {"protocol": protocol})
         rows = {number: examples(completer, network, test, number, SHOWN, params.seed) for number in NUMBERS}

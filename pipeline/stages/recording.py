@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.base import console
-from pipeline.base.files import home
+from pipeline.base.files import alone, home
 from pipeline.base.params import digest
 from pipeline.base.paths import CHECKPOINTS, PREPARED
 from pipeline.stages.saved import resume_training, save_training
@@ -26,33 +26,39 @@ def recording(
 ) -> Iterator[tuple[tracking.Run, Rows, Follow]]:
     """Yields an MLflow run for a training, its rows so far, and what follows its records and may draw a preview.
 
-    After every epoch the state is saved in .checkpoints/. An interrupted training of the same data and params, which
-    `hashes` stand for, goes on from there in its own MLflow run. The file is deleted when the block has ended well.
+    Before the first epoch and after each the state is saved in .checkpoints/. An interrupted training of the same data
+    and params, which `hashes` stand for, goes on from there in its own MLflow run. The file is deleted when the block
+    has ended well. No two processes train the same thing, or into one folder, at once: the second waits.
     about: the run's name, experiment and params, as tracking.start takes them.
     """
     unfinished = home(Path.cwd()) / CHECKPOINTS / f"{digest(hashes, title)}.safetensors"
-    before = resume_training(unfinished, training) or {"history": [], "run": ""}
-    rows: Rows = before["history"]
-    if rows:
-        print(f"going on after epoch {training.epoch}, where this training was interrupted")
-    tags = {**tags, **{f"{name}_hash": value for name, value in hashes.items()}}
-    with (
-        console.bar(title, epochs, training.epoch) as bar,
-        tracking.start(**about, tags=tags, key=before["run"], wait=False) as run,
-    ):
-        run.expect_model()
-        run.dataset("mnist", hashes["data"], str(PREPARED), "train")
-        for row in rows:  # what the interrupted process had no time to send
-            run.metrics({name: row[name] for name in row.keys() - {"epoch", "step"}}, int(row["step"]))
+    with alone(CHECKPOINTS / f"{title}.lock"), alone(unfinished.with_suffix(".lock")):
+        before = resume_training(unfinished, training) or {"history": [], "run": ""}
+        rows: Rows = before["history"]
+        if rows:
+            print(f"going on after epoch {training.epoch}, where this training was interrupted")
+        tags = {**tags, **{f"{name}_hash": value for name, value in hashes.items()}}
+        with (
+            console.bar(title, epochs, training.epoch) as bar,
+            tracking.start(**about, tags=tags, key=before["run"], wait=False) as run,
+        ):
 
-        def follow(records: Iterable[Record], preview: Callable[[], np.ndarray] | None) -> None:
-            for record in records:
-                rows.append(record.row())
-                bar(record.epoch, console.figures({name: record.figures[name] for name in BESIDE_THE_BAR}))
-                run.metrics(record.figures, record.step)
-                if preview:
-                    run.image("samples_prior", preview(), record.step)
+            def save() -> None:
                 save_training(unfinished, training, {"history": rows, "run": run.key})
 
-        yield run, rows, follow
-    unfinished.unlink(missing_ok=True)
+            def follow(records: Iterable[Record], preview: Callable[[], np.ndarray] | None) -> None:
+                for record in records:
+                    rows.append(record.row())
+                    bar(record.epoch, console.figures({name: record.figures[name] for name in BESIDE_THE_BAR}))
+                    run.metrics(record.figures, record.step)
+                    if preview:
+                        run.image("samples_prior", preview(), record.step)
+                    save()
+
+            save()
+            run.expect_model()
+            run.dataset("mnist", hashes["data"], str(PREPARED), "train")
+            for row in rows:  # in case the run is no longer in MLflow
+                run.metrics({name: row[name] for name in row.keys() - {"epoch", "step"}}, int(row["step"]))
+            yield run, rows, follow
+        unfinished.unlink(missing_ok=True)

@@ -6,15 +6,18 @@ Each function imports what it needs itself, so that a stage depends only on the 
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from pipeline.base import console
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, write_tensors
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
     from torch import Tensor, nn
 
@@ -30,9 +33,12 @@ REMEDY = {  # of each kind of file
     "judge": "run `dvc repro judge`",
     "cvae": "train a model first, with `dvc repro train`",
     "completion": "run `dvc repro completion/dvc.yaml` first",
-    "training": "delete it, and the training starts again",
+    "training": "the training starts anew",
 }
 MODEL, DENSITY = "model.", "density."  # how the names of tensors begin
+
+# What reading a file that is something else can raise; the last is of JSON with thousands of brackets.
+GARBAGE = (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, UserError, RecursionError)
 
 M = TypeVar("M", bound="nn.Module")
 
@@ -83,7 +89,7 @@ def load_judges(path: Path, device: "torch.device | str" = "cpu") -> "Judges":
         for name in Judges._fields:
             judges.append(judge := build(seed=0))
             judge.load_state_dict(_tensors(file, f"{name}."))
-    return Judges(*(_ready(judge, device) for judge in judges))
+        return Judges(*(_ready(judge, device) for judge in judges))
 
 
 def save_cvae(path: Path, model: "CVAE", density: "Density", params: Mapping[str, Any]) -> None:
@@ -105,7 +111,7 @@ def load_cvae(path: Path, device: "torch.device | str" = "cpu") -> Saved:
         model = build(architecture, 0, aim.likelihood, aim.sigma)
         model.load_state_dict(_tensors(file, MODEL))
         density = Density(**{name: tensor.float().to(device) for name, tensor in _tensors(file, DENSITY).items()})
-    return Saved(_ready(model, device), density, params)
+        return Saved(_ready(model, device), density, params)
 
 
 def save_completer(path: Path, model: "Completer") -> None:
@@ -121,7 +127,7 @@ def load_completer(path: Path, device: "torch.device | str" = "cpu") -> "Complet
     with _opened(path, "completion") as (file, sizes):
         model = Completer(**sizes)
         model.load_state_dict(_tensors(file, MODEL))
-    return _ready(model, device)
+        return _ready(model, device)
 
 
 def kind(path: Path) -> str:
@@ -140,14 +146,66 @@ def save_training(path: Path, training: "Training[Any]", notes: Mapping[str, Any
 
 
 def resume_training(path: Path, training: "Training[Any]") -> dict[str, Any] | None:
-    """Puts the saved state into `training` and returns its notes; without a file, returns None and changes nothing."""
+    """Puts the saved state into `training` and returns its notes; without a file, returns None and changes nothing.
+
+    A file that holds no such state is put aside, with a warning, and the training starts anew.
+    """
     from pipeline.training.checkpoint import restore
 
     if not path.exists():
         return None
-    with _opened(path, "training") as (file, saved):
-        restore(training, _tensors(file), saved["epoch"])
-        return saved["notes"]
+    try:
+        with _opened(path, "training") as (file, saved):
+            notes, epoch = saved["notes"], saved["epoch"]
+            if len(notes["history"]) != epoch or not isinstance(notes["run"], str):
+                raise ValueError("its history is of another length")
+            restore(training, _tensors(file), epoch)
+            return notes
+    except UserError as error:
+        aside = path.with_suffix(".broken")
+        os.replace(path, aside)
+        console.warn(f"{str(error).rpartition(': ')[0]}: it is now {aside.name}, and the training starts anew")
+        return None
+
+
+def load_pointer(path: Path, kind: str = "cvae") -> dict[str, Any]:
+    """What the stage that trains this kind of model wrote of its MLflow run. Raises UserError."""
+    pointer = load_json(path, REMEDY[kind], "run_id", "tracking_uri")
+    if not all(isinstance(pointer.get(name, ""), str) for name in ("run_id", "run_key", "tracking_uri")):
+        raise UserError(f"{path} names no MLflow run: {REMEDY[kind]}")
+    return pointer
+
+
+def load_history(path: Path) -> "pd.DataFrame":
+    """A training's figures, a row for each epoch. Raises UserError."""
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path)
+        if table.empty or not all(map(pd.api.types.is_numeric_dtype, table.dtypes)):
+            raise ValueError("it has no rows of numbers")
+        return table
+    except FileNotFoundError:
+        raise UserError(f"{path} not found: {REMEDY['cvae']}") from None
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise UserError(f"{path} is no history of a training ({_first_line(error)}): {REMEDY['cvae']}") from None
+
+
+def load_json(path: Path, remedy: str, *keys: str) -> dict[str, Any]:
+    """A JSON file of ours that has at least these keys. Raises UserError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not content.keys() >= set(keys):
+            raise ValueError(f"it lacks {', '.join(keys)}")
+        return content
+    except FileNotFoundError:
+        raise UserError(f"{path} not found: {remedy}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} can't be read ({_first_line(error)}): {remedy}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(":")
 
 
 def _write(path: Path, kind: str, tensors: "Mapping[str, Tensor]", params: Mapping[str, Any]) -> None:
@@ -164,11 +222,14 @@ def _opened(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
             notes = file.metadata() or {}
             if (found := notes.get("kind", "splits")) != kind:
                 raise ValueError(f"it holds {found}")
-            yield file, json.loads(notes.get("params", "{}"))
+            params = json.loads(notes.get("params", "{}"))
+            if not isinstance(params, dict):
+                raise ValueError("its metadata holds no params")
+            yield file, params
     except FileNotFoundError:
         raise UserError(f"{path} not found: {REMEDY[kind]}") from None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, UserError) as error:
-        reason = str(error).splitlines()[0].rstrip(":")  # load_state_dict goes on to list every tensor
+    except (SafetensorError, *GARBAGE) as error:
+        reason = _first_line(error)  # load_state_dict goes on to list every tensor
         raise UserError(f"{path} holds no {kind} of this version of the project ({reason}): {REMEDY[kind]}") from None
 
 
@@ -179,6 +240,9 @@ def _tensors(file: Any, prefix: str = "") -> "dict[str, Tensor]":
 
 
 def _ready(model: M, device: "torch.device | str") -> M:
+    """Raises ValueError if a weight is NaN or infinite."""
+    if not all(weight.isfinite().all() for weight in model.state_dict().values()):
+        raise ValueError("a weight is not a finite number")
     return model.to(device).eval().requires_grad_(requires_grad=False)
 
 

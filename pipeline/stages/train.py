@@ -52,7 +52,7 @@ def main() -> None:
             pd.DataFrame(rows).to_csv(part, index=False)
         run.artifact(HISTORY)
         run.model(MODEL)
-        write_json(RUN, {"run_id": run.wait_for_id(), "tracking_uri": run.uri, "hashes": hashes})
+        write_json(RUN, run.pointer() | {"hashes": hashes})
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main() -> None:
         histories.append(pd.DataFrame(rows).assign(model=model))
     with replacing(COMPLETION_HISTORY) as part:
         pd.concat(histories).to_csv(part, index=False)
-    write_json(COMPLETION_RUN, {"run_id": run.wait_for_id(), "tracking_uri": run.uri, "hashes": hashes})
+    write_json(COMPLETION_RUN, run.pointer() | {"hashes": hashes})
 
 
 if __name__ == "__main__":

@@ -8,33 +8,38 @@ import os
 import re
 import sqlite3
 import ssl
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import home, replacing, shown, sqlite_path
+from pipeline.base.files import hide, home, replacing, shown, sqlite_path
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
+KEY = "run_key"  # the tag by which a run is found whose id nobody has been told
+LOCATIONS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 CONNECT_SECONDS = 10.0
+READ_SECONDS = 60.0  # the deadline of a look-up
 LOCK_SECONDS = 10.0  # how long another program may hold the SQLite file before this is an error
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with the next line: gives a dead server up after 2–3 s
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a request whose answer was lost may have created a run: see records.py
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # MLflow would log tracebacks; errors are shown here, in one line each
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_UV_AUTO_DETECT": "false",  # a lock file in the folder does not belong to the model
 }
+
+T = TypeVar("T")
 
 
 # The address
@@ -63,6 +68,8 @@ def connect(uri: str) -> Any:
         path = sqlite_path(uri)
         if path is not None and not _has_content(path):
             _create(path)
+        if path is not None:
+            _follow(path)
         from mlflow import MlflowClient
 
         return MlflowClient(uri)
@@ -80,7 +87,7 @@ def check(uri: str) -> None:
                 raise ValueError("another program's database")
         if uri.startswith("http"):
             try:
-                urllib.request.urlopen(f"{shown(uri)}/health", timeout=CONNECT_SECONDS).close()
+                within(CONNECT_SECONDS, lambda: urllib.request.urlopen(f"{shown(uri)}/health", timeout=10).close())
             except urllib.error.URLError as error:
                 if not isinstance(error, urllib.error.HTTPError) and not isinstance(error.reason, ssl.SSLError):
                     raise  # it gave no answer at all
@@ -109,6 +116,20 @@ def _create(path: Path) -> None:
         lock.unlink(missing_ok=True)  # later processes look at the database file only
 
 
+def _follow(path: Path) -> None:
+    """Lets the addresses of artifacts follow a database that was moved or copied; MLflow stores them absolute."""
+    here = path.absolute().with_name(ARTIFACTS).as_uri()
+    with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as database, suppress(sqlite3.OperationalError), database:
+        places = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+        for (place,) in places:
+            if place == here or not str(place).endswith(f"/{ARTIFACTS}") or not place.startswith("file:"):
+                continue
+            for table, column in LOCATIONS:
+                moved = f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
+                known = f"WHERE {column} = ? OR substr({column}, 1, ?) = ?"
+                database.execute(f"{moved} {known}", (here, len(place) + 1, place, len(place) + 1, f"{place}/"))
+
+
 def _has_content(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
@@ -129,7 +150,7 @@ def one_line(uri: str) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """What went wrong, in a few words. MLflow's own messages contain the whole request."""
-    text = " ".join(str(error).split())
+    text = hide(" ".join(str(error).split()))
     system = re.search(r"\[Errno -?\d+\] ([^'\")\]]+)", text)
     if system:
         return system[1]
@@ -167,8 +188,8 @@ def experiment_id(client: Any, name: str) -> str:
     return str(found.experiment_id)
 
 
-def find(uri: str, run_id: str) -> Any:
-    """The run with that id; None if it, or the SQLite file, does not exist or was deleted.
+def find(uri: str, run_id: str, key: str = "") -> Any:
+    """The run with that id, or with that key (records.py); None if it, or the SQLite file, is not there or deleted.
 
     Raises UserError if the store cannot be used.
     """
@@ -177,13 +198,43 @@ def find(uri: str, run_id: str) -> Any:
         return None
     client = connect(uri)
     with one_line(uri):
+        return within(READ_SECONDS, lambda: _found(client, run_id, key))
+
+
+def _found(client: Any, run_id: str, key: str) -> Any:
+    try:
+        if not run_id and key:
+            places = [experiment.experiment_id for experiment in client.search_experiments()]
+            return next(iter(client.search_runs(places, f"tags.{KEY} = '{key}'", max_results=1)), None)
+        run = client.get_run(run_id)
+    except Exception as error:
+        if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` returns or raises. Raises TimeoutError after that time; the call is then left to itself.
+
+    A timeout for each read would not do: a server may answer by the drop.
+    """
+    done: list[T | Exception] = []
+
+    def work() -> None:
         try:
-            run = client.get_run(run_id)
+            done.append(call())
         except Exception as error:
-            if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-        return run if run.info.lifecycle_stage == "active" else None
+            done.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        raise TimeoutError("no answer in time")
+    if isinstance(done[0], Exception):
+        raise done[0]
+    return done[0]
 
 
 def named(uri: str, root: Path) -> Any:

@@ -1,23 +1,45 @@
 """Records on their way to MLflow. A thread of its own sends them in order, so that no training waits for MLflow.
 
-The thread also imports mlflow and creates the database. After a failure it pauses, and the records wait.
+The thread also imports mlflow and creates the database. A call has a deadline as a whole. After a failure the thread
+pauses, and the records wait, on disk too: see journal.py. What waits when the process ends is sent by the next one.
 """
 
+import errno
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.base.files import shown
-from pipeline.tracking.local import check, connect, reason
+from pipeline.base.files import address, home, shown, sqlite_path
+from pipeline.tracking.journal import OUTBOX, Journal, Record, waiting
+from pipeline.tracking.local import check, connect, reason, tracking_uri, within
+from pipeline.tracking.records import SEND, Delivery, Target
 
-PAUSE_SECONDS = 10.0  # how long a store that failed is left alone
-STALL_SECONDS = 30.0  # how long the end of a run waits for one record
-FIRST_SECONDS = 120.0  # the same, while mlflow is imported and a database created
+PAUSE_SECONDS = 10.0  # how long a store that failed is left alone; twice as long after each further failure,
+LONGEST_PAUSE_SECONDS = 300.0  # up to this
+CALL_SECONDS = 20.0  # the deadline of one record at a server
+BYTES_PER_SECOND = 200_000  # and longer for a file
+FIRST_SECONDS = 120.0  # how long the end of a run waits while mlflow is imported and a database created
+LEAST_PATIENCE, MOST_PATIENCE = 5.0, 30.0  # how long it waits for one record: a tenth of the process's time so far,
+LOCAL_PATIENCE = 30.0  # but for a file on this machine always this
 
-Send = Callable[[Any], object]  # takes an MlflowClient
+OF_FILES = ("image", "artifact", "text", "model", "expect_model")  # kinds of records that need room on a disk
+
+
+@dataclass
+class Line:
+    """A record that waits. again: it may have arrived before."""
+
+    target: Target
+    journal: Journal
+    number: int
+    record: Record
+    again: bool = False
 
 
 class Outbox:
@@ -25,38 +47,53 @@ class Outbox:
 
     _open: dict[str, "Outbox"] = {}  # noqa: RUF012 (by URI)
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, root: Path) -> None:
         self.uri = uri
         self.users = 0  # open runs
         self.client: Any = None
+        self.folder = home(root) / OUTBOX
+        self.address = address(uri, root)
+        self._is_local = sqlite_path(uri) is not None
+        self._began = time.monotonic()
         self._refused: set[str] = set()  # names of runs of which a record was refused
         self._changed = threading.Condition()  # guards all below
-        self._records: deque[tuple[str, Send]] = deque()
+        self._records: deque[Line] = deque()
+        self._aside: list[Line] = []  # what could not be written to a disk
         self._attempts = 0
         self._failures = 0  # of the first record
         self._hurried = False  # makes no pause
+        self._adopt()
         threading.Thread(target=self._work, name="outbox", daemon=True).start()
 
     @classmethod
-    def at(cls, uri: str) -> "Outbox":
+    def at(cls, uri: str, root: Path = Path()) -> "Outbox":
         """The outbox of the store at `uri`. Raises UserError if this is the first use of a store that does not work."""
         if uri not in cls._open:
             check(uri)
-            cls._open[uri] = cls(uri)
+            cls._open[uri] = cls(uri, root)
         return cls._open[uri]
 
-    def put(self, run: str, send: Send) -> None:
-        """Returns at once; the record is sent after those before it. `run` is the run's name, for messages."""
+    def journal(self, target: Target, ends: bool) -> Journal:
+        """A new journal for the records of a run, which `ends` with its process or had ended before."""
+        named = {"name": target.name, "key": target.key, "run_id": target.run_id}
+        return Journal.new(self.folder, {"store": self.address, **named, "ends": ends})
+
+    def put(self, target: Target, journal: Journal, record: Record, *, again: bool = False) -> None:
+        """Returns at once; the record is sent after those before it."""
         with self._changed:
-            self._records.append((run, send))
+            self._records.append(Line(target, journal, journal.append(record), record, again))
             self._changed.notify_all()
 
+    def close(self, journal: Journal) -> None:
+        with self._changed:
+            journal.close()
+
     def wait(self, enough: Callable[[], bool] = lambda: False, failures: int = 1) -> None:
-        """Returns when all is sent, or `enough`, or the first record failed so often or takes over STALL_SECONDS."""
+        """Returns when all is sent, or `enough`, or the first record failed so often or takes too long."""
         with self._changed:
             while self._records and self._failures < failures and not enough():
                 attempts = self._attempts
-                self._changed.wait(STALL_SECONDS if self.client else FIRST_SECONDS)
+                self._changed.wait(self._patience())
                 if self._attempts == attempts:
                     return
 
@@ -64,45 +101,117 @@ class Outbox:
         """Like `wait`, but a store that is down is tried again. Returns how many records are left."""
         with self._changed:
             self._hurried = True
+            self._records.extend(self._aside)
+            self._aside.clear()
             self._changed.notify_all()
             self.wait(failures=self._failures + 2)  # the first may be of an attempt that began while it was down
             self._hurried = False
-            return len(self._records)
+            return len(self._records) + len(self._aside)
+
+    def _patience(self) -> float:
+        """Seconds without any answer after which nobody waits any longer."""
+        if self.client is None and not self._failures:
+            return FIRST_SECONDS
+        if self._is_local:
+            return LOCAL_PATIENCE
+        return min(max((time.monotonic() - self._began) / 10, LEAST_PATIENCE), MOST_PATIENCE)
+
+    def _adopt(self) -> None:
+        """Takes over what processes have left that ended before all was sent. A run left open has failed."""
+        for path in sorted(self.folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime):
+            journal = Journal.adopt(path)
+            if journal is None:
+                continue
+            head = journal.head
+            if head["store"] != self.address:
+                journal.release()
+                continue
+            target = Target(head["name"], head["key"], head["run_id"])
+            if head["ends"] and all(record["do"] != "end" for record in journal.waiting.values()):
+                journal.append({"do": "end", "status": "FAILED", "at": int(time.time() * 1000)})
+            for number, record in journal.waiting.items():
+                self._records.append(Line(target, journal, number, record, again=True))
+            journal.delete_if_done()
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._records)
-                run, send = self._records[0]
+                line = self._records[0]
             failure: Exception | None = None
             try:
                 self.client = self.client or connect(self.uri)
-                send(self.client)
+                self._within(self._deadline(line), self._send, line)
             except Exception as error:
                 failure = error
             with self._changed:
+                if not self._records or self._records[0] is not line:
+                    continue
                 self._attempts += 1
                 self._changed.notify_all()
-                if failure and not (self.client and _is_refusal(failure)):
-                    self._pause(failure)
+                if failure is None or (self.client and _is_refusal(failure)):
+                    self._remove(line, failure)
+                elif self.client and _is_of_a_disk(failure) and line.record["do"] in OF_FILES:
+                    self._put_aside(line, failure)
                 else:
-                    self._remove(run, failure)
+                    line.again = True
+                    self._pause(failure)
+
+    def _send(self, line: Line) -> None:
+        target, record = line.target, line.record
+        if not target.experiment_id and record["do"] != "open":
+            target.know(self.client.get_run(target.run_id))
+        SEND[record["do"]](Delivery(self.client, target, record, line.journal.files, line.again))
+
+    def _deadline(self, line: Line) -> float:
+        return CALL_SECONDS + line.record.get("bytes", 0) / BYTES_PER_SECOND
+
+    def _within(self, seconds: float, call: Callable[[Line], None], line: Line) -> None:
+        if self._is_local:  # SQLite has deadlines of its own
+            call(line)
+        else:
+            within(seconds, lambda: call(line))
 
     def _pause(self, failure: Exception) -> None:
         self._failures += 1
         if self._failures == 1:
             fails = f"MLflow at {shown(self.uri)} fails ({reason(failure)})"
             console.warn(f"{failure if isinstance(failure, UserError) else fails}; records wait, the work goes on")
-        self._changed.wait_for(lambda: self._hurried, PAUSE_SECONDS)
+        pause = min(PAUSE_SECONDS * 2 ** (self._failures - 1), LONGEST_PAUSE_SECONDS)
+        self._changed.wait_for(lambda: self._hurried, pause)
 
-    def _remove(self, run: str, refusal: Exception | None) -> None:
+    def _put_aside(self, line: Line, failure: Exception) -> None:
+        if not self._aside:
+            what = line.record.get("name", line.record["do"])
+            console.warn(f"{what} of run {line.target.name} can't be stored yet ({reason(failure)}); the rest goes on")
+        self._aside.append(line)
+        self._records.popleft()
+
+    def _remove(self, line: Line, refusal: Exception | None) -> None:
         if self._failures:
             console.warn(f"MLflow at {shown(self.uri)} answers again: the waiting records are being sent")
-        if refusal and run not in self._refused:
-            self._refused.add(run)
-            console.warn(f"MLflow refused a record of run {run}: {reason(refusal)}")
+        if refusal and line.target.name not in self._refused:
+            self._refused.add(line.target.name)
+            console.warn(f"MLflow refused a record of run {line.target.name}: {reason(refusal)}")
+        line.journal.sent(line.number, line.target.run_id)
         self._records.popleft()
         self._failures = 0
+
+
+def sync(root: Path = Path()) -> int:
+    """Sends what processes that have ended left for today's store; returns the number of records.
+
+    A warning names other stores for which something waits. Raises UserError for what can't be sent now.
+    """
+    uri = tracking_uri(root)
+    found = waiting(home(root) / OUTBOX)
+    count = found.pop(address(uri, root), 0)
+    for store, number in found.items():
+        console.warn(f"{number} records wait for MLflow at {store}: set MLFLOW_TRACKING_URI to it and run `cvae sync`")
+    left = Outbox.at(uri, root).flush() if count else 0
+    if left:
+        raise UserError(f"MLflow at {shown(uri)} didn't take {left} records: they stay in {OUTBOX}, try again later")
+    return count
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -115,4 +224,14 @@ def _is_refusal(error: Exception) -> bool:
         return error.error_code in final
     if isinstance(error, HTTPError) and error.response is not None:
         return error.response.status_code in (400, 404, 413)
-    return isinstance(error, ValueError | TypeError | UserError)
+    if isinstance(error, FileNotFoundError):  # the file that waited was deleted
+        return ".cvae" in str(error.filename)
+    return isinstance(error, KeyError | ValueError | TypeError | UserError)
+
+
+def _is_of_a_disk(error: Exception) -> bool:
+    """Whether a file could not be written, here or at the server's place for artifacts."""
+    from requests import HTTPError
+
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR)
+    return isinstance(error, HTTPError) or (isinstance(error, OSError) and error.errno in full)

@@ -5,17 +5,16 @@ once in one process. mlflow is imported inside functions only: the import takes 
 """
 
 import getpass
+import io
 import json
 import math
 import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import partial
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,18 +22,19 @@ from uuid import uuid4
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.base.files import shown
+from pipeline.base.files import shown, sqlite_path
 from pipeline.base.params import params
 from pipeline.tracking import package
-from pipeline.tracking.local import connect, experiment_id, find, one_line, tracking_uri
-from pipeline.tracking.outbox import Outbox, Send
+from pipeline.tracking.journal import OUTBOX
+from pipeline.tracking.local import KEY, connect, experiment_id, find, one_line, tracking_uri, within
+from pipeline.tracking.outbox import FIRST_SECONDS, Outbox
+from pipeline.tracking.records import Target
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 LONGEST_DIGEST = 36  # MLflow's limit, in characters
-KEY = "run_key"  # the tag by which a run is found whose id nobody has been told
 
 
 @params
@@ -61,17 +61,41 @@ def start(
     to raise its errors. Without it, `run_id` is empty at first, and an error that shows late is a warning.
     Raises UserError if the store cannot be used.
     """
-    run = Run(Outbox.at(tracking_uri(root)), name, key)
-    create = partial(run._create, experiment, _context(root) | dict(tags or {}))
+    uri = tracking_uri(root)
     if wait:
-        with one_line(run.uri):
-            create(connect(run.uri))
-    else:
-        run._put(create)
-    run._outbox.users += 1
+        with one_line(uri):  # an error of the experiment is raised here
+            within(FIRST_SECONDS, lambda: experiment_id(connect(uri), experiment))
+    run = Run(Outbox.at(uri, root), Target(name, key or uuid4().hex), goes_on=bool(key))
+    about = {name: str(value) for name, value in (_context(root) | dict(tags or {})).items()}
+    run._put("open", experiment=experiment, tags=about, goes_on=bool(key), at=_now())
     if params:
         run.params(params)
+    if wait:
+        run.wait_for_id()
     return run
+
+
+def add_to(pointer: Mapping[str, Any], name: str, experiment: str, root: Path = Path()) -> "Run":
+    """Opens a run that has ended, to add to it; its status stays. `pointer` is what `Run.pointer` gave.
+
+    The run is looked for in today's store, by its id or key, then at the server that the pointer names. If it is at
+    neither, a new run with that name and experiment is started in today's store, and a line warns.
+    Raises UserError if today's store cannot be used.
+    """
+    today, place, found = tracking_uri(root), str(pointer.get("tracking_uri", "")), None
+    for uri in (today, place):
+        if uri == today or (uri.startswith("http") and uri != shown(today)):
+            with suppress(UserError) if uri != today else nullcontext():
+                found = found or (find(uri, pointer["run_id"], pointer.get("run_key", "")), uri)
+                found = found if found[0] is not None else None
+    if found is None:
+        named = pointer["run_id"] or pointer.get("run_key", "")
+        where = " or ".join(dict.fromkeys([shown(today), place] if place.startswith("http") else [shown(today)]))
+        console.warn(f"MLflow run {named} is not at {where}: a new run takes the records")
+        return start(name, experiment, root=root)
+    target = Target(found[0].info.run_name, pointer.get("run_key") or found[0].data.tags.get(KEY, pointer["run_id"]))
+    target.know(found[0])
+    return Run(Outbox.at(found[1], root), target, adds=True)
 
 
 def resume(
@@ -82,35 +106,61 @@ def resume(
     If the run or its SQLite file was deleted, a new run with that name and experiment is started in today's store,
     and a line warns. Raises UserError if the store at `uri` cannot be used.
     """
+    today = tracking_uri(root)
+    uri = today if sqlite_path(uri) or uri == shown(today) else uri
     found = find(uri, run_id)
     if found is None:
         console.warn(f"MLflow run {run_id} is no longer at {shown(uri)}: a new run takes the records")
         return start(name, experiment, tags=tags, root=root)
-    run = Run(Outbox.at(uri), found.info.run_name)
-    with one_line(uri):
-        run._go_on(found, connect(uri))
-    run._outbox.users += 1
+    target = Target(found.info.run_name, found.data.tags.get(KEY, run_id))
+    target.know(found)
+    run = Run(Outbox.at(uri, root), target)
+    run._put("reopen")
     run.tags(tags or {})
     return run
 
 
 class Run:
-    """An open run, made by `start` or `resume`. The store's failures raise nothing: see outbox.py.
+    """An open run, made by `start`, `add_to` or `resume`. The store's failures raise nothing: see outbox.py.
 
-    run_id: empty until the store has created the run. key: ours, known at once; a tag of the run.
+    adds: it has ended already, and keeps its status. goes_on: a killed process may have sent the same records.
     """
 
-    def __init__(self, outbox: Outbox, name: str, key: str = "") -> None:
-        self.name, self.uri, self._outbox = name, outbox.uri, outbox
-        self._goes_on, self.key = bool(key), key or uuid4().hex
-        self.run_id, self.experiment_id = "", ""
-        self.model_id: str | None = None
+    def __init__(self, outbox: Outbox, target: Target, *, adds: bool = False, goes_on: bool = False) -> None:
+        self.name, self.uri, self._outbox = target.name, outbox.uri, outbox
+        self._target, self._adds, self._goes_on = target, adds, goes_on
+        self._journal = outbox.journal(target, ends=not adds)
         self._has_gap = self._ended = False
+        outbox.users += 1
+
+    @property
+    def key(self) -> str:
+        """Ours, known at once; a tag of the run."""
+        return self._target.key
+
+    @property
+    def run_id(self) -> str:
+        """Empty until the store has created the run."""
+        return self._target.run_id
+
+    @property
+    def experiment_id(self) -> str:
+        """Empty until the store has created the run."""
+        return self._target.experiment_id
+
+    @property
+    def model_id(self) -> str | None:
+        """Of the run's packaged model, once it is sent."""
+        return self._target.model_id
 
     def wait_for_id(self) -> str:
         """The run id, as soon as it is known; empty while the store is down."""
         self._outbox.wait(lambda: bool(self.run_id))
         return self.run_id
+
+    def pointer(self) -> dict[str, str]:
+        """What `add_to` finds the run by. It may lie in files: it holds neither password nor the folder's name."""
+        return {"run_id": self.wait_for_id(), "run_key": self.key, "tracking_uri": self._outbox.address}
 
     def __enter__(self) -> "Run":
         return self
@@ -127,14 +177,15 @@ class Run:
             return
         self._ended = True
         status = "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        at = _now()
-        self._put(lambda client: client.set_terminated(self.run_id, status, at))
+        if not self._adds:
+            self._put("end", status=status, at=_now())
+        self._outbox.close(self._journal)
         self._outbox.users -= 1
         left = self._outbox.flush() if self._outbox.users == 0 else 0
         if left:
+            what = "1 record waits" if left == 1 else f"{left} records wait"
             console.warn(
-                f"MLflow at {shown(self.uri)} still doesn't answer: {left} records stay unsent; "
-                "reports/history.csv holds the figures"
+                f"{what} in {OUTBOX} for MLflow at {shown(self.uri)}: `cvae sync`, or the next run, sends them"
             )
 
     def metrics(self, values: Mapping[str, float], step: int, of_model: bool = False) -> None:
@@ -144,58 +195,35 @@ class Run:
         A value that is not finite is left out, because MLflow would draw inf as 1.8e308 and NaN as 0. The first one
         is reported in a warning and in the tag `not_finite`.
         """
-        at = _now()
         finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
         lost = ", ".join(f"{name} at step {step}" for name in values if name not in finite)
         if lost and not self._has_gap:
             self._has_gap = True
             console.warn(f"not a finite number, left out of MLflow: {lost}")
             self.tags({"not_finite": lost})
-
-        def send(client: Any) -> None:
-            from mlflow.entities import Metric
-
-            before = client.get_metric_history(self.run_id, min(finite)) if self._goes_on else []
-            if all(point.step != step for point in before):
-                model_id = self.model_id if of_model else None
-                entries = [Metric(name, value, at, step, model_id=model_id) for name, value in finite.items()]
-                client.log_batch(self.run_id, metrics=entries, synchronous=True)
-
         if finite:
-            self._put(send)
+            self._put("metrics", values=finite, step=step, at=_now(), of_model=of_model)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Flat names to values. MLflow cuts long ones, and refuses a second, different value for a name."""
-
-        def send(client: Any) -> None:
-            from mlflow.entities import Param
-
-            entries = [Param(name, str(value)) for name, value in values.items()]
-            client.log_batch(self.run_id, params=entries, synchronous=True)
-
-        self._put(send)
+        self._put("params", values={name: str(value) for name, value in values.items()})
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Names to texts, which replace earlier ones."""
-        self._put(lambda client: _tag(client, self.run_id, values))
+        if values:
+            self._put("tags", values={name: str(value) for name, value in values.items()})
 
     def image(self, key: str, image: "np.ndarray", step: int) -> None:
         """A picture, (H, W) or (H, W, 3) uint8. Pictures with one key become a tile with a slider over the steps."""
-        picture, at = image.copy(), _now()
-        self._put(
-            lambda client: client.log_image(self.run_id, picture, key=key, step=step, timestamp=at, synchronous=True)
-        )
+        from PIL import Image
+
+        content = io.BytesIO()
+        Image.fromarray(image).save(content, "PNG")
+        self._put_file("image", content.getvalue(), ".png", key=key, step=step, at=_now())
 
     def artifact(self, path: Path | str, folder: str | None = None) -> None:
         """A file, as it is now, in the run's artifacts: under `folder`, or at the top."""
-        name, content = Path(path).name, Path(path).read_bytes()
-
-        def send(client: Any) -> None:
-            with tempfile.TemporaryDirectory(prefix="cvae-") as place:
-                Path(place, name).write_bytes(content)
-                client.log_artifact(self.run_id, str(Path(place, name)), folder)
-
-        self._put(send)
+        self._put_file("artifact", Path(path).read_bytes(), "", name=Path(path).name, folder=folder)
 
     def table(self, frame: "pd.DataFrame", name: str) -> None:
         """The run's table for the UI's evaluation view, as the artifact `<name>.json`. It replaces an earlier one.
@@ -203,63 +231,34 @@ class Run:
         The layout is that of MLflow's log_table, which would append the rows instead.
         """
         content = frame.to_json(orient="split", index=False, date_format="iso")
-        self._put(lambda client: client.log_text(self.run_id, content, f"{name}.json"))
+        self._put("text", name=f"{name}.json", text=content)
         self.tags({"mlflow.loggedArtifacts": json.dumps([{"path": f"{name}.json", "type": "table"}])})
 
     def dataset(self, name: str, digest: str, source: str, context: str) -> None:
         """The data that the run read: `source` is a path, `context` its use ("train", "test")."""
-
-        def send(client: Any) -> None:
-            from mlflow.entities import Dataset, DatasetInput, InputTag
-
-            data = Dataset(name, digest[:LONGEST_DIGEST], "local", json.dumps({"uri": source}))
-            client.log_inputs(self.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
-
-        self._put(send)
+        source = json.dumps({"uri": source})
+        self._put("dataset", name=name, digest=digest[:LONGEST_DIGEST], kind="local", source=source, context=context)
 
     def expect_model(self) -> None:
         """Imports early, while a training runs, what `model` needs."""
-        self._put(lambda _client: package.warm_up())
+        self._put("expect_model")
 
     def model(self, weights: Path | str, served: package.Served = "samples") -> None:
         """The packaged model `runs:/<run id>/model` with these weights. `model_id` is set once it is sent."""
-        name, content = Path(weights).name, Path(weights).read_bytes()
-        made: list[str] = []  # what a failed attempt has created already
+        self._put_file("model", Path(weights).read_bytes(), "", name=Path(weights).name, served=served)
 
-        def send(client: Any) -> None:
-            from mlflow.entities import LoggedModelOutput
+    def _put(self, do: str, **values: Any) -> None:
+        self._outbox.put(self._target, self._journal, {"do": do, **values}, again=self._goes_on)
 
-            with tempfile.TemporaryDirectory(prefix="cvae-") as place:
-                Path(place, name).write_bytes(content)
-                if not made:
-                    made.append(client.create_logged_model(self.experiment_id, package.MODEL, self.run_id).model_id)
-                client.log_model_artifacts(made[0], str(package.pack(Path(place, name), served, self.run_id, made[0])))
-            client.finalize_logged_model(made[0], "READY")
-            client.log_outputs(self.run_id, [LoggedModelOutput(made[0], step=0)])
-            self.model_id = made[0]
-
-        self._put(send)
-
-    def _create(self, experiment: str, tags: Mapping[str, Any], client: Any) -> None:
-        """Creates the run, or goes on with one of its key: of a killed process, or of a request without answer."""
-        self.experiment_id = experiment_id(client, experiment)
-        found = client.search_runs([self.experiment_id], f"tags.{KEY} = '{self.key}'", max_results=1)
-        if found:
-            self._go_on(found[0], client)
+    def _put_file(self, do: str, content: bytes, suffix: str, **values: Any) -> None:
+        """A record with a file. Where there is no room for a copy, a warning says that MLflow won't have it."""
+        try:
+            file = self._journal.keep(content, suffix)
+        except OSError as error:
+            what = values.get("name", do)
+            console.warn(f"{what} doesn't reach MLflow: {self._journal.files} can't be written ({error.strerror})")
             return
-        if self._goes_on:
-            console.warn(f"the interrupted run is no longer at {shown(self.uri)}: a new run takes the records")
-        texts = {name: str(value) for name, value in tags.items()} | {KEY: self.key}
-        self.run_id = client.create_run(self.experiment_id, tags=texts, run_name=self.name).info.run_id
-
-    def _go_on(self, found: Any, client: Any) -> None:
-        client.update_run(found.info.run_id, status="RUNNING")
-        self.run_id, self.experiment_id = found.info.run_id, found.info.experiment_id
-        if found.outputs and found.outputs.model_outputs:
-            self.model_id = found.outputs.model_outputs[-1].model_id
-
-    def _put(self, send: Send) -> None:
-        self._outbox.put(self.name, send)
+        self._put(do, file=file, bytes=len(content), **values)
 
 
 def tag(run_id: str, values: Mapping[str, Any], uris: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import sqlite_path
+from pipeline.base.files import shown, sqlite_path
 from pipeline.tracking.local import ARTIFACTS, connect, one_line, tracking_uri
 
 START_SECONDS = 120.0
@@ -32,14 +32,15 @@ def ui(root: Path, port: int, open_browser: bool, experiment: str) -> None:
     # Without the last part, a new browser would open MLflow's view for language models.
     page = f"/#/experiments{f'/{found.experiment_id}' if found else ''}?workflowType=machine_learning"
     if uri.startswith("http"):
-        _show(uri.rstrip("/") + page, open_browser)
+        _show(shown(uri).rstrip("/") + page, open_browser)
         return
     path, port = sqlite_path(uri), _free_port(port)
     # Without a proxy for artifacts: runs that write straight to the database cannot use its addresses.
     artifacts = ["--default-artifact-root", path.with_name(ARTIFACTS).as_uri()] if path else []
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--no-serve-artifacts", *artifacts]
+    command = [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *artifacts]
     command += ["--host", "127.0.0.1", "--workers", "1", "--port", str(port)]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+    environment["MLFLOW_BACKEND_STORE_URI"] = uri  # others can read a command line, but not the environment
     with tempfile.TemporaryFile("w+") as log:
         # In a session of its own: Ctrl-C reaches this process only, which then ends the server with its children.
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)

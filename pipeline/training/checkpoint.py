@@ -23,7 +23,20 @@ def tensors_of(training: Training[Any]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(training: Training[Any], tensors: Mapping[str, Tensor], epoch: int) -> None:
-    """Puts the state that `tensors_of` gave after `epoch` epochs into a training of the same shapes."""
+    """Puts the state that `tensors_of` gave after `epoch` epochs into a training of the same shapes.
+
+    Raises KeyError, ValueError or RuntimeError for any other tensors, and leaves the training as it was.
+    """
+    before = {name: tensor.clone() for name, tensor in tensors_of(training).items()}
+    try:
+        _put(training, tensors)
+    except (KeyError, ValueError, RuntimeError):
+        _put(training, before)
+        raise
+    training.epoch = epoch
+
+
+def _put(training: Training[Any], tensors: Mapping[str, Tensor]) -> None:
     states: dict[int, dict[str, Tensor]] = {}
     for key, tensor in _under(tensors, OPTIMIZER).items():
         index, name = key.split(".", 1)
@@ -37,8 +50,9 @@ def restore(training: Training[Any], tensors: Mapping[str, Tensor], epoch: int) 
         for name in states.get(number, {}).keys() - {"step"}:
             states[number][name] = torch.empty_like(weight).copy_(states[number][name])
     groups = training.optimizer.state_dict()["param_groups"]
+    if states and states.keys() != set(range(len(groups[0]["params"]))):
+        raise ValueError("it lacks moments of the optimizer")
     training.optimizer.load_state_dict({"state": states, "param_groups": groups})
-    training.epoch = epoch
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Nothing is lost while the store is slow or down, and no training waits for it."""
 
+import errno
 import os
 import shutil
 import signal
@@ -9,11 +10,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from stores import client, history, kept
+from stores import client, forget, history, kept
 
-from pipeline.tracking import outbox, package, runs, server
+from pipeline.tracking import journal, outbox, package, runs, server
+from pipeline.tracking.journal import Journal
 
 
 def test_a_refused_record_is_reported_and_delays_no_other(root: Path, warnings: list[str]) -> None:
@@ -29,14 +33,132 @@ def test_a_store_that_hangs_ends_no_run_late(root: Path, warnings: list[str], mo
     hanging = threading.Event()
     with runs.start("train", "e", root=root) as run:
         monkeypatch.setattr(client(run), "log_batch", lambda *_given, **_named: hanging.wait(60))
-        monkeypatch.setattr(outbox, "STALL_SECONDS", 0.2)
+        monkeypatch.setattr(outbox, "LOCAL_PATIENCE", 0.2)
         run.metrics({"kl": 1.0}, step=1)
         began = time.monotonic()
     assert time.monotonic() - began < 5
-    assert ["2 records stay unsent" in warning for warning in warnings] == [True]
+    assert ["2 records wait" in warning and "cvae sync" in warning for warning in warnings] == [True]
     hanging.set()
-    monkeypatch.setattr(outbox, "STALL_SECONDS", 60)
+    monkeypatch.setattr(outbox, "LOCAL_PATIENCE", 60)
     assert run._outbox.flush() == 0
+
+
+def test_a_call_has_a_deadline_as_a_whole(root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may answer by the drop, so that no timeout for each read ever ends."""
+    hanging = threading.Event()
+    monkeypatch.setattr(outbox, "CALL_SECONDS", 0.2)
+    monkeypatch.setattr(outbox, "PAUSE_SECONDS", 0.1)
+    with runs.start("train", "e", root=root) as run:
+        run._outbox._is_local = False
+        send = client(run).log_batch
+        monkeypatch.setattr(client(run), "log_batch", lambda *_given, **_named: hanging.wait(60))
+        run.metrics({"kl": 1.0}, step=1)
+        while not warnings:
+            time.sleep(0.05)
+        monkeypatch.setattr(outbox, "CALL_SECONDS", 60)
+        monkeypatch.setattr(run._outbox.client, "log_batch", send)
+    hanging.set()
+    assert history(run, "kl") == [(1, 1.0)]
+    assert ["no answer in time" in warning for warning in warnings] == [True, False]
+
+
+def killed(run: runs.Run) -> None:
+    """Leaves a run as a process does that is killed."""
+    run._journal.release()
+    forget()
+
+
+def outbox_files(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / ".cvae/outbox").iterdir())
+
+
+def test_what_a_killed_process_could_not_send_is_sent_by_the_next(
+    root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.start("train", "e", root=root)
+    run.metrics({"kl": 1.0}, step=1)
+    store, send = client(run), client(run).log_batch
+
+    def lose_the_answer(*given: Any, **named: Any) -> None:
+        send(*given, **named)
+        raise ConnectionError("no answer")
+
+    monkeypatch.setattr(store, "log_batch", lose_the_answer)
+    run.metrics({"kl": 2.0}, step=2)
+    while not warnings:
+        time.sleep(0.05)
+    for step in (3, 4):
+        run.metrics({"kl": float(step)}, step)
+    run.image("samples", np.zeros((28, 28), np.uint8), step=4)
+    killed(run)
+    assert len(outbox_files(root)) == 2  # the records, and the folder of the picture
+    with (root / ".cvae/outbox" / outbox_files(root)[1]).open("a") as file:
+        file.write('{"do": "metr')  # the kill came in the middle of a line
+
+    with runs.start("other", "e", root=root) as other:
+        pass
+    assert history(run, "kl") == [(step, float(step)) for step in (1, 2, 3, 4)]
+    assert kept(run).info.status == "FAILED"  # and not RUNNING for ever
+    assert len(client(other).list_artifacts(run.run_id, "images")) == 2  # the picture and its thumbnail
+    assert kept(other).info.status == "FINISHED"
+    assert outbox_files(root) == []
+
+
+def test_a_run_of_a_living_process_is_left_alone(root: Path) -> None:
+    run = runs.start("train", "e", root=root)
+    (held,) = (name for name in outbox_files(root) if name.endswith(".jsonl"))
+    assert Journal.adopt(root / ".cvae/outbox" / held) is None
+    assert journal.waiting(root / ".cvae/outbox") == {}
+    run.end()
+
+
+@pytest.mark.parametrize("content", ["", "\0\0\n", "[]\n", "{}\n", '{"store": 1}\n', "null\n"])
+def test_a_file_that_is_no_outbox_stops_nothing(root: Path, content: str) -> None:
+    folder = root / ".cvae/outbox"
+    folder.mkdir(parents=True)
+    (folder / "x.jsonl").write_text(content)
+    with runs.start("train", "e", root=root) as run:
+        pass
+    assert kept(run).info.status == "FINISHED"
+
+
+def test_an_artifact_that_cannot_be_written_holds_nothing_up(
+    root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with runs.start("train", "e", root=root) as run:
+        store, send = client(run), client(run).log_artifact
+        monkeypatch.setattr(store, "log_artifact", full)
+        run.artifact(root / "mlflow.db")
+        run.metrics({"kl": 1.0}, step=1)
+    assert history(run, "kl") == [(1, 1.0)]
+    assert ["No space left" in warning for warning in warnings] == [True, False]
+    monkeypatch.setattr(store, "log_artifact", send)
+    assert run._outbox.flush() == 0
+    assert [one.path for one in store.list_artifacts(run.run_id)] == ["mlflow.db"]
+    assert outbox_files(root) == []
+
+
+def test_a_model_and_a_run_stand_once_however_often_they_are_sent(root: Path, warnings: list[str]) -> None:
+    (root / "w.safetensors").write_bytes(b"weights")
+    with runs.start("train", "e", root=root) as run:
+        run._goes_on = True
+        for _ in range(2):
+            run._put("open", experiment="e", tags={}, goes_on=False, at=1)
+            run.metrics({"kl": 1.0}, step=1)
+            run.image("samples", np.zeros((28, 28), np.uint8), step=1)
+        store = client(run)
+        pending = store.create_logged_model(run.experiment_id, "model", run.run_id)  # its process was killed here
+        for _ in range(2):
+            run.model(root / "w.safetensors")
+    assert len(store.search_runs([run.experiment_id])) == 1
+    assert history(run, "kl") == [(1, 1.0)]
+    assert len(store.list_artifacts(run.run_id, "images")) == 2
+    (model,) = store.search_logged_models([run.experiment_id])
+    assert (model.model_id, str(model.status)) == (pending.model_id, "READY")
+    assert warnings == []
 
 
 def test_an_unusable_store_ends_no_run(root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -9,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from stores import client, history, kept
+from stores import client, forget, history, kept
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.tracking import runs
+from pipeline.tracking import package, runs
 
 PICTURE = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
 
@@ -123,23 +124,59 @@ def test_a_run_that_has_ended_is_tagged_and_one_left_open_is_closed(root: Path, 
     assert ["gets no tag" in warning for warning in warnings] == [True]
 
 
-def test_a_finished_run_is_resumed_and_one_that_is_gone_is_replaced(root: Path, warnings: list[str]) -> None:
+def test_a_finished_run_gets_more_and_stays_finished(root: Path, warnings: list[str]) -> None:
+    """An evaluation that fails or is killed says nothing about the training."""
     with runs.start("train", "e", root=root) as run:
         run.metrics({"kl": 1.0}, step=1)
-    with runs.resume(run.run_id, run.uri, "train", "e", tags={"evaluated": True}, root=root) as opened:
-        assert kept(run).info.status == "RUNNING"
-        opened.metrics({"nll": 80.0}, step=1)
-    assert opened.run_id == run.run_id
+    with pytest.raises(ValueError, match="evaluation"), runs.add_to(run.pointer(), "train", "e", root) as more:  # noqa: PT012
+        more.metrics({"nll": 80.0}, step=1)
+        raise ValueError("evaluation")
+    assert more.run_id == run.run_id
     assert kept(run).data.metrics == {"kl": 1.0, "nll": 80.0}
-    assert (kept(run).info.status, kept(run).data.tags["evaluated"]) == ("FINISHED", "True")
+    with runs.add_to(run.pointer() | {"run_id": ""}, "train", "e", root) as more:  # the store was down at the end
+        more.metrics({"nll": 81.0}, step=2)
+    assert kept(run).data.metrics == {"kl": 1.0, "nll": 81.0}
+    assert kept(run).info.status == "FINISHED"
     assert warnings == []
+
+
+@pytest.mark.parametrize("place", ["", "sqlite:////nowhere/mlflow.db", "http://127.0.0.1:9", "http://[", "no address"])
+def test_todays_store_takes_over_where_the_run_is_gone(root: Path, warnings: list[str], place: str) -> None:
+    with runs.start("train", "e", root=root) as run:
+        pass
     client(run).delete_run(run.run_id)
-    for uri in (run.uri, "sqlite:////nowhere/mlflow.db"):
-        with runs.resume(run.run_id, uri, "train", "e", root=root) as other:
-            other.metrics({"nll": 80.0}, step=1)
-        assert other.run_id != run.run_id
-        assert kept(other).data.metrics == {"nll": 80.0}
-    assert [run.run_id in warning for warning in warnings] == [True] * 2
+    with runs.add_to({"run_id": run.run_id, "tracking_uri": place}, "train", "e", root) as other:
+        other.metrics({"nll": 80.0}, step=1)
+    assert other.run_id != run.run_id
+    assert kept(other).data.metrics == {"nll": 80.0}
+    assert kept(other).info.status == "FINISHED"
+    assert [run.run_id in warning for warning in warnings] == [True]
+
+
+def test_a_copied_or_moved_project_keeps_its_own_records(tmp_path: Path, database: Path, warnings: list[str]) -> None:
+    old, new = tmp_path / "old", tmp_path / "new # % place"
+    old.mkdir()
+    shutil.copy(database, old / "mlflow.db")
+    (old / "w.safetensors").write_bytes(b"weights")
+    with runs.start("train", "e", root=old) as run:
+        run.model(old / "w.safetensors")
+        run.artifact(old / "w.safetensors")
+    pointer = run.pointer() | {"tracking_uri": run.uri}  # as older versions wrote it
+    assert run.pointer()["tracking_uri"] == "sqlite:///mlflow.db"
+    forget()
+    shutil.copytree(old, new)
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    with runs.add_to(pointer, "train", "e", new) as more:
+        more.artifact(new / "w.safetensors", "more")
+    assert more.run_id == run.run_id
+    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
+    forget()
+    shutil.rmtree(old)
+    assert package.download_model(f"runs:/{run.run_id}", new).read_bytes() == b"weights"
+    listed = [entry.path for entry in client(more).list_artifacts(run.run_id)]
+    assert {"more", "w.safetensors"} <= set(listed)
+    assert not old.exists()
+    assert warnings == []
 
 
 def test_a_server_that_does_not_answer_at_the_start_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,180 @@
+"""How MLflow gets each kind of record. Each can be sent again after an answer that was lost, and stands there once.
+
+A record is a dictionary of plain values, so that it can wait on disk (journal.py). `again` says that it may have
+arrived before: a tag, a step or a name is then looked for first.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.base import console
+from pipeline.base.files import shown
+from pipeline.tracking import package
+from pipeline.tracking.local import KEY, experiment_id
+
+
+@dataclass
+class Target:
+    """A run that records are for. run_id: empty until the store has created it."""
+
+    name: str
+    key: str
+    run_id: str = ""
+    experiment_id: str = ""
+    model_id: str | None = None
+
+    def know(self, found: Any) -> None:
+        """Takes over what the store says of the run."""
+        self.run_id, self.experiment_id = found.info.run_id, found.info.experiment_id
+        if found.outputs and found.outputs.model_outputs:
+            self.model_id = found.outputs.model_outputs[-1].model_id
+
+
+@dataclass
+class Delivery:
+    """A record on its way. files: the folder that holds its file. again: it may have arrived before."""
+
+    client: Any
+    to: Target
+    record: Mapping[str, Any]
+    files: Path
+    again: bool
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[Path]:
+        """The record's file under that name."""
+        with tempfile.TemporaryDirectory(prefix="cvae-") as folder:
+            try:
+                os.link(self.files / self.record["file"], Path(folder, name))
+            except OSError:  # another disk
+                shutil.copyfile(self.files / self.record["file"], Path(folder, name))
+            yield Path(folder, name)
+
+
+def by_key(client: Any, experiment: str, key: str) -> Any:
+    """The run with this key; None if there is none."""
+    found = client.search_runs([experiment], f"tags.{KEY} = '{key}'", max_results=1)
+    return found[0] if found else None
+
+
+def _open(it: Delivery) -> None:
+    """Creates the run, or goes on with one of its key: of a killed process, or of a request without answer."""
+    experiment = experiment_id(it.client, it.record["experiment"])
+    found = by_key(it.client, experiment, it.to.key)
+    if found is not None:
+        it.to.know(found)
+        if found.info.status != "RUNNING":
+            it.client.update_run(found.info.run_id, status="RUNNING")
+        return
+    if it.record["goes_on"]:
+        uri = shown(it.client.tracking_uri)
+        console.warn(f"the interrupted run is no longer at {uri}: a new run takes the records")
+    tags = {**it.record["tags"], KEY: it.to.key}
+    it.to.know(it.client.create_run(experiment, it.record["at"], tags=tags, run_name=it.to.name))
+
+
+def _reopen(it: Delivery) -> None:
+    it.client.update_run(it.to.run_id, status="RUNNING")
+
+
+def _metrics(it: Delivery) -> None:
+    from mlflow.entities import Metric
+
+    values, step = it.record["values"], it.record["step"]
+    if it.again and any(one.step == step for one in it.client.get_metric_history(it.to.run_id, min(values))):
+        return
+    if it.record["of_model"] and it.to.model_id is None:
+        it.to.know(it.client.get_run(it.to.run_id))
+    model = it.to.model_id if it.record["of_model"] else None
+    entries = [Metric(name, value, it.record["at"], step, model_id=model) for name, value in values.items()]
+    it.client.log_batch(it.to.run_id, metrics=entries, synchronous=True)
+
+
+def _params(it: Delivery) -> None:
+    from mlflow.entities import Param
+
+    entries = [Param(name, value) for name, value in it.record["values"].items()]
+    it.client.log_batch(it.to.run_id, params=entries, synchronous=True)
+
+
+def _tags(it: Delivery) -> None:
+    for name, value in it.record["values"].items():
+        it.client.set_tag(it.to.run_id, name, value, synchronous=True)
+
+
+def _image(it: Delivery) -> None:
+    import mlflow
+    from PIL import Image
+
+    key, step, at = (it.record[name] for name in ("key", "step", "at"))
+    if it.again:
+        start = f"images/{key.replace('/', '~')}+step+{step}+"
+        if any(one.path.startswith(start) for one in it.client.list_artifacts(it.to.run_id, "images")):
+            return
+    with it.file("image.png") as path, Image.open(path) as picture:
+        it.client.log_image(it.to.run_id, mlflow.Image(picture), key=key, step=step, timestamp=at, synchronous=True)
+
+
+def _artifact(it: Delivery) -> None:
+    with it.file(it.record["name"]) as path:
+        it.client.log_artifact(it.to.run_id, str(path), it.record["folder"])
+
+
+def _text(it: Delivery) -> None:
+    it.client.log_text(it.to.run_id, it.record["text"], it.record["name"])
+
+
+def _dataset(it: Delivery) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = Dataset(*(it.record[name] for name in ("name", "digest", "kind", "source")))
+    it.client.log_inputs(it.to.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", it.record["context"])])])
+
+
+def _expect_model(_: Delivery) -> None:
+    package.warm_up()
+
+
+def _model(it: Delivery) -> None:
+    """A run has one model: one that an interrupted try has made is completed."""
+    from mlflow.entities import LoggedModelOutput
+
+    filters = f"source_run_id = '{it.to.run_id}'"
+    made = list(it.client.search_logged_models([it.to.experiment_id], filter_string=filters))
+    made.sort(key=lambda one: str(one.status) != "READY")
+    model = made[0] if made else it.client.create_logged_model(it.to.experiment_id, package.MODEL, it.to.run_id)
+    if str(model.status) != "READY":
+        with it.file(it.record["name"]) as path:
+            folder = package.pack(path, it.record["served"], it.to.run_id, model.model_id)
+            it.client.log_model_artifacts(model.model_id, str(folder))
+        it.client.finalize_logged_model(model.model_id, "READY")
+    it.to.know(it.client.get_run(it.to.run_id))
+    if it.to.model_id != model.model_id:
+        it.client.log_outputs(it.to.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        it.to.model_id = model.model_id
+
+
+def _end(it: Delivery) -> None:
+    it.client.set_terminated(it.to.run_id, it.record["status"], it.record["at"])
+
+
+SEND: dict[str, Callable[[Delivery], None]] = {
+    "open": _open,
+    "reopen": _reopen,
+    "metrics": _metrics,
+    "params": _params,
+    "tags": _tags,
+    "image": _image,
+    "artifact": _artifact,
+    "text": _text,
+    "dataset": _dataset,
+    "expect_model": _expect_model,
+    "model": _model,
+    "end": _end,
+}

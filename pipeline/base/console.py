@@ -1,5 +1,7 @@
 """What programs say: progress bars, tables, numbers, how long they took, and errors in one line."""
 
+import errno
+import re
 import signal
 import sys
 import time
@@ -36,10 +38,31 @@ def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
     except KeyboardInterrupt as stop:
         print("\ninterrupted: complete results are kept", file=sys.stderr)
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
-    except BrokenPipeError:  # the program that reads our output has ended
-        sys.stderr.close()
-        sys.exit(141)
+    except (OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError):  # the program that reads our output has ended
+            sys.stderr.close()
+            sys.exit(141)
+        if (words := _of_the_machine(error)) is None:
+            raise
+        print(f"error: {hide(words)}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """What to say of a full or read-only disk, or of too little memory; None for any other error."""
+    if isinstance(error, OSError):
+        place = f"{error.filename} can't be written" if error.filename else "a file can't be written"
+        remedies = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space"}
+        remedies |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make the folder writable")
+        if error.errno in remedies:
+            rest = "then run the same command again; what was complete is kept"
+            return f"{place} ({error.strerror}): {remedies[error.errno]}, {rest}"
+        return None
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory|size calculation overflow", text):
+        return f"too little memory ({text[:150] or 'MemoryError'}): choose smaller sizes in params.yaml"
+    return None
 
 
 def _terminated(number: int, _frame: object) -> NoReturn:

@@ -38,17 +38,27 @@ def replacing(path: Path | str) -> Iterator[Path]:
 def alone(lock: Path) -> Iterator[None]:
     """Holds the lock file while the block runs. Waits for another process that holds it, and says for which."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "a+", encoding="utf-8") as file:  # it stays: to delete it would let two processes hold it
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            print(f"waiting for process {file.read() or 'unknown'}, which does the same at the moment", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+    said = False
+    while True:
+        with open(lock, "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                if not said:
+                    print(f"waiting for process {file.read()}, which is at work on the same", flush=True)
+                said = True
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not (lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())):
+                continue  # whoever held it has deleted it
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
 
 
 def _lives(process: str) -> bool:

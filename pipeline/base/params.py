@@ -24,6 +24,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
 
 FILE = "params.yaml"
+LARGEST = 2**63 - 1
 RULES = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 T = TypeVar("T")
@@ -73,6 +74,12 @@ def read(path: Path | str = FILE) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold sections, such as train")
+    for section, values in content.items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if any(
+                isinstance(one, int) and abs(one) > LARGEST for one in (value if isinstance(value, list) else [value])
+            ):
+                raise UserError(f"{path}: {section}.{key} is beyond {LARGEST:.0e}: give a smaller number")
     return content
 
 

@@ -46,9 +46,14 @@ def read_grey(path: Path) -> np.ndarray:
     """
     from PIL import Image
 
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} is no file: name a picture")
     try:
         with Image.open(path) as image:
-            size, frames, mode = image.size, getattr(image, "n_frames", 1), image.mode
+            if image.size != (SIDE, SIDE):  # before it is unpacked, which a bomb would use
+                size = f"{image.size[0]} × {image.size[1]}"
+                raise UserError(f"{path} is {size} pixels, not {SIDE} × {SIDE}: crop and scale it first")
+            frames, mode = getattr(image, "n_frames", 1), image.mode
             eight = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if mode == "I;16" else image
             grey = np.asarray(eight.convert("L"), np.float32) / 255
             *colours, alpha = np.moveaxis(np.asarray(eight.convert("RGBA"), int), -1, 0)
@@ -57,7 +62,6 @@ def read_grey(path: Path) -> np.ndarray:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is no picture that can be read ({error})") from None
     refusals = {
-        f"is {size[0]} × {size[1]} pixels, not {SIDE} × {SIDE}: crop and scale it first": size != (SIDE, SIDE),
         f"holds {frames} frames: give one picture": frames > 1,
         "holds more than 16 bits a pixel: save it with 8": mode in ("I", "F"),
         "is transparent in places: flatten it onto a plain background first": alpha.min() < 255,

@@ -33,14 +33,14 @@ def recording(
     """
     unfinished = home(Path.cwd()) / CHECKPOINTS / f"{digest(hashes, title)}.safetensors"
     with alone(CHECKPOINTS / f"{title}.lock"), alone(unfinished.with_suffix(".lock")):
-        before = resume_training(unfinished, training) or {"history": [], "run": ""}
+        before = resume_training(unfinished, training) or {"history": []}
         rows: Rows = before["history"]
         if rows:
             print(f"going on after epoch {training.epoch}, where this training was interrupted")
         tags = {**tags, **{f"{name}_hash": value for name, value in hashes.items()}}
         with (
             console.bar(title, epochs, training.epoch) as bar,
-            tracking.start(**about, tags=tags, key=before["run"], wait=False) as run,
+            tracking.start(**about, tags=tags, key=before.get("run", ""), wait=False) as run,
         ):
 
             def save() -> None:

@@ -127,7 +127,7 @@ def fit(
     `view` is what the model is shown; by default images and their labels.
 
     The same seed on the same machine gives the same weights, whether or not the run was interrupted between two
-    records. Raises Diverged at the end of the epoch in which a term of the loss is no longer finite.
+    records. Raises Diverged at the end of the epoch in which a term of the loss, or a weight, is no longer finite.
     """
     model, view = training.model, view or labelled(aim.pixels)
     take_step = _solo_step(training, params, aim, train)
@@ -148,7 +148,10 @@ def fit(
 
         calibrate(model, train, view)
         kl_weight = aim.kl_weight * ran.last.kl_factor
-        yield ran.record(kl_weight, ran.last.learning_rate, means, validate(model, validation, view))
+        record = ran.record(kl_weight, ran.last.learning_rate, means, validate(model, validation, view))
+        if record.diverged:  # the weights of the last step, whose loss was still finite
+            raise Diverged(_no_longer_finite("validation/elbo", record.figures, record.step, params))
+        yield record
 
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images, conditions, noise
@@ -322,7 +325,11 @@ def _divergence(ran: Epoch, params: TrainParams) -> str:
     row = int((~ran.trace.isfinite()).any(1).nonzero()[0])
     value = dict(zip(("loss", "reconstruction", "kl"), ran.trace[row].tolist(), strict=True))
     name = next(name for name in ("reconstruction", "kl", "loss") if not math.isfinite(value[name]))
+    return _no_longer_finite(name, value, (ran.number - 1) * len(ran.trace) + row, params)
+
+
+def _no_longer_finite(name: str, value: Mapping[str, float], step: int, params: TrainParams) -> str:
     return (
-        f"training stopped: {name} became {value[name]} at step {(ran.number - 1) * len(ran.trace) + row}: "
+        f"training stopped: {name} became {value[name]} at step {step}: "
         f"try a lower train.learning_rate than {params.learning_rate:g}, or train.precision float32"
     )

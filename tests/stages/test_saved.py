@@ -8,7 +8,7 @@ import pytest
 import torch
 from latents import density
 from safetensors.torch import save_file
-from settings import model_params, objective_params
+from settings import model_params, objective_params, train_params
 from torch import Tensor
 
 from pipeline.base.errors import UserError
@@ -18,6 +18,7 @@ from pipeline.data.splits import Split
 from pipeline.measure import judge
 from pipeline.model.cvae import build, resolve
 from pipeline.stages import saved as files
+from pipeline.training.fit import Training, start
 
 SMALL = {"latent_size": 2, "encoder_hidden": (8,), "decoder_hidden": (8,)}
 LOADERS: dict[str, Callable[[Path], Any]] = {
@@ -98,3 +99,64 @@ def test_any_other_file_is_refused_with_the_remedy(tmp_path: Path, make: str) ->
         with pytest.raises(UserError, match=rf"x\.safetensors.*`?dvc {remedy}`") as caught:
             load(tmp_path / "x.safetensors")
         assert "\n" not in str(caught.value)
+
+
+ALIEN: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+    "another kind": lambda path: save_file({"weight": torch.zeros(2)}, path, {"kind": "cvae", "params": "{}"}),
+    "no params": lambda path: save_file({"weight": torch.zeros(2)}, path, {"kind": "training", "params": "null"}),
+    "a list": lambda path: save_file({"weight": torch.zeros(2)}, path, {"kind": "training", "params": "[[]]"}),
+    "brackets": lambda path: save_file({"w": torch.zeros(2)}, path, {"kind": "training", "params": "[" * 100_000}),
+    "no tensors": lambda path: save_file(
+        {"weight": torch.zeros(2)}, path, {"kind": "training", "params": '{"epoch": 0, "notes": {"history": []}}'}
+    ),
+}
+
+
+@pytest.mark.parametrize("make", ALIEN)
+def test_a_checkpoint_that_is_none_is_put_aside_and_changes_nothing(
+    tmp_path: Path, make: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def training(seed: int) -> Training[Any]:
+        return start(build(resolve(model_params(**SMALL)), seed), train_params(), torch.device("cpu"))
+
+    path, new = tmp_path / "0.safetensors", training(2)
+    files.save_training(path, training(1), {"history": []})
+    ALIEN[make](path)
+    assert files.resume_training(path, new) is None
+    assert same(new.model.state_dict(), training(2).model.state_dict())
+    assert new.epoch == 0
+    assert not path.exists()
+    assert (tmp_path / "0.broken").exists()
+    said = capsys.readouterr().err
+    assert "the training starts anew" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["", "null", "[]", "{}", "[" * 100_000, '{"run_id": 1, "tracking_uri": ""}', "\0"])
+def test_a_pointer_to_a_run_that_is_none_is_refused_with_the_remedy(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"run\.json.*dvc repro train`$") as caught:
+        files.load_pointer(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "epoch,kl\n", "\0\0", "<html>", 'epoch,kl\n1,"a\nb"', "epoch\n1,2\n1,2,3\n"])
+def test_a_history_that_is_none_is_refused_with_the_remedy(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "history.csv"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"history\.csv.*dvc repro train`$") as caught:
+        files.load_history(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    chosen, path = model_params(**SMALL), tmp_path / "m.safetensors"
+    model = build(resolve(chosen), 5)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    files.save_cvae(path, model, density(), {"model": plain(chosen), "objective": plain(objective_params())})
+    with pytest.raises(UserError, match="not a finite number"):
+        files.load_cvae(path)

@@ -1,0 +1,147 @@
+"""What the drills have in common: a small project, its stages as processes that may be killed, and what must hold."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from idx import idx
+from imports import ROOT
+from ruamel.yaml import YAML
+
+EPOCHS = 4
+SETTINGS: dict[str, dict[str, Any]] = {
+    "data": {"validation_size": 60},
+    "judge": {"epochs": 1, "batch_size": 32},
+    "model": {"latent_size": 2, "encoder_hidden": [16], "decoder_hidden": [16]},
+    "train": {"epochs": EPOCHS, "batch_size": 32, "precision": "float32", "device": "cpu", "compile": "never"},
+    "sample": {"components": 1},
+    "evaluate": {"nll_draws": 5},
+    "tune": {"trials": 4, "epochs": 2, "population": 2, "least_class_accuracy": None, "kl_weight": [0.1, 10]},
+}
+
+
+class Ended(NamedTuple):
+    status: int
+    seconds: float
+    said: str
+
+
+class Zygote:
+    """Runs stages in processes of their own, without the seconds that imports take."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("zygote.py"))],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._answer()
+
+    def run(self, folder: Path, stage: str, after: float | None = None, signal: int = 9, **environment: str) -> Ended:
+        """Runs a stage; `after` so many seconds it gets the signal."""
+        (folder / "said.txt").unlink(missing_ok=True)
+        order = {"stage": stage, "folder": str(folder), "environment": environment, "after": after, "signal": signal}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        return Ended(answer["status"], answer["seconds"], (folder / "said.txt").read_text(encoding="utf-8"))
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+@contextmanager
+def zygote() -> Iterator[Zygote]:
+    made = Zygote()
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def make_project(folder: Path, zygote: Zygote, database: Path) -> Path:
+    """A project with small data, prepared and judged, and an empty MLflow database."""
+    from sklearn.datasets import load_digits
+
+    (folder / "data/raw").mkdir(parents=True)
+    digits = load_digits()
+    images = np.pad(np.kron(digits.images * 255 / 16, np.ones((3, 3))), ((0, 0), (2, 2), (2, 2))).round()
+    for prefix, rows in {"train": slice(0, 360), "t10k": slice(360, 560)}.items():
+        (folder / f"data/raw/{prefix}-images-idx3-ubyte").write_bytes(idx(images[rows]))
+        (folder / f"data/raw/{prefix}-labels-idx1-ubyte").write_bytes(idx(digits.target[rows]))
+    yaml = YAML()
+    params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for section, values in SETTINGS.items():
+        params[section].update(values)
+    with open(folder / "params.yaml", "w", encoding="utf-8") as file:
+        yaml.dump(params, file)
+    shutil.copy(database, folder / "mlflow.db")
+    assert zygote.run(folder, "prepare").status == 0
+    return folder
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a training leaves, but for times."""
+
+    weights: bytes
+    history: pd.DataFrame
+
+    @classmethod
+    def of(cls, folder: Path) -> "Left":
+        history = pd.read_csv(folder / "reports/history.csv")
+        timed = [name for name in history.columns if str(name).startswith("time/")]
+        return cls((folder / "models/cvae.safetensors").read_bytes(), history.drop(columns=timed))
+
+
+def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        return database.execute(query).fetchall()
+
+
+def assert_whole_records(folder: Path, epochs: int = EPOCHS) -> None:
+    """The run that run.json names is finished and whole, no other is open, and nothing stands twice."""
+    run = json.loads((folder / "models/run.json").read_text(encoding="utf-8"))["run_id"]
+    states = dict(rows(folder, "SELECT run_uuid, status FROM runs"))
+    assert states.pop(run) == "FINISHED"
+    assert set(states.values()) <= {"FAILED", "KILLED"}
+    twice = "SELECT run_uuid, key, step FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1"
+    assert rows(folder, twice) == []
+    counts = rows(folder, f"SELECT count(*) FROM metrics WHERE run_uuid = '{run}' AND key LIKE 'valid%' GROUP BY key")
+    assert counts == [(epochs,)] * 3
+    models = rows(folder, "SELECT source_run_id, status FROM logged_models")
+    assert [model for model in models if model[0] == run] == [(run, 2)]  # ready
+    assert rows(folder, "PRAGMA integrity_check") == [("ok",)]
+
+
+def assert_tidy(folder: Path) -> None:
+    """No file is half written, and nothing waits."""
+    left = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix in (".part", ".jsonl") or path.name.endswith(".safetensors.part")
+    ]
+    assert left == []
+    assert list((folder / ".checkpoints").glob("*.safetensors")) == []

@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-STAGES = ("prepare", "train", "evaluate", "tune")
+STAGES = ("prepare", "judge", "train", "evaluate", "tune")
 LIMIT_SECONDS = 300.0  # what takes longer hangs
 
 

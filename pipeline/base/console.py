@@ -1,9 +1,11 @@
 """What programs say: progress bars, tables, numbers, how long they took, and errors in one line."""
 
 import errno
+import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +28,9 @@ def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
     """
     signal.signal(signal.SIGTERM, _terminated)
     terminal.spell_out()
+    sys.unraisablehook = _not_raised
+    if "DVC_STAGE" in os.environ:
+        _end_with_parent()
     try:
         main()
         if timed:
@@ -44,9 +49,30 @@ def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
             sys.exit(141)
         if (words := _of_the_machine(error)) is None:
             raise
-        print(f"error: {hide(words)}", file=sys.stderr)
+        print(f"{terminal.painted('error:', 'red', sys.stderr)} {hide(words)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
+
+
+def _not_raised(what: "sys.UnraisableHookArgs") -> None:
+    """Where Python can't raise an exception, such as in a callback, it drops it: a signal must come again then."""
+    if isinstance(what.exc_value, KeyboardInterrupt):
+        number = what.exc_value.args[0] if what.exc_value.args else signal.SIGINT
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+    else:
+        sys.__unraisablehook__(what)
+
+
+def _end_with_parent() -> None:
+    """A DVC that was killed leaves its stage at work, whose outputs the next `dvc repro` would get: it then ends."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _of_the_machine(error: Exception) -> str | None:

@@ -50,7 +50,7 @@ def as_split(images: np.ndarray, labels: np.ndarray) -> Split:
 def split(images: np.ndarray, labels: np.ndarray, validation_size: int, seed: int) -> tuple[Split, Split]:
     """Training and validation rows of the published training set: stratified by class, shuffled, seeded.
 
-    Raises UserError where a class, or the training split, would have no images.
+    Raises UserError where a class, or the training split, would have no images, or a class a single one many times.
     """
     from sklearn.model_selection import train_test_split
 
@@ -58,6 +58,9 @@ def split(images: np.ndarray, labels: np.ndarray, validation_size: int, seed: in
         raise UserError(f"data.validation_size {validation_size} leaves no training data of {len(labels)} images")
     if (np.bincount(labels) == 1).any():
         raise UserError("a digit with a single training image can't be split: give each digit at least two")
+    for digit in np.unique(labels):
+        if len(np.unique(images[labels == digit], axis=0)) == 1:
+            raise UserError(f"all training images of digit {digit} are the same: they must be data of another kind")
     rows = np.arange(len(labels))
     train, validation = train_test_split(rows, test_size=validation_size, random_state=seed, stratify=labels)
     return as_split(images[train], labels[train]), as_split(images[validation], labels[validation])

@@ -157,7 +157,7 @@ def resume_training(path: Path, training: "Training[Any]") -> dict[str, Any] | N
     try:
         with _opened(path, "training") as (file, saved):
             notes, epoch = saved["notes"], saved["epoch"]
-            if len(notes["history"]) != epoch:
+            if len(notes.get("history", range(epoch))) != epoch:
                 raise ValueError("its history is of another length")
             restore(training, _tensors(file), epoch)
             return notes

@@ -1,8 +1,15 @@
 """What the terminal shows."""
 
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from imports import ROOT
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
@@ -67,3 +74,70 @@ def test_a_table_that_is_still_too_wide_goes_on_below(
     figures = [console.number(cell) for row in rows for cell in row[1:]]
     assert [figure for figure in figures if figure not in out] == []
     assert len([line for line in out.splitlines() if line.strip().startswith("1,000")]) == out.count("trial") > 1
+
+
+PROGRAM = """
+import os, signal, time
+from pipeline.base import console
+
+class Dropped:
+    def __del__(self):
+        {deed}
+
+def main():
+    Dropped()
+    time.sleep(100)
+
+console.run(main)
+"""
+
+
+def program(deed: str, folder: Path, **variables: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", PROGRAM.replace("{deed}", deed)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_signal_that_comes_where_nothing_can_be_raised_still_ends_the_program(tmp_path: Path) -> None:
+    with program("os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.1)", tmp_path) as started:
+        assert started.communicate(timeout=60)[1] == "\ninterrupted: complete results are kept\n"
+    assert started.returncode == 143
+
+
+def test_a_stage_of_a_dvc_that_was_killed_ends(tmp_path: Path) -> None:
+    """Its outputs would otherwise come in the way of the next `dvc repro`."""
+    stage = f"""{sys.executable} -c '{PROGRAM.replace("{deed}", "pass")}' 2>said.txt & echo $! >pid.txt; wait"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_STAGE": "train"}
+    dvc = subprocess.Popen(["sh", "-c", stage], cwd=tmp_path, env=environment)
+    until = time.monotonic() + 60
+    while not (tmp_path / "pid.txt").exists() or not (tmp_path / "pid.txt").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    time.sleep(0.5)  # it watches from its start on
+    dvc.kill()
+    dvc.wait()
+    while "interrupted" not in (tmp_path / "said.txt").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_nothing_is_an_error_in_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        console.run(Mock(side_effect=OSError(number, os.strerror(number), "models/x")))
+    said = capsys.readouterr().err
+    assert (end.value.code, said.count("\n")) == (2, 1)
+    assert "models/x can't be written" in said
+    with pytest.raises(ConnectionRefusedError):
+        console.run(Mock(side_effect=ConnectionRefusedError(errno.ECONNREFUSED, "refused")))
+
+
+@pytest.mark.parametrize("form", ["geheim 1/@", "geheim%201/%40", "geheim%201%2F%40"])
+def test_no_line_shows_a_password(
+    form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://user:geheim%201%2F%40@host/db")
+    console.warn(f"can't reach //user:{form}@host")
+    with pytest.raises(SystemExit):
+        console.run(Mock(side_effect=UserError(f"can't reach //user:{form}@host")))
+    assert "geheim" not in capsys.readouterr().err

@@ -17,9 +17,19 @@ def zygote() -> Iterator[drills.Zygote]:
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory, zygote: drills.Zygote) -> Path:
-    """A project that has not trained yet."""
-    folder = tmp_path_factory.mktemp("faults")
-    local.connect(f"sqlite:///{folder / 'mlflow.db'}")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    local.connect(f"sqlite:///{path}")
     forget()
-    return drills.make_project(folder / "project", zygote, folder / "mlflow.db")
+    return path
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, zygote: drills.Zygote, empty_database: Path) -> Path:
+    """A project that has not trained yet."""
+    folder = drills.make_project(tmp_path_factory.mktemp("faults") / "project", empty_database, *drills.digits())
+    for stage in ("prepare", "judge"):
+        ended = zygote.run(folder, stage)
+        assert ended.status == 0, ended.said
+    return folder

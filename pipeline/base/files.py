@@ -1,5 +1,6 @@
 """Files that are complete or absent: a file gets its name only when all of it is written."""
 
+import atexit
 import fcntl
 import glob
 import hashlib
@@ -142,17 +143,19 @@ def _secrets(environment: Mapping[str, str]) -> set[str]:
     return {form for secret in found | plain for form in (secret, quote(secret), quote(secret, safe=""))} - {""}
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[Path]:
-    """A SQLite file for reading: itself, or a copy of it where file or folder can't be written, as SQLite needs to."""
+def for_reading(path: Path) -> Path:
+    """A SQLite file to read: itself, or a copy where file or folder can't be written, since SQLite writes to read.
+
+    The copy lasts as long as the process.
+    """
     if not path.exists() or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="cvae-") as folder:
-        for file in (path, path.with_name(f"{path.name}-wal")):
-            if file.exists():
-                shutil.copyfile(file, Path(folder, file.name))
-        yield Path(folder, path.name)
+        return path
+    folder = tempfile.TemporaryDirectory(prefix="cvae-")
+    atexit.register(folder.cleanup)
+    for file in (path, path.with_name(f"{path.name}-wal")):
+        if file.exists():
+            shutil.copyfile(file, Path(folder.name, file.name))
+    return Path(folder.name, path.name)
 
 
 def home(root: Path) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import hide, home, replacing, shown, sqlite_path
+from pipeline.base.files import for_reading, hide, home, replacing, shown, sqlite_path
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
@@ -40,6 +40,7 @@ ENVIRONMENT = {
 }
 
 T = TypeVar("T")
+_copies: set[Path] = set()  # of databases that can't be written
 
 
 # The address
@@ -50,6 +51,18 @@ def tracking_uri(root: Path, environment: Mapping[str, str] = os.environ) -> str
     uri = environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE}"
     path = sqlite_path(uri)
     return uri if path is None else f"sqlite:///{home(root) / path}"
+
+
+def reading_uri(root: Path) -> str:
+    """`tracking_uri`, or a copy of its SQLite file if that can't be written: for what only reads."""
+    uri = tracking_uri(root)
+    path = sqlite_path(uri)
+    if path is None or (copy := for_reading(path)) == path:
+        return uri
+    with one_line(uri):
+        _follow(copy, path)
+    _copies.add(copy)
+    return f"sqlite:///{copy}"
 
 
 # The client
@@ -68,8 +81,8 @@ def connect(uri: str) -> Any:
         path = sqlite_path(uri)
         if path is not None and not _has_content(path):
             _create(path)
-        if path is not None:
-            _follow(path)
+        if path is not None and path not in _copies:
+            _follow(path, path)
         from mlflow import MlflowClient
 
         return MlflowClient(uri)
@@ -116,9 +129,9 @@ def _create(path: Path) -> None:
         lock.unlink(missing_ok=True)  # later processes look at the database file only
 
 
-def _follow(path: Path) -> None:
+def _follow(path: Path, original: Path) -> None:
     """Lets the addresses of artifacts follow a database that was moved or copied; MLflow stores them absolute."""
-    here = path.absolute().with_name(ARTIFACTS).as_uri()
+    here = original.absolute().with_name(ARTIFACTS).as_uri()
     with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as database, suppress(sqlite3.OperationalError), database:
         places = database.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
         for (place,) in places:
@@ -237,16 +250,19 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     return done[0]
 
 
-def named(uri: str, root: Path) -> Any:
-    """The run of `runs:/<run id>` in today's store. Raises UserError if there is no such run."""
+def named(uri: str, root: Path) -> tuple[Any, str]:
+    """The run of `runs:/<run id>` in today's store, and that store's address for reading.
+
+    Raises UserError if there is no such run.
+    """
     match = re.fullmatch(r"runs:/([0-9a-f]+)(/model)?/?", uri)
     if match is None:
         raise UserError(f"{uri!r} names no run: write runs:/ and the run's id")
-    store = tracking_uri(root)
+    store = reading_uri(root)
     run = find(store, match[1])
     if run is None:
-        raise UserError(f"there is no run {match[1]} in MLflow at {shown(store)}")
-    return run
+        raise UserError(f"there is no run {match[1]} in MLflow at {shown(tracking_uri(root))}")
+    return run, store
 
 
 @dataclass(frozen=True)
@@ -265,7 +281,7 @@ def recorded(uri: str, root: Path, curves: Sequence[str]) -> Recorded:
 
     Raises UserError if there is no such run.
     """
-    run, store = named(uri, root), tracking_uri(root)
+    run, store = named(uri, root)
     rows: dict[int, dict[str, float]] = {}
     with one_line(store):
         for name in curves:

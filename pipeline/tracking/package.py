@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import home, replacing
-from pipeline.tracking.local import connect, named, one_line, tracking_uri
+from pipeline.tracking.local import connect, named, one_line
 
 MODEL = "model"
 LOADER = "pipeline.cli.serve"
@@ -75,7 +75,7 @@ def download_model(uri: str, root: Path) -> Path:
 
     Raises UserError if there is no such run, or no model in it.
     """
-    run, store = named(uri, root), tracking_uri(root)
+    run, store = named(uri, root)
     run_id = run.info.run_id
     if not (run.outputs and run.outputs.model_outputs):
         raise UserError(f"run {run_id} holds no model: it may have ended before its training did")

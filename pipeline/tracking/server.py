@@ -13,9 +13,10 @@ import webbrowser
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.base import console
 from pipeline.base.errors import UserError
 from pipeline.base.files import shown, sqlite_path
-from pipeline.tracking.local import ARTIFACTS, connect, one_line, tracking_uri
+from pipeline.tracking.local import ARTIFACTS, connect, one_line, reading_uri, tracking_uri
 
 START_SECONDS = 120.0
 
@@ -25,7 +26,9 @@ def ui(root: Path, port: int, open_browser: bool, experiment: str) -> None:
 
     If MLFLOW_TRACKING_URI names a server, it only opens that one. Raises UserError if the server does not start.
     """
-    uri = tracking_uri(root)
+    uri, own = reading_uri(root), tracking_uri(root)
+    if uri != own:
+        console.warn(f"{shown(own)} can't be written: a copy is shown, as it is now")
     client = connect(uri)
     with one_line(uri):
         found = client.get_experiment_by_name(experiment)
@@ -34,9 +37,9 @@ def ui(root: Path, port: int, open_browser: bool, experiment: str) -> None:
     if uri.startswith("http"):
         _show(shown(uri).rstrip("/") + page, open_browser)
         return
-    path, port = sqlite_path(uri), _free_port(port)
+    place, port = sqlite_path(own), _free_port(port)
     # Without a proxy for artifacts: runs that write straight to the database cannot use its addresses.
-    artifacts = ["--default-artifact-root", path.with_name(ARTIFACTS).as_uri()] if path else []
+    artifacts = ["--default-artifact-root", place.with_name(ARTIFACTS).as_uri()] if place else []
     command = [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *artifacts]
     command += ["--host", "127.0.0.1", "--workers", "1", "--port", str(port)]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}

@@ -10,7 +10,7 @@ import pytest
 from imports import ROOT
 
 from pipeline.base.errors import UserError
-from pipeline.tracking import local, runs
+from pipeline.tracking import local, package, runs
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,19 @@ def test_programs_that_start_together_and_end_at_once_leave_whole_runs_in_one_ne
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db"]
+
+
+def test_a_database_that_cannot_be_written_can_be_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "w.safetensors").write_bytes(b"weights")
+    with runs.start("train", "e", params={"epochs": 3}, root=root) as run:
+        run.metrics({"kl": 1.0}, step=1)
+        run.model(root / "w.safetensors")
+    wal = root / "mlflow.db-wal"
+    assert wal.stat().st_size > 0  # what was written last is not in the database's own file yet
+    before = [path.read_bytes() for path in (root / "mlflow.db", wal)]
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != root / "mlflow.db" and access(path, mode))
+    found = local.recorded(f"runs:/{run.run_id}", root, ["kl"])
+    assert (found.params, found.history) == ({"epochs": "3"}, [{"kl": 1.0}])
+    assert package.download_model(f"runs:/{run.run_id}", root).read_bytes() == b"weights"
+    assert [path.read_bytes() for path in (root / "mlflow.db", wal)] == before

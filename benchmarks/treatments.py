@@ -288,7 +288,7 @@ def read_budget(options: argparse.Namespace) -> Budget:
     tune = replace(
         setting.tune, study=None, trials=1, epochs=options.epochs, population=1, kl_weight=(LOWEST, HIGHEST),
         learning_rate=None, latent_size=None, conditioning=None, objectives=("frechet",), sampler_of_latents="fitted",
-        least_class_accuracy=None, pruner="none", seed=CHOICE_SEED,
+        least_class_accuracy=None, seeds=1, seed=CHOICE_SEED,
     )  # fmt: skip
     train = replace(
         setting.train, epochs=options.epochs, batch_size=options.batch_size, seed=CHOICE_SEED, compile="never"

@@ -20,14 +20,15 @@ from settings import objective_params, train_params, tune_params
 from pipeline.base.errors import UserError
 from pipeline.measure.evaluator import Evaluator
 from pipeline.model.cvae import Architecture
-from pipeline.study.queue import Candidate, Study, counts, open_study
+from pipeline.study.found import counts
+from pipeline.study.queue import Candidate, Study, open_study
 from pipeline.study.search import Event, search
 from pipeline.study.space import Setting
 
 TUNE = tune_params(
     study=None, trials=6, epochs=4, population="auto", kl_weight=(0.01, 100.0), learning_rate=None, latent_size=None,
     conditioning=None, objectives=("frechet",), sampler_of_latents="fitted", least_class_accuracy=None,
-    pruner="halving", seed=0,
+    seeds=2, seed=0,
 )  # fmt: skip
 SETTING = Setting(
     tune=TUNE,

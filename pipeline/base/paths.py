@@ -23,6 +23,7 @@ DOCTOR = Path("reports/doctor.json")
 FIGURES = Path("reports/figures")
 
 TRIALS = Path("reports/study/trials.csv")
+SEEDS = Path("reports/study/seeds.csv")
 BEST = Path("reports/study/best.json")
 STUDY_FIGURES = Path("reports/study/figures")
 

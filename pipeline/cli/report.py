@@ -44,8 +44,9 @@ def report() -> None:
     if diagnosis := _read(DOCTOR):
         hints["Doctor"] = f"{diagnosis['verdict']}: `cvae doctor` shows the figures and what to change"
     if best := _read(BEST):
-        found = f"β = {best['kl_weight']:.3g} came first: {console.figures(best['values'])} on validation, one seed"
-        hints["Study"] = f"{found} (`cvae promote` writes it into params.yaml)"
+        low, high = best["interval"]
+        reach = f"β = {low:.3g}" if low == high else f"any β from {low:.3g} to {high:.3g}"
+        hints["Study"] = f"{reach} does best: {console.figures(best['values'])} on validation. See `cvae study`"
     hints["Compare"] = "cvae ui: every run with its curves, figures and samples"
     hints["Try"] = "cvae try objective.kl_weight=1, then cvae compare"
     for name, text in hints.items():

@@ -5,7 +5,7 @@ Names of figures have no split in them: `elbo`, `prior/frechet`, `real/coverage`
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, NamedTuple
 
@@ -65,6 +65,12 @@ class Evaluator:
     train: Split
     pixels: Pixels
     seed: int
+
+    def reseeded(self, seed: int) -> "Evaluator":
+        """The same with other noise; what real images say is not measured again."""
+        other = replace(self, seed=seed)
+        other.__dict__["_real"] = self._real
+        return other
 
     def fit_figures(self, model: CVAE) -> dict[str, float]:
         """reconstruction, kl and elbo in nats per image, active_units, and what the likelihood adds.

@@ -1,7 +1,7 @@
 """Figures of a study: what each KL weight gives, and how the search went."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Span = tuple[float, float, float]  # the lowest, the best and the highest weight of those not told apart
 SIDE = 28
 STRIPS = 16  # rows of the figure from collapse to chaos
 NAMED = 12  # trials beside which the figure of rate and distortion writes the weight
@@ -33,7 +34,7 @@ def study_figures(
     table: pd.DataFrame,
     objectives: Mapping[str, bool],
     real: Mapping[str, float],
-    best: float,
+    uses: Mapping[str, Span],
     front: Sequence[int],
     importances: Mapping[str, float],
     strip: Callable[[int], np.ndarray | None],
@@ -41,12 +42,15 @@ def study_figures(
     """Every figure of a study with its name.
 
     table: a row for each trial. objectives: their columns in the table, and whether lower is better. real: the metrics
-    of real images. best: the best KL weight. front: the trials that no other beats. importances: the share of each
-    parameter. strip: two rows of digits of a trial, (H, W) uint8, from the prior and from the fitted density.
+    of real images. uses: the weights that do best for each. front: the trials that no other beats. importances: the
+    share of each parameter. strip: two rows of digits of a trial, (H, W) uint8, from the prior and from the density.
     """
     names = list(objectives)
     metrics = list(dict.fromkeys([*(name.rpartition("/")[2] for name in names), *EXPLAINING]))
-    yield "weights", weights(table, metrics, real, best)
+    if uses:
+        yield "uses", uses_of_weights(uses)
+    spans = {sampler: uses[f"draw_{sampler}"] for sampler in ("fitted", "prior") if f"draw_{sampler}" in uses}
+    yield "weights", weights(table, metrics, real, spans)
     yield "rate_distortion", rate_distortion(table)
     yield "history", history(table, names[0], objectives[names[0]])
     if len(names) > 1:
@@ -57,23 +61,40 @@ def study_figures(
     for trial in spread(table, STRIPS).to_dict("records"):
         rows = strip(trial["trial"])
         if rows is not None:
-            strips.append((f"β = {trial['kl_weight']:.3g}" + " ○" * (trial["state"] == "PRUNED"), rows))
+            strips.append((f"β = {trial['kl_weight']:.3g}", rows))
     if strips:
         yield "collapse_to_chaos", weight_strips(strips)
 
 
 def spread(table: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Up to `most` finished trials, spread evenly over their KL weights, from the highest to the lowest."""
-    shown = table[table["state"].isin(["COMPLETE", "PRUNED"])].sort_values("kl_weight", ascending=False)
+    """Up to `most` complete trials, spread evenly over their KL weights, from the highest to the lowest."""
+    shown = table[table["state"] == "COMPLETE"].sort_values("kl_weight", ascending=False)
     if len(shown) <= most:
         return shown
     return shown.iloc[[round(place * (len(shown) - 1) / (most - 1)) for place in range(most)]]
 
 
-def weights(table: pd.DataFrame, metrics: Sequence[str], real: Mapping[str, float], best: float | None) -> "Figure":
-    """Figures against the KL weight, a panel per metric: both samplers, complete and pruned trials.
+def uses_of_weights(uses: Mapping[str, Span]) -> "Figure":
+    """For each use its best weight, and a bar over those that can't be told apart from it."""
+    figure, (axes,) = panels(6.6, 0.9 + 0.42 * len(uses), "The best weight for each use, and all that do as well")
+    names = list(uses)[::-1]
+    for row, name in enumerate(names):
+        low, best, high = uses[name]
+        axes.plot([low, high], [row, row], "-", color=ACCENT, linewidth=7, alpha=0.35, solid_capstyle="round")
+        axes.plot([best], [row], "o", color=ACCENT, markersize=6)
+    axes.set(ylim=(-0.6, len(names) - 0.4))
+    axes.set_yticks(range(len(names)), [name.replace("_", ", ") for name in names])
+    logarithmic(axes.xaxis)
+    plain_axes(axes, "KL weight β: lowest mean, and the weights not told apart from it (95 %)", "")
+    return figure
 
-    table: as study.queue.Study.table gives it.
+
+def weights(
+    table: pd.DataFrame, metrics: Sequence[str], real: Mapping[str, float], spans: Mapping[str, Span]
+) -> "Figure":
+    """Figures against the KL weight, a panel per metric: both samplers, means and standard errors of complete trials.
+
+    table: as study.found.Found.table gives it. spans: by sampler, the weights that are best by frechet.
     """
     rows = -(-len(metrics) // 3)
     figure, grids = panels(3.9 * min(len(metrics), 3), 3.4 * rows, *map(_titled, metrics), rows=rows)
@@ -85,8 +106,9 @@ def weights(table: pd.DataFrame, metrics: Sequence[str], real: Mapping[str, floa
                 _points(axes, own, "kl_weight", column, SAMPLER_COLOURS.get(name, INK), name, "o-")
         if metric in real:
             axes.axhline(real[metric], color=INK, linewidth=0.9, linestyle=":", label="real images")
-        if best is not None:
-            axes.axvline(best, color=ACCENT, linewidth=0.9, alpha=0.5, label="best")
+        if metric == "frechet":
+            for sampler, (low, _, high) in spans.items():
+                axes.axvspan(low * 0.97, high * 1.03, color=SAMPLER_COLOURS[sampler], alpha=0.12, linewidth=0)
         logarithmic(axes.xaxis)
         plain_axes(axes, "KL weight β", "")
     legend(figure)
@@ -94,30 +116,23 @@ def weights(table: pd.DataFrame, metrics: Sequence[str], real: Mapping[str, floa
 
 
 def _points(axes: "Axes", table: pd.DataFrame, x: str, y: str, colour: str, label: str, style: str = "o") -> None:
-    """Complete trials are filled; pruned ones, which trained for fewer epochs, are hollow."""
-    known = table.dropna(subset=[x, y])
-    complete, pruned = (known[known["state"] == state] for state in ("COMPLETE", "PRUNED"))
+    """Means of complete trials with a bar of one standard error up and down, where there are several seeds."""
+    complete = table[table["state"] == "COMPLETE"].dropna(subset=[x, y])
     axes.plot(complete[x], complete[y], style, color=colour, markersize=5, linewidth=1.2, label=label)
-    if len(pruned):
-        axes.plot(
-            pruned[x],
-            pruned[y],
-            "o",
-            color=colour,
-            markersize=5,
-            mfc="none",
-            label="pruned" if label == "complete" else f"{label}, pruned",
-        )
+    for name, error in ((x, "xerr"), (y, "yerr")):
+        if f"{name}_error" in complete:
+            bars: dict[str, Any] = {error: complete[f"{name}_error"].fillna(0.0)}
+            axes.errorbar(complete[x], complete[y], fmt="none", ecolor=colour, elinewidth=1.2, capsize=2, **bars)
     for name, axis in ((x, axes.xaxis), (y, axes.yaxis)):
         if name.endswith("/frechet"):
             logarithmic(axis)
 
 
 def _named(axes: "Axes", table: pd.DataFrame, x: str, y: str) -> None:
-    """Writes the KL weight beside each trial, complete ones first, unless another's is in its place."""
+    """Writes the KL weight beside each trial, unless another's is in its place."""
     places: list[tuple[float, float]] = []
     wide, high = np.ptp(table[x]) / 12 + 1e-9, np.ptp(table[y]) / 30 + 1e-9
-    for trial in table.sort_values("state").to_dict("records"):
+    for trial in table.to_dict("records"):
         at, to = trial[x], trial[y]
         if all(abs(at - other) > wide or abs(to - above) > high for other, above in places):
             text = f"{trial['kl_weight']:.3g}"
@@ -130,7 +145,7 @@ def rate_distortion(table: pd.DataFrame) -> "Figure":
     x, y = "validation/kl", "validation/reconstruction"
     figure, (axes,) = panels(6.6, 5.4, "Rate and distortion by KL weight, with lines of equal elbo")
     _points(axes, table, x, y, ACCENT, "complete")
-    known = table.dropna(subset=[x, y])
+    known = table[table["state"] == "COMPLETE"].dropna(subset=[x, y])
     if len(known):
         _named(axes, spread(known, NAMED), x, y)
         right, bottom, top = known[x].max() * 1.08 + 1, known[y].min() - 12, known[y].max() + 12
@@ -161,11 +176,10 @@ def pareto(table: pd.DataFrame, objectives: Sequence[str], front: Sequence[int])
 
 def history(table: pd.DataFrame, objective: str, lower_is_better: bool) -> "Figure":
     """An objective, such as `validation/kl`, in the order of the trials, and the best of the complete ones so far."""
-    known = table.dropna(subset=[objective])
-    complete = known[known["state"] == "COMPLETE"]
+    complete = table[table["state"] == "COMPLETE"].dropna(subset=[objective])
     feasible = complete[complete["feasible"].astype(bool)]
     figure, (axes,) = panels(6.4, 3.6, "All trials in order (best: of those with enough class_accuracy)")
-    _points(axes, known, "trial", objective, INK, "complete")
+    _points(axes, complete, "trial", objective, INK, "complete")
     best = feasible[objective].cummin() if lower_is_better else feasible[objective].cummax()
     axes.step(feasible["trial"], best, where="post", color=ACCENT, linewidth=1.4, label="best so far")
     axes.locator_params(axis="x", integer=True)

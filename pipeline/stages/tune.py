@@ -12,7 +12,8 @@ from pipeline.base.params import load
 from pipeline.base.paths import BEST
 from pipeline.stages.study.files import export, read_bench, read_setting
 from pipeline.stages.study.records import Records, study_run
-from pipeline.study.queue import Study, open_study
+from pipeline.stages.study.words import sentences
+from pipeline.study.queue import open_study
 from pipeline.study.search import Ended, Epoch, search
 from pipeline.tracking import runs as tracking
 
@@ -33,23 +34,23 @@ def main() -> None:
         try:
             for event in events:
                 records.follow(event)
-                if isinstance(event, Ended) or (isinstance(event, Epoch) and event.candidate.epochs == 1):
-                    progress(study.done(), news(study))
+                if isinstance(event, Ended):
+                    progress(study.done(), "")
+                elif isinstance(event, Epoch) and event.figures:
+                    progress(study.done(), news(event))
         except KeyboardInterrupt:
             print(f"\n{study.done()} of {trials} trials are done; the same command continues", flush=True)
             raise
         with study.turn():  # the processes of one study end at the same time
-            best = export(study, real)
+            found = export(study, real)
             records.finish()
-    print(f"{BEST.parent}/ written: β = {best.kl_weight:.3g} came first, with {console.figures(best.values)}")
+    print(f"{BEST.parent}/ written.", *sentences(found, study.seeds(), setting), sep="\n")
 
 
-def news(study: Study) -> str:
-    """The best trial so far in a few words."""
-    states = list(study.table()["state"])
-    best = study.choose() if "COMPLETE" in states else None
-    words = f"best {console.figures(best.values)} at β = {best.kl_weight:.3g}, " if best else ""
-    return f"{words}{states.count('PRUNED')} pruned"
+def news(event: Epoch) -> str:
+    """A training that has just been measured, in a few words."""
+    weight, figure = event.candidate.trial.params["kl_weight"], "validation/fitted/frechet"
+    return f"β = {weight:.3g}, seed {event.seed}: fitted frechet {event.figures[figure]:.2f}"
 
 
 if __name__ == "__main__":

@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import optuna
-import pandas as pd
-from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
-from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.study import StudyDirection
@@ -26,23 +24,41 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import home, shown
 from pipeline.base.paths import WORKERS
 from pipeline.study import storage
-from pipeline.study.space import Setting, full_names, same, widest_gap
+from pipeline.study.found import SEED, Found, counts, of_seeds
+from pipeline.study.space import Setting, same, widest_gap
 from pipeline.study.storage import NoStudy, quiet
 
 ARTIFACTS = "optuna_artifacts"  # the trials' pictures, where optuna-dashboard looks for them
 UNLESS_TAKEN = suppress(UpdateFinishedTrialError)  # another process took the trial over, while this one slept
 
-State = Literal["COMPLETE", "PRUNED", "FAIL"]
+State = Literal["COMPLETE", "FAIL"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Candidate:
-    """A trial in training, and what was measured so far. A second try's attributes name the MLflow run of the first."""
+    """A trial in training. A second try's attributes have the MLflow run and the figures of the first.
+
+    seeds: its finished trainings, the figures of each by its seed. epochs: of the training at hand. seconds: of all.
+    """
 
     trial: optuna.Trial
-    figures: dict[str, float] = field(default_factory=dict)
+    seeds: dict[int, dict[str, float]] = field(default_factory=dict)
     epochs: int = 0
     seconds: float = 0.0
+    strip: np.ndarray | None = None  # (H, W) uint8, of the first seed
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Means over the seeds."""
+        rows = list(self.seeds.values())
+        return {name: float(np.mean([row[name] for row in rows])) for name in (rows[0] if rows else ())}
+
+    def keep(self, seed: int, figures: Mapping[str, float]) -> None:
+        """Keeps a training's figures in the trial, so that they survive whatever happens to this process."""
+        self.seeds[seed] = {name: float(value) for name, value in figures.items()}
+        with UNLESS_TAKEN:
+            self.trial.set_user_attr(f"{SEED}{seed}", self.seeds[seed])
+            self.trial.set_user_attr("seconds", round(self.seconds, 2))
 
     def remember_run(self, run_id: str, uri: str) -> None:
         """Names its MLflow run in the trial, so that a second try continues in that run."""
@@ -51,23 +67,7 @@ class Candidate:
             self.trial.set_user_attr("tracking_uri", uri)
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """A complete trial and what it would change in params.yaml."""
-
-    number: int
-    values: dict[str, float]  # by the objectives' full names
-    params: dict[str, Any]  # by names such as objective.kl_weight
-    feasible: bool
-    run_id: str | None = None
-    tracking_uri: str | None = None
-
-    @property
-    def kl_weight(self) -> float:
-        return float(self.params["objective.kl_weight"])
-
-
-class Study:
+class Study(Found):
     """A study in its database; `open_study` makes one."""
 
     def __init__(self, inner: optuna.Study, database: RDBStorage, setting: Setting, url: str, root: Path) -> None:
@@ -77,8 +77,6 @@ class Study:
         self._pictures = FileSystemArtifactStore(self._root / ARTIFACTS)
         self._worker = ""
         self._live: set[int] = set()  # ids of the trials in training here
-
-    # Its trials in training
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -118,11 +116,9 @@ class Study:
             return [self._ask_one() for _ in range(room)]
 
     def tell(self, candidate: Candidate, state: State) -> None:
-        """Ends a trial; FAIL: it diverged. Its figures stay with it, and its values where it is complete."""
+        """Ends a trial; FAIL: it diverged with some seed. A complete one's values are the means over its seeds."""
         trial, figures, tune = candidate.trial, candidate.figures, self.setting.tune
         with UNLESS_TAKEN, quiet():
-            finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
-            trial.set_user_attr("figures", finite)
             trial.set_user_attr("epochs", candidate.epochs)
             trial.set_user_attr("seconds", round(candidate.seconds, 2))
             if state == "FAIL":
@@ -133,13 +129,6 @@ class Study:
             values = [figures[name] for name in self.setting.objectives()] if state == "COMPLETE" else None
             self.inner.tell(trial, values, state=TrialState[state])
         self._live.discard(trial._trial_id)
-
-    def report(self, candidate: Candidate) -> None:
-        """Stores the value of the study's only objective so far, with which other trials are compared."""
-        first, *others = self.setting.objectives()
-        if not others:
-            with UNLESS_TAKEN:
-                candidate.trial.report(candidate.figures[first], candidate.epochs)
 
     def put_back(self, error: BaseException) -> None:
         """Ends the trials in training here because of `error` and puts them back in the queue."""
@@ -163,19 +152,19 @@ class Study:
         self._live.add(trial._trial_id)
         trial.set_user_attr("worker", self._worker)
         self.database.record_heartbeat(trial._trial_id)
-        return Candidate(trial)
+        return Candidate(trial, of_seeds(trial.user_attrs), seconds=trial.user_attrs.get("seconds", 0.0))
 
     def _enqueue(self, room: int) -> None:
-        """Puts in the queue the points that people ask about, then KL weights in the middle of the widest gaps.
+        """Puts in the queue the points that are asked for, then KL weights in the middle of the widest gaps.
 
-        Half of a small study's trials, at most ten, are placed this way. Random weights left gaps of a decade, and
-        the table and the figures should cover the whole range, not only the surroundings of the best.
+        Half of a small study's trials, at most ten, are placed at least. Random weights left gaps of a decade, and the
+        table and the figures should cover the whole range, not only the surroundings of the best.
         """
         trials, tune = self.trials(), self.setting.tune
         tried = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
         end = len(tried) + room - sum(trial.state == TrialState.WAITING for trial in trials)
-        for origin, point in self.setting.asked():
-            if len(tried) < end and not any(same(point, one) for one in tried):
+        for origin, point, closest in self.setting.asked():
+            if len(tried) < end and not any(same(point, one, closest=closest) for one in tried):
                 self.inner.enqueue_trial(point, user_attrs={"asked": origin})
                 tried.append(point)
         while len(tried) < min(end, 10, math.ceil(tune.trials / 2)):
@@ -197,101 +186,6 @@ class Study:
         with UNLESS_TAKEN:
             if self.database.set_trial_state_values(trial_id, state=TrialState.FAIL):
                 retry(self.inner, self.database.get_trial(trial_id), interrupted=interrupted)
-
-    # What it has found
-
-    def trials(self) -> list[FrozenTrial]:
-        return self.inner.get_trials(deepcopy=False)
-
-    def done(self) -> int:
-        """How many trials count towards tune.trials."""
-        return sum(map(counts, self.trials()))
-
-    def table(self) -> pd.DataFrame:
-        """A row for each trial: number, state, values tried, whether it is feasible, every figure, MLflow run."""
-        rows = [
-            {
-                "trial": trial.number,
-                "state": state(trial),
-                **{name: trial.params.get(name) for name in self.setting.space()},
-                "feasible": feasible(trial) if trial.values else None,
-                "epochs": trial.user_attrs.get("epochs"),
-                "seconds": trial.user_attrs.get("seconds"),
-                **trial.user_attrs.get("figures", {}),
-                "asked": trial.user_attrs.get("asked", ""),
-                "retry_of": trial.system_attrs.get("failed_trial"),
-                "run_id": trial.user_attrs.get("run_id"),
-            }
-            for trial in self.trials()
-        ]
-        first = ["trial", "state", *self.setting.space(), *self.setting.objectives()]
-        frame = pd.DataFrame(rows)
-        return frame.reindex(columns=[*first, *(name for name in frame.columns if name not in first)])
-
-    def front(self) -> list[FrozenTrial]:
-        """Complete, feasible trials that no other beats in every objective; with one objective, the best trial.
-
-        Where no trial is feasible, the one that misses the constraint by the least.
-        """
-        return (
-            self.inner.best_trials
-            or sorted(
-                (trial for trial in self.trials() if trial.state == TrialState.COMPLETE),
-                key=lambda trial: max(trial.constraints.values()),
-            )[:1]
-        )
-
-    def choose(self, number: int | None = None) -> Chosen:
-        """The best trial, or the trial `number`. Raises UserError where there is none or it is not complete.
-
-        With several objectives the best is the trial of the front that is nearest to its ideal corner, where each
-        objective is scaled to the front's range.
-        """
-        front = self.front() if number is None else [trial for trial in self.trials() if trial.number == number]
-        if not front:
-            if number is not None:
-                raise UserError(f"study {self.name} has no trial {number}: `cvae study` lists its trials")
-            if self.done() < self.setting.tune.trials:
-                raise UserError(f"study {self.name} has no complete trial yet: run `cvae tune`")
-            raise UserError(f"all trials of study {self.name} diverged: set a lower train.learning_rate and tune again")
-        if front[0].state != TrialState.COMPLETE:
-            found = state(front[0]).lower()
-            raise UserError(f"trial {number} of study {self.name} is {found}: only a complete one can be chosen")
-        costs = np.array([self._costs(trial) for trial in front])
-        scaled = (costs - costs.min(0)) / np.maximum(np.ptp(costs, axis=0), 1e-12)
-        best = front[int(np.linalg.norm(scaled, axis=1).argmin())]
-        return Chosen(
-            number=best.number,
-            values=dict(zip(self.setting.objectives(), best.values, strict=True)),
-            params=full_names(best.params),
-            feasible=feasible(best),
-            run_id=best.user_attrs.get("run_id"),
-            tracking_uri=best.user_attrs.get("tracking_uri"),
-        )
-
-    def importances(self) -> dict[str, float]:
-        """The share of each open parameter in the first objective (PED-ANOVA); empty with too few trials."""
-        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
-        if len(self.setting.space()) < 2 or len(complete) < 4:
-            return {}
-        with quiet():
-            # With a target, Optuna takes the lowest values for the best.
-            first = (lambda trial: self._costs(trial)[0]) if len(self.setting.objectives()) > 1 else None
-            return dict(optuna.importance.get_param_importances(self.inner, target=first))
-
-    def strip(self, number: int) -> np.ndarray | None:
-        """A trial's picture of samples, (H, W) uint8; None where this machine does not have it."""
-        from PIL import Image
-
-        for meta in get_all_artifact_meta(self.trials()[number], storage=self.database):
-            with suppress(ArtifactNotFound), self._pictures.open_reader(meta.artifact_id) as file:
-                return np.asarray(Image.open(file).convert("L"))
-        return None
-
-    def _costs(self, trial: FrozenTrial) -> list[float]:
-        """A trial's values with the sign that makes lower better."""
-        pairs = zip(self.setting.objectives().values(), trial.values, strict=True)
-        return [value if lower_is_better else -value for lower_is_better, value in pairs]
 
 
 def open_study(setting: Setting, root: Path, *, create: bool, environment: Mapping[str, str] = os.environ) -> Study:
@@ -347,19 +241,3 @@ def retry(study: optuna.Study, failed: FrozenTrial, *, interrupted: bool = False
             system_attrs=attributes,
         )
     )
-
-
-def state(trial: FrozenTrial) -> str:
-    """Optuna's state, with DIVERGED or FAILED in place of FAIL."""
-    if trial.state == TrialState.FAIL:
-        return "DIVERGED" if trial.user_attrs.get("why") == "diverged" else "FAILED"
-    return trial.state.name
-
-
-def counts(trial: FrozenTrial) -> bool:
-    """Whether a trial is a result. A diverged one is; an interrupted one is not, its second try will be."""
-    return state(trial) in ("COMPLETE", "PRUNED", "DIVERGED")
-
-
-def feasible(trial: FrozenTrial) -> bool:
-    return all(value <= 0 for value in trial.constraints.values())

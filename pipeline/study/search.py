@@ -1,8 +1,8 @@
-"""The search: a population of trials trains at once, validation images judge it, and the worse half is pruned."""
+"""The search: populations of weights train at once, one seed after the other, and race on validation images."""
 
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,26 +13,29 @@ from pipeline.measure.evaluator import Evaluator, with_split
 from pipeline.model.cvae import CVAE, Architecture, build
 from pipeline.model.samples import SAMPLERS, sample, sheet
 from pipeline.study.queue import Candidate, State, Study
-from pipeline.study.space import SECTIONS, Setting
+from pipeline.study.space import Setting
+from pipeline.study.uses import undecided
 from pipeline.training import population
 from pipeline.training.fit import Record
 
 OF_FIT = ("validation/reconstruction", "validation/kl", "validation/elbo")  # which every epoch's record has
+NLL_IMAGES = 300  # that nll is measured on: weights are compared on the same ones, which takes out most of the noise
 WAIT_SECONDS = 2  # between two looks at the trials of other processes
 
 
 @dataclass(frozen=True)
 class Began:
-    """A trial starts to train."""
+    """A trial starts to train, or goes on after an interruption."""
 
     candidate: Candidate
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of one trial; figures: what was measured after it, if anything."""
+    """One epoch of one trial with one seed; figures: what was measured after the last one."""
 
     candidate: Candidate
+    seed: int
     record: Record
     figures: dict[str, float]
     model: CVAE
@@ -40,7 +43,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial has ended; FAIL: it diverged. strip: digits from the prior, below from the fitted density."""
+    """A trial has ended; FAIL: it diverged. Means and seeds are in the candidate.
+
+    strip: digits of the first seed from the prior, below from the fitted density.
+    """
 
     candidate: Candidate
     state: State
@@ -53,8 +59,8 @@ Event = Began | Epoch | Ended
 def search(study: Study, train: Split, evaluator: Evaluator) -> Generator[Event, None, None]:
     """Runs the study on the device of `train` until tune.trials have finished, and yields what happens.
 
-    On any exception, also Ctrl-C, the trials in training return to the queue. Where other processes train the last
-    trials, it waits for them, and takes over their trials if they die.
+    On any exception, also Ctrl-C, the trials in training return to the queue with the figures of their finished
+    trainings. Where other processes train the last trials, it waits for them, and takes over their trials if they die.
     """
     setting = study.setting
     with study.at_work():
@@ -62,93 +68,93 @@ def search(study: Study, train: Split, evaluator: Evaluator) -> Generator[Event,
             batch = study.ask(batch_size(setting, train.labels.device))
             if not batch:
                 time.sleep(WAIT_SECONDS)
-            groups: dict[Architecture, list[Candidate]] = {}  # members of a population have one architecture
-            for candidate in batch:
-                own = candidate.trial.params.items()
-                shape = {name: value for name, value in own if SECTIONS[name] == "model"}
-                groups.setdefault(replace(setting.architecture, **shape), []).append(candidate)
-            for architecture, stack in groups.items():
-                yield from _train(study, architecture, stack, train, evaluator)
+            yield from map(Began, batch)
+            yield from _race(study, batch, train, evaluator)
 
 
 def batch_size(setting: Setting, device: torch.device) -> int:
-    """How many trials train at once: tune.population, or what fits the device, but at most a third of the study.
+    """How many trials train at once: tune.population, or what fits the device, but at most half of the study.
 
-    Trials that are asked for at once can't learn from each other.
+    Trials that are asked for at once can't learn from each other. Those that are asked for first come together.
     """
     tune = setting.tune
     if tune.population != "auto":
         return tune.population
-    third = max(4, math.ceil(tune.trials / 3))
+    half = max(8, math.ceil(tune.trials / 2))
     latents = setting.train.batch_size * setting.aim.draws  # that a member decodes at once
-    return min(third, population.auto_size(device, setting.architecture, latents))
+    return min(half, population.auto_size(device, setting.architecture, latents))
 
 
-def losers(study: Study, stack: Sequence[Candidate], members: Sequence[int], epoch: int) -> list[int]:
-    """Members outside the better half of all the study's trials with a value at this epoch.
+def _race(study: Study, batch: list[Candidate], train: Split, evaluator: Evaluator) -> Iterator[Event]:
+    """Trains all with the first seed, then with one seed more those about which it could decide something.
 
-    Successive halving (Jamieson & Talwalkar 2016) with reduction factor 2. The points that people ask about are never
-    pruned: they should stand beside the best one.
+    Every training has all epochs: after the first one, weights that learn at different paces can't be compared.
     """
-    ((name, lower_is_better),) = study.setting.objectives().items()
-    sign = 1 if lower_is_better else -1
-    reported = [trial.intermediate_values[epoch] for trial in study.trials() if epoch in trial.intermediate_values]
-    found = []
-    for member in members:
-        own = stack[member].figures[name]
-        better = sum(sign * other < sign * own for other in reported)
-        if better >= math.ceil(len(reported) / 2) and "asked" not in stack[member].trial.user_attrs:
-            found.append(member)
-    return found
+    seeds, racing = study.setting.rounds(), batch
+    while racing:
+        open_trials = undecided(study.seeds(), study.setting)
+        going = []
+        for candidate in racing:
+            missing = [seed for seed in seeds if seed not in candidate.seeds]
+            if missing and (not candidate.seeds or candidate.trial.number in open_trials):
+                going.append((missing[0], candidate))
+            else:
+                yield _end(study, candidate, "COMPLETE")
+        if not going:
+            return
+        seed = min(seed for seed, _ in going)
+        racing = [candidate for _, candidate in going]
+        members: dict[Architecture, list[Candidate]] = {}
+        for first, candidate in going:
+            if first == seed:
+                members.setdefault(study.setting.shape(candidate.trial.params), []).append(candidate)
+        for architecture, stack in members.items():  # members of a population have one architecture
+            failed = yield from _train(study, architecture, stack, seed, train, evaluator)
+            racing = [candidate for candidate in racing if candidate not in failed]
 
 
 def _train(
-    study: Study, architecture: Architecture, stack: list[Candidate], train: Split, evaluator: Evaluator
-) -> Iterator[Event]:
+    study: Study, architecture: Architecture, stack: list[Candidate], seed: int, train: Split, evaluator: Evaluator
+) -> Generator[Event, None, list[Candidate]]:
+    """Trains a population with one seed, which its first weights, order, noise and samples follow from.
+
+    Keeps each one's figures in its trial. Returns those that diverged, which have ended.
+    """
     setting, tune = study.setting, study.setting.tune
-    params = replace(setting.train, epochs=tune.epochs)
-    prunes = tune.pruner == "halving" and len(tune.objectives) == 1
-    yield from map(Began, stack)
-    # The same first weights for all: differences come from what the trials try.
-    models = [build(architecture, params.seed, setting.aim.likelihood, setting.aim.sigma) for _ in stack]
+    params = replace(setting.train, epochs=tune.epochs, seed=seed)
+    evaluator = evaluator.reseeded(seed)
+    models = [build(architecture, seed, setting.aim.likelihood, setting.aim.sigma) for _ in stack]
     weights = [candidate.trial.params["kl_weight"] for candidate in stack]
     rates = [candidate.trial.params["learning_rate"] for candidate in stack] if tune.learning_rate else None
     members = population.start(models, weights, params, train.labels.device, rates)
+    failed: list[Candidate] = []
     for records in population.fit(members, train, evaluator.split, params, setting.aim):
-        last = members.epoch == params.epochs
-        measures = last or (prunes and members.epoch.bit_count() == 1)  # after 1, 2, 4, … epochs
-        strips: dict[int, np.ndarray] = {}  # by member
         for member, record in records.items():
-            candidate = stack[member]
+            candidate, last = stack[member], members.epoch == params.epochs
             model = members.model(member).eval().requires_grad_(requires_grad=False)
             began = time.perf_counter()
-            measured = _measure(study, evaluator, model) if measures and not record.diverged else None
-            measuring = time.perf_counter() - began
-            candidate.seconds += record.figures["time/seconds"] / len(records) + measuring
+            measured = _measure(study, evaluator, model) if last and not record.diverged else None
+            candidate.seconds += record.figures["time/seconds"] / len(records) + time.perf_counter() - began
             candidate.epochs = members.epoch
-            if record.diverged or (measures and measured is None):
+            if record.diverged or (last and measured is None):
                 members.drop([member])
-                yield _end(study, candidate, "FAIL", None)
+                failed.append(candidate)
+                yield _end(study, candidate, "FAIL")
                 continue
-            candidate.figures |= {name: record.figures[name] for name in OF_FIT}
             figures: dict[str, float] = {}
             if measured is not None:
-                figures, strips[member] = measured
-                candidate.figures |= figures
-                study.report(candidate)
-            yield Epoch(candidate, record, figures, model)
-        leaving = strips if last or not strips else losers(study, stack, list(strips), members.epoch)
-        for member in leaving:
-            yield _end(study, stack[member], "COMPLETE" if last else "PRUNED", strips[member])
-        if leaving and not last:
-            members.drop(list(leaving))
+                figures, strip = measured
+                candidate.keep(seed, {name: record.figures[name] for name in OF_FIT} | figures)
+                if candidate.strip is None and len(candidate.seeds) == 1:
+                    candidate.strip = strip
+                    study.keep_strip(candidate, strip)
+            yield Epoch(candidate, seed, record, figures, model)
+    return failed
 
 
-def _end(study: Study, candidate: Candidate, state: State, strip: np.ndarray | None) -> Ended:
-    if strip is not None:
-        study.keep_strip(candidate, strip)
+def _end(study: Study, candidate: Candidate, state: State) -> Ended:
     study.tell(candidate, state)
-    return Ended(candidate, state, strip)
+    return Ended(candidate, state, candidate.strip)
 
 
 def _measure(study: Study, evaluator: Evaluator, model: CVAE) -> tuple[dict[str, float], np.ndarray] | None:
@@ -161,8 +167,7 @@ def _measure(study: Study, evaluator: Evaluator, model: CVAE) -> tuple[dict[str,
             for name, value in evaluator.samples(model, density, sampler).items()
         }
         figures["active_units"] = evaluator.active_units(model)
-        if "nll" in study.setting.tune.objectives:
-            figures |= evaluator.nll(model, study.setting.nll_draws)
+        figures |= replace(evaluator, split=evaluator.split[:NLL_IMAGES]).nll(model, study.setting.nll_draws)
         labels = torch.arange(CLASSES, device=model.mu.weight.device)
         images = [sample(model, density, labels, sampler, seed=0) for sampler in SAMPLERS]
     except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]  # from values that are not finite

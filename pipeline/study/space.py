@@ -6,7 +6,7 @@ What is minimised never contains the KL weight: a weighted loss would only drive
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -27,7 +27,8 @@ else:
     Metric = Literal[tuple(METRICS)]  # the names that params allow
 SECTIONS = {"kl_weight": "objective", "learning_rate": "train", "latent_size": "model", "conditioning": "model"}
 ARTICLE_WEIGHT, ARTICLE_BATCH = 1e-5, 128  # where samples of one class begin to differ in the source article
-FORMAT = 2  # of what trials hold; it changes the studies' names, so that no study holds two formats
+NEIGHBOUR = 2  # the curve's best weights are tried with those half and twice as high: what a few seeds can tell apart
+FORMAT = 3  # of what trials hold; it changes the studies' names, so that no study holds two formats
 
 
 def _rising(ends: tuple[float, ...]) -> tuple[float, ...]:
@@ -57,9 +58,11 @@ class TuneParams:
     trials: Annotated[int, Field(ge=1)]
     """`dvc repro` and `cvae tune` run the study until it has these"""
     epochs: Annotated[int, Field(ge=1)]
-    """of each trial's training; the other values are those of train"""
+    """of each training; the other values are those of train"""
+    seeds: Annotated[int, Field(ge=1)]
+    """most trainings of a weight, each with its own seed, from train.seed on"""
     population: Literal["auto"] | Annotated[int, Field(ge=1)]
-    """trials trained at once: auto | a number"""
+    """weights trained at once: auto | a number"""
     kl_weight: Range
     """lowest and highest, sampled log-uniformly"""
     learning_rate: Range | None
@@ -74,9 +77,8 @@ class TuneParams:
     """fitted | prior: whose samples are measured"""
     least_class_accuracy: Annotated[Number | None, Field(ge=0, le=1)]
     """a trial below it can't be the best; blank: no limit"""
-    pruner: Literal["halving", "none"]
-    """halving (after 1, 2, 4, … epochs the worse half stops) | none"""
     seed: Annotated[int, Field(ge=0, le=2**31)]
+    """of the sampler that proposes weights"""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,11 @@ class Setting:
     components: int
     nll_draws: int
     hashes: Mapping[str, str]  # of the data and the judge
+    curve: Mapping[str, float] = field(default_factory=dict)  # where the curve is best, by sampler
+
+    def rounds(self) -> range:
+        """The seeds of a weight's trainings, in their order."""
+        return range(self.train.seed, self.train.seed + self.tune.seeds)
 
     def space(self) -> dict[str, BaseDistribution]:
         """The open parameters by name."""
@@ -105,6 +112,11 @@ class Setting:
                 space[name] = CategoricalDistribution(values)
         return space
 
+    def shape(self, values: Mapping[str, Any]) -> Architecture:
+        """The architecture of a trial that tries `values`."""
+        own = {name: value for name, value in values.items() if SECTIONS[name] == "model"}
+        return replace(self.architecture, **own)
+
     def figure(self, metric: str) -> str:
         """The name of a metric among a trial's figures: `validation/fitted/frechet`, `validation/kl`."""
         sampler = f"{self.tune.sampler_of_latents}/" if metric in OF_SAMPLES else ""
@@ -119,9 +131,9 @@ class Setting:
         return self.tune.study or f"kl-weight-{self.fingerprint()[:8]}"
 
     def fingerprint(self) -> str:
-        """A hash of everything that a trial's figures depend on: not of how many there are, nor of the pruner."""
+        """A hash of everything that a trial's figures depend on: not of how many trials or seeds there are."""
         tune = plain(self.tune)
-        for key in ("study", "trials", "population", "pruner", "seed"):
+        for key in ("study", "trials", "seeds", "population", "seed"):
             del tune[key]
         train = hashed(self.train)
         for key in ("epochs", "device", "precision", "compile"):
@@ -131,26 +143,31 @@ class Setting:
         for name in self.space():  # `cvae promote` may change these, which must not make a new study
             model.pop(name, None)
             train.pop(name, None)
-        draws = self.nll_draws if "nll" in self.tune.objectives else None
-        return digest(FORMAT, tune, model, aim, train, self.components, draws, dict(self.hashes))
+        return digest(FORMAT, tune, model, aim, train, self.components, self.nll_draws, dict(self.hashes))
 
-    def asked(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The points that people ask about first, each with its origin, as far as the space contains them."""
+    def asked(self) -> Iterator[tuple[str, dict[str, Any], float]]:
+        """The points that come first: each with its origin, and the factor within which another one is as good.
+
+        The curve's best weight for each sampler, the one in params.yaml, the bound, and the curve's best weights halved
+        and doubled, as far as the space contains them.
+        """
         now = {
             "learning_rate": self.train.learning_rate,
             "latent_size": self.architecture.latent_size,
             "conditioning": self.architecture.conditioning,
         }
-        weights = {
-            "params.yaml": self.aim.kl_weight,
-            "the article, the bound": from_article_weight(ARTICLE_WEIGHT, ARTICLE_BATCH),  # both are β = 1.00
-        }
+        bound = from_article_weight(ARTICLE_WEIGHT, ARTICLE_BATCH)  # β = 1.00
+        points = [(f"the curve, {sampler}", weight, 1.2) for sampler, weight in self.curve.items()]
+        points += [("params.yaml", self.aim.kl_weight, 1.01), ("the article, the bound", bound, 1.01)]
+        for sampler, weight in self.curve.items():
+            for factor in (1 / NEIGHBOUR, NEIGHBOUR):
+                points.append((f"beside the curve's, {sampler}", float(f"{weight * factor:.3g}"), 1.2))
         space = self.space()
-        for origin, weight in weights.items():
+        for origin, weight, closest in points:
             values: dict[str, Any] = now | {"kl_weight": weight}
             point = {name: values[name] for name in space}
             if all(_contains(space[name], value) for name, value in point.items()):
-                yield origin, point
+                yield origin, point, closest
 
     def params(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The params of a trial that tries `values`, by the names that a training of its own would record."""
@@ -176,12 +193,12 @@ def widest_gap(ends: Sequence[float], weights: Sequence[float]) -> float:
     return min(max(float(f"{math.sqrt(low * high):.3g}"), first), last)
 
 
-def same(point: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two points need only one trial: their numbers differ by less than a percent, the rest is equal."""
+def same(point: Mapping[str, Any], other: Mapping[str, Any], closest: float = 1.01) -> bool:
+    """Whether two points need only one trial: their numbers differ by less than `closest` times, the rest is equal."""
     if point.keys() != other.keys():
         return False
     pairs = [(value, other[name]) for name, value in point.items()]
-    return all(math.isclose(a, b, rel_tol=0.01) if isinstance(a, float) else a == b for a, b in pairs)
+    return all(max(a, b) < closest * min(a, b) if isinstance(a, float) else a == b for a, b in pairs)
 
 
 def _contains(rule: BaseDistribution, value: Any) -> bool:

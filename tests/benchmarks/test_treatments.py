@@ -21,7 +21,7 @@ from pipeline.model.likelihood import LIKELIHOODS
 from pipeline.model.samples import SAMPLERS
 from pipeline.training import population
 
-STUDY = having(trials=1, epochs=1, population=1, kl_weight=(1e-4, 1e4), pruner="none")
+STUDY = having(trials=1, epochs=1, population=1, kl_weight=(1e-4, 1e4), seeds=1)
 SETTING = replace(STUDY, train=train_params(epochs=1, batch_size=50))
 SIZES = {"seeds": 2, "nll_images": 10, "nll_draws": 3, "train_images": 200, "validation_images": 80, "test_images": 90}
 BUDGET = Budget(SETTING, dict.fromkeys(LIKELIHOODS, (0.5, 2.0)), prior_components=2, sizes=SIZES)

@@ -62,7 +62,7 @@ def test_the_report_shows_the_headline_figures(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     write_json(METRICS, fit | dict.fromkeys(("prior", "fitted", "real"), of_samples) | {"protocol": protocol})
     write_json(DOCTOR, {"verdict": "prior_hole"})
-    write_json(BEST, {"kl_weight": 0.25, "values": {"validation/fitted/frechet": 4.551}})
+    write_json(BEST, {"interval": [0.1, 0.25], "values": {"validation/fitted/frechet": 4.551}})
     out = cvae("report").out
     shown = ("prior", "fitted", "real", "0.9877", "99.37", "10,000 test", "COLLAPSED", "prior_hole", "0.25", "4.551")
     assert [word for word in shown if word not in out] == []

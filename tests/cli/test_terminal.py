@@ -20,7 +20,7 @@ def evaluated(tmp_path: Path) -> Path:
     figures = fit | dict.fromkeys(("prior", "fitted", "real"), of_samples) | {"protocol": protocol}
     write_json(tmp_path / METRICS, figures)
     write_json(tmp_path / DOCTOR, {"verdict": "prior_hole"})
-    write_json(tmp_path / BEST, {"kl_weight": 0.25, "values": {"validation/fitted/frechet": 4.551}})
+    write_json(tmp_path / BEST, {"interval": [0.1, 0.25], "values": {"validation/fitted/frechet": 4.551}})
     return tmp_path
 
 
@@ -47,7 +47,7 @@ def test_no_color_is_respected(evaluated: Path) -> None:
 def test_a_terminal_without_greek_reads_beta(evaluated: Path, encoding: str, spelling: str) -> None:
     screen = cvae_on_terminal(evaluated, "report", PYTHONIOENCODING=encoding)
     assert (screen.status, screen.width <= 80) == (0, True)
-    assert f"{spelling} = 0.25 came first" in screen.text
+    assert f"any {spelling} from 0.1 to 0.25 does best" in screen.text
     screen = cvae_on_terminal(evaluated, "weight --help", PYTHONIOENCODING=encoding)
     assert screen.status == 0
     assert f"to {spelling}, or back" in screen.text

@@ -38,7 +38,7 @@ def trials(*states: str) -> pd.DataFrame:
     table["validation/kl"], table["validation/reconstruction"] = 30 / (1 + weight), 70 + 10 * weight**0.5
     for sampler, name in itertools.product(("prior", "fitted"), ("frechet", "class_accuracy", "diversity")):
         table[f"validation/{sampler}/{name}"] = 0.3 + weight / 200
-    unknown = ~table["state"].isin(["COMPLETE", "PRUNED"])
+    unknown = ~table["state"].isin(["COMPLETE"])
     table.loc[unknown, [name for name in table.columns if "/" in name]] = np.nan
     return table.assign(feasible=table["state"] == "COMPLETE")
 
@@ -86,25 +86,37 @@ def test_bars_are_as_high_as_the_figures_of_each_class_and_sampler(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "states", [["COMPLETE", "PRUNED", "COMPLETE", "FAILED"], ["COMPLETE"], ["PRUNED", "PRUNED"], ["FAILED"]]
+    "states", [["COMPLETE", "RUNNING", "COMPLETE", "FAILED"], ["COMPLETE"], ["DIVERGED", "DIVERGED"], ["FAILED"]]
 )
 def test_a_study_is_drawn_whatever_the_states_of_its_trials(tmp_path: Path, states: list[str]) -> None:
     objectives = {FRECHET: True, "validation/kl": True}
+    uses, shares = {"explain": (0.1, 0.2, 0.3)}, {"a": 0.2, "b": 0.7}
     figures = study.study_figures(
-        trials(*states), objectives, {"frechet": 0.4}, 1.0, [0], {"a": 0.2, "b": 0.7}, lambda _: sheet(2, 10)
+        trials(*states), objectives, {"frechet": 0.4}, uses, [0], shares, lambda _: sheet(2, 10)
     )
     names = [name for name, figure in figures if drawn(figure, tmp_path)]
-    assert names[:5] == ["weights", "rate_distortion", "history", "pareto", "importances"]
+    assert names[:6] == ["uses", "weights", "rate_distortion", "history", "pareto", "importances"]
 
 
-def test_samplers_and_real_images_are_in_one_panel_and_pruned_trials_are_hollow() -> None:
-    table = trials("COMPLETE", "PRUNED", "PRUNED")
-    frechet, diversity = study.weights(table, ["frechet", "diversity"], {"frechet": 0.4}, 1.0).axes
+def test_samplers_and_real_images_are_in_one_panel_with_their_errors_and_best_weights() -> None:
+    table = trials("COMPLETE", "COMPLETE", "RUNNING").assign(**{f"{FRECHET}_error": [0.1, np.nan, np.nan]})
+    figure = study.weights(table, ["frechet", "diversity"], {"frechet": 0.4}, {"fitted": (0.02, 0.05, 0.5)})
+    frechet, diversity = figure.axes
     points = {str(line.get_label()): line for line in frechet.lines}
-    assert points.keys() == {"prior", "prior, pruned", "fitted", "fitted, pruned", "real images", "best"}
-    assert [len(points[name].get_xydata()) for name in ("fitted", "fitted, pruned")] == [1, 2]  # type: ignore[arg-type]
-    assert points["fitted, pruned"].get_markerfacecolor() == "none"
+    assert {"prior", "fitted", "real images"} <= points.keys()
+    assert len(points["fitted"].get_xydata()) == 2  # type: ignore[arg-type]
+    (bars,) = frechet.collections
+    lengths = [np.ptp(segment[:, 1]) for segment in bars.get_segments()]  # type: ignore[attr-defined]
+    assert lengths == pytest.approx([0.2, 0])
+    (span,) = frechet.patches
+    assert span.get_extents().width > 0
     assert "real images" not in {line.get_label() for line in diversity.lines}
+
+
+def test_each_use_has_a_bar_over_its_interval(tmp_path: Path) -> None:
+    figure = drawn(study.uses_of_weights({"draw_prior": (1.0, 2.0, 3.0), "explain": (0.2, 0.2, 0.2)}), tmp_path)
+    bars = [np.asarray(line.get_xdata()).tolist() for line in figure.axes[0].lines]
+    assert bars == [[0.2, 0.2], [0.2], [1.0, 3.0], [2.0]]
 
 
 @pytest.mark.parametrize(("lower", "expected"), [(True, [5.0, 1.0, 1.0]), (False, [5.0, 5.0, 5.0])])
@@ -142,7 +154,7 @@ def test_figures_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
 
 
 def test_every_trial_is_within_the_axes_of_rate_and_distortion(tmp_path: Path) -> None:
-    table = trials("COMPLETE", "COMPLETE", "PRUNED")
+    table = trials("COMPLETE", "COMPLETE", "COMPLETE")
     table.loc[2, ["validation/kl", "validation/reconstruction"]] = 500.0
     (axes,) = drawn(study.rate_distortion(table), tmp_path).axes
     assert min(axes.get_xlim()[1], axes.get_ylim()[1]) > 500

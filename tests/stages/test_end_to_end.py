@@ -43,11 +43,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sample": {"components": 2},
     "evaluate": {"nll_draws": 20},
     "completion": {"latent_size": 4, "hidden": 64, "epochs": 8, "network_epochs": 4, "batch_size": 32},
-    # Of the worse three trials, one may be pruned.
-    "tune": {"trials": 6, "epochs": 3, "population": 6, "kl_weight": [0.1, 10], "least_class_accuracy": None},
+    "tune": {"trials": 6, "epochs": 3, "seeds": 2, "kl_weight": [0.1, 10], "least_class_accuracy": None},
 }
 UNSET = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME")
-STUDY_FIGURES = {"weights.png", "rate_distortion.png", "history.png", "collapse_to_chaos.png"}
+STUDY_FIGURES = {"uses.png", "weights.png", "rate_distortion.png", "history.png", "collapse_to_chaos.png"}
 
 
 @dataclass(frozen=True)
@@ -238,11 +237,16 @@ def test_one_run_holds_training_and_evaluation(project: Project) -> None:
 def test_the_study_leaves_a_table_a_best_weight_and_pictures(project: Project) -> None:
     trials, best = project.csv("reports/study/trials.csv"), project.json("reports/study/best.json")
     assert len(trials) == 6
-    assert set(trials["state"]) == {"COMPLETE", "PRUNED"}
-    complete = trials[trials["state"] == "COMPLETE"]
+    assert set(trials["state"]) == {"COMPLETE"}
     chosen = trials[trials["trial"] == best["trial"]].iloc[0]
     frechet = "validation/fitted/frechet"
-    assert best["values"] == {frechet: pytest.approx(complete[frechet].min())}
+    low, high = best["interval"]
+    assert best["values"] == {frechet: pytest.approx(chosen[frechet])}
+    assert low <= best["kl_weight"] <= high
+    assert best["uses"].keys() == {"draw_fitted", "draw_prior", "reconstruct", "explain", "balance"}
+    assert best["uses"]["draw_fitted"]["interval"] == best["interval"]
+    means = project.csv("reports/study/seeds.csv").groupby("trial")[frechet].mean()
+    assert means.to_numpy() == pytest.approx(trials.sort_values("trial")[frechet].to_numpy())
     assert (best["kl_weight"], best["run_id"]) == (pytest.approx(chosen["kl_weight"]), chosen["run_id"])
     assert best["real"]["class_accuracy"] > 0.8
     assert project.files("reports/study/figures") == STUDY_FIGURES
@@ -411,11 +415,26 @@ def test_the_best_weight_is_promoted_and_nothing_else_changes(project: Project, 
     assert [new.split()[:2] for new in changed] == [["kl_weight:", str(best["kl_weight"])]]
     assert f"trial {number}" in said
     assert project.runs()[best["run_id"]]["tags.promoted"] == "true"
-    trials = project.csv("reports/study/trials.csv")
-    pruned = str(trials[trials["state"] == "PRUNED"]["trial"].iloc[0])
     kept = (project.folder / "params.yaml").read_bytes()
-    assert project.cvae("promote", "--trial", pruned, status=2).startswith(f"error: trial {pruned} of study")
+    assert "can't be told apart" in project.cvae("promote")  # today's is inside
+    assert project.cvae("promote", "--trial", "99", status=2).startswith("error: study kl-weight")
+    assert project.cvae("promote", "--for", "cake", status=2).startswith("error: there is no use 'cake'")
     assert (project.folder / "params.yaml").read_bytes() == kept
+    project.change("objective", kl_weight=1e-3)
+    assert "objective.kl_weight 0.001 →" in project.cvae("promote", "--for", "draw_prior")
+    low, high = best["uses"]["draw_prior"]["interval"]
+    assert low <= project.params()["objective"]["kl_weight"] <= high
+
+
+def test_a_clone_without_the_database_answers_from_the_exported_files(project: Project, tmp_path: Path) -> None:
+    here, project = project.cvae("study"), project.copy(tmp_path / "copy")
+    (project.folder / "optuna.db").unlink()
+    there = project.cvae("study")
+    assert "its database is not here" in there
+    assert there.partition("\nStudy")[0] == here.partition("\nStudy")[0]
+    assert "For drawing with the fitted density" in there
+    assert project.cvae("study", "--markdown").count("| draw_fitted |") == 2
+    assert "can't be told apart" in project.cvae("promote", "--for", "balance")
 
 
 def test_more_trials_go_on_with_the_same_study(project: Project, tmp_path: Path) -> None:
@@ -432,7 +451,7 @@ def test_more_trials_go_on_with_the_same_study(project: Project, tmp_path: Path)
 
 def test_a_study_of_several_objectives_and_parameters_draws_its_front(project: Project, tmp_path: Path) -> None:
     project = project.copy(tmp_path / "copy")
-    project.change("tune", objectives=["reconstruction", "kl"], latent_size=[2, 4], epochs=1)
+    project.change("tune", objectives=["reconstruction", "kl"], latent_size=[2, 4], epochs=1, seeds=1)
     project.cvae("tune")
     best, trials = project.json("reports/study/best.json"), project.csv("reports/study/trials.csv")
     assert set(trials["state"]) == {"COMPLETE"}
@@ -461,7 +480,7 @@ def test_ctrl_c_ends_a_study_cleanly(project: Project, tmp_path: Path) -> None:
     ) as process:  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("tune 8/40"):
+            if line.startswith("tune 6/40"):
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stdout.read()
@@ -473,7 +492,7 @@ def test_ctrl_c_ends_a_study_cleanly(project: Project, tmp_path: Path) -> None:
     assert [run["status"] for run in new.values() if run.get("tags.kind") == "study"] == ["KILLED"]
     with closing(sqlite3.connect(project.folder / "optuna.db")) as database:
         states = {state for (state,) in database.execute("SELECT state FROM trials")}
-    assert states <= {"COMPLETE", "PRUNED", "FAIL", "WAITING"}
+    assert states <= {"COMPLETE", "FAIL", "WAITING"}
 
 
 # Completions and recipes

@@ -1,14 +1,16 @@
-"""The search on tiny images: training, pruning, measuring, and what is read from the trials afterwards."""
+"""The search on tiny images: training, racing, measuring, and what is read from the trials afterwards."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import pytest
 import torch
 from studies import events, finished, having, opened, refused, states
 
+import pipeline.study.search as search_room
 from pipeline.measure.evaluator import Evaluator
 from pipeline.measure.metrics import OF_SAMPLES
 from pipeline.study.queue import Study
@@ -34,11 +36,15 @@ def add(found: Study, weight: float, values: list[float], constraints: dict[str,
 def test_each_trial_begins_ends_has_an_event_for_each_epoch_and_keeps_its_picture(done: Done) -> None:
     found, seen = done
     assert found.done() == 8
-    assert set(states(found)) == {"COMPLETE", "PRUNED"}
+    assert set(states(found)) == {"COMPLETE"}
     for kind in (Began, Ended):
         assert sorted(event.candidate.trial.number for event in seen if isinstance(event, kind)) == list(range(8))
-    epochs = [event.record.epoch for event in seen if isinstance(event, Epoch) and event.candidate.trial.number == 0]
-    assert epochs == [1, 2, 3, 4]
+    epochs = [
+        (event.seed, event.record.epoch)
+        for event in seen
+        if isinstance(event, Epoch) and event.candidate.trial.number == 0
+    ]
+    assert epochs == [(seed, epoch) for seed in (0, 1) for epoch in (1, 2, 3, 4)]
     for event in seen:
         if isinstance(event, Ended):
             kept = found.strip(event.candidate.trial.number)
@@ -46,13 +52,33 @@ def test_each_trial_begins_ends_has_an_event_for_each_epoch_and_keeps_its_pictur
             assert (kept == event.strip).all()
 
 
-def test_the_worse_half_is_pruned_at_each_rung_except_what_people_ask_about(done: Done) -> None:
-    first = done[0].trials()[:4]  # a third of eight, but at least four, train at once
-    at_one = [trial.intermediate_values[1] for trial in first]
-    for trial in first:
-        better = sum(value < trial.intermediate_values[1] for value in at_one)
-        assert (trial.user_attrs["epochs"] > 1) == (better < 2 or "asked" in trial.user_attrs)
-    assert [trial.state.name for trial in first if "asked" in trial.user_attrs] == ["COMPLETE", "COMPLETE"]
+def test_a_trials_values_are_means_over_its_seeds_with_their_errors_beside_them(done: Done) -> None:
+    found, table = done[0], done[0].table()
+    seeds = found.seeds().groupby("trial")[FRECHET]
+    assert seeds.size().tolist() == table["seeds"].tolist() == [2] * 8
+    assert [trial.values for trial in found.trials()] == [[pytest.approx(mean)] for mean in seeds.mean()]
+    assert table[FRECHET].to_numpy() == pytest.approx(seeds.mean().to_numpy())
+    assert table[f"{FRECHET}_error"].to_numpy() == pytest.approx(seeds.std().to_numpy() / math.sqrt(2))
+
+
+def test_weights_of_a_round_share_everything_and_rounds_share_nothing(done: Done) -> None:
+    """Two trials of one weight are one training; another seed is another."""
+    found = opened(done[0]._root.parent / "twins", having(trials=2, epochs=1))
+    for _ in range(2):
+        found.inner.enqueue_trial({"kl_weight": 0.5})
+    list(events(found))
+    one, other = (rows.drop(columns="trial").reset_index(drop=True) for _, rows in found.seeds().groupby("trial"))
+    pd.testing.assert_frame_equal(one, other)
+    assert one[FRECHET].nunique() == one["validation/reconstruction"].nunique() == 2
+
+
+def test_a_weight_that_serves_no_use_gets_no_second_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = opened(tmp_path, having(trials=4, epochs=1, seeds=3, population=4))
+    monkeypatch.setattr(search_room, "undecided", lambda *_: {1, 2})
+    ended = [event.candidate for event in events(found) if isinstance(event, Ended)]
+    assert [candidate.trial.number for candidate in ended] == [0, 3, 1, 2]
+    assert [sorted(candidate.seeds) for candidate in ended] == [[0], [0], [0, 1, 2], [0, 1, 2]]
+    assert found.table()["seeds"].tolist() == [1, 3, 3, 1]
 
 
 def test_the_table_has_both_samplers_of_every_trial_and_the_best_is_the_lowest_complete_one(done: Done) -> None:
@@ -67,7 +93,7 @@ def test_the_table_has_both_samplers_of_every_trial_and_the_best_is_the_lowest_c
     assert chosen.params == {"objective.kl_weight": best["kl_weight"]}
 
 
-def test_several_objectives_give_a_front_of_what_is_feasible_and_prune_nothing(tmp_path: Path) -> None:
+def test_several_objectives_give_a_front_of_what_is_feasible(tmp_path: Path) -> None:
     objectives = ("reconstruction", "kl", "nll", "active_units")
     found = finished(tmp_path, having(epochs=2, objectives=objectives, least_class_accuracy=0.5))
     assert states(found) == ["COMPLETE"] * 6
@@ -126,7 +152,7 @@ def test_a_member_that_diverges_or_cannot_be_measured_is_a_result_and_the_others
 
     monkeypatch.setattr(population, "start", sick)
     monkeypatch.setattr(Evaluator, "samples", once_not_finite)
-    found = finished(tmp_path, having(trials=3, epochs=2, population=3, pruner="none"))
+    found = finished(tmp_path, having(trials=3, epochs=2, population=3))
     assert found.table()["state"].tolist() == ["DIVERGED", "DIVERGED", "COMPLETE"]
     assert found.table()["epochs"].tolist() == [2, 1, 2]
     assert found.done() == 3
@@ -141,5 +167,5 @@ def test_a_trial_that_cannot_be_chosen_is_named(done: Done, tmp_path: Path) -> N
         sick.choose()
     with refused("has no trial 17: `cvae study` lists"):
         done[0].choose(17)
-    with refused(r"trial \d of study .* is pruned: only a complete one can be chosen"):
-        done[0].choose(states(done[0]).index("PRUNED"))
+    with refused(r"trial 0 of study .* is diverged: only a complete one can be chosen"):
+        sick.choose(0)

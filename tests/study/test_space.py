@@ -44,7 +44,7 @@ WIDE = having(latent_size=(2, 4), learning_rate=(1e-3, 1e-2))
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        (SETTING, having(trials=99, population=3, pruner="none", seed=5), True),
+        (SETTING, having(trials=99, population=3, seeds=5, seed=5), True),
         (SETTING, replace(SETTING, aim=replace(SETTING.aim, kl_weight=7.0)), True),
         (SETTING, replace(SETTING, train=replace(SETTING.train, epochs=3, device="auto")), True),
         (WIDE, replace(WIDE, architecture=replace(SETTING.architecture, latent_size=2)), True),  # promoted

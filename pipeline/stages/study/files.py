@@ -3,6 +3,8 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pandas as pd
 
@@ -11,7 +13,7 @@ from pipeline.base.device import pick_device
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, sha256, write_json
 from pipeline.base.params import load, load_key
-from pipeline.base.paths import BEST, JUDGE, PREPARED, STUDY_FIGURES, TRIALS
+from pipeline.base.paths import BEST, JUDGE, PREPARED, SEEDS, STUDY_FIGURES, TRIALS
 from pipeline.data.splits import Split
 from pipeline.measure.evaluator import QUICK_TRAIN, Draws, Evaluator
 from pipeline.model.cvae import ModelParams, resolve
@@ -19,8 +21,13 @@ from pipeline.model.density import Components
 from pipeline.show.study import study_figures
 from pipeline.show.style import save_all
 from pipeline.stages.saved import load_judges, load_splits
-from pipeline.study.queue import Chosen, Study, state
+from pipeline.study.found import state
+from pipeline.study.queue import Study, open_study
+from pipeline.study.race import ERROR_RATE
+from pipeline.study.search import NLL_IMAGES
 from pipeline.study.space import Setting, TuneParams
+from pipeline.study.storage import NoStudy
+from pipeline.study.uses import NAMES, Answer, answers, main_answer
 from pipeline.training.fit import TrainParams
 from pipeline.training.objective import ObjectiveParams
 
@@ -49,31 +56,74 @@ def read_bench(setting: Setting) -> tuple[Split, Evaluator]:
     return train, Evaluator(judges, validation, train[:QUICK_TRAIN], setting.aim.pixels, setting.train.seed)
 
 
-def export(study: Study, real: Mapping[str, float]) -> Chosen:
-    """Writes the files and returns the best trial; real: the sample metrics of real images."""
-    best, table, tune = study.choose(), study.table(), study.setting.tune
+@dataclass(frozen=True)
+class Results:
+    """What is known of a study. study: None where its database is not here, and the exported files are read."""
+
+    study: Study | None
+    seeds: pd.DataFrame
+    table: pd.DataFrame
+    where: str
+    promoted: int | None = None
+
+
+def read_results(setting: Setting) -> Results:
+    """The study of `setting`, from its database, or from what `export` wrote: a fresh clone has only that.
+
+    Raises UserError where there is neither.
+    """
+    try:
+        study = open_study(setting, Path(), create=False)
+    except NoStudy:
+        try:
+            if json.loads(BEST.read_text(encoding="utf-8"))["study"] != setting.name():
+                raise KeyError(setting.name())
+            table, seeds = pd.read_csv(TRIALS), pd.read_csv(SEEDS)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        else:
+            return Results(None, seeds, table, f"from {TRIALS}, its database is not here")
+        raise
+    where = f"{study.done()} of {setting.tune.trials} trials"
+    return Results(study, study.seeds(), study.table(), where, study.inner.user_attrs.get("promoted"))
+
+
+def export(study: Study, real: Mapping[str, float]) -> dict[str, Answer]:
+    """Writes the files and returns the answer for each use; real: the sample metrics of real images."""
+    best, table, tune, seeds = study.choose(), study.table(), study.setting.tune, study.seeds()
+    found = answers(seeds, study.setting)
     if not best.feasible:
         console.warn(
             f"no complete trial reached a class_accuracy of {tune.least_class_accuracy} "
             "(tune.least_class_accuracy): best.json names the trial that came nearest"
         )
-    with replacing(TRIALS) as part:
-        table.to_csv(part, index=False)
+    for frame, path in ((table, TRIALS), (seeds, SEEDS)):
+        with replacing(path) as part:
+            frame.to_csv(part, index=False)
     front = [trial.number for trial in study.front()]
+    on_front = [trial.params["kl_weight"] for trial in study.front()]
+    main = main_answer(found, study.setting)
+    uses = {name: found[name] for name in NAMES if name in found}
     protocol = {
         "split": "validation",
         "objectives": list(tune.objectives),
         "sampler_of_latents": tune.sampler_of_latents,
         "epochs": tune.epochs,
+        "seeds": list(study.setting.rounds()),
+        "nll_images": NLL_IMAGES,
+        "nll_draws": study.setting.nll_draws,
+        "error_rate": ERROR_RATE,
         "trials": dict(Counter(state(trial).lower() for trial in study.trials())),
     }
     summary = {
         "kl_weight": best.kl_weight,
+        "interval": main.interval if main else [min(on_front), max(on_front)],
         "trial": best.number,
         "values": best.values,
         "run_id": best.run_id,
         "params": best.params,
         "feasible": best.feasible,
+        "uses": {name: asdict(answer) for name, answer in uses.items()},
         "front": front,
         "study": study.name,
         "protocol": protocol,
@@ -81,19 +131,7 @@ def export(study: Study, real: Mapping[str, float]) -> Chosen:
     }
     write_json(BEST, summary)
     objectives = study.setting.objectives()
-    figures = study_figures(table, objectives, real, best.kl_weight, front, study.importances(), study.strip)
+    spans = {name: (answer.interval[0], answer.kl_weight, answer.interval[1]) for name, answer in uses.items()}
+    figures = study_figures(table, objectives, real, spans, front, study.importances(), study.strip)
     save_all(figures, STUDY_FIGURES)
-    return best
-
-
-def exported(name: str) -> tuple[Chosen, list[int], pd.DataFrame] | None:
-    """The best trial, the front and the table that `export` wrote for the study `name`; None if it was another study.
-
-    A fresh clone has these files, but not the database.
-    """
-    try:
-        kept = json.loads(BEST.read_text(encoding="utf-8"))
-        best = Chosen(kept["trial"], kept["values"], kept["params"], kept["feasible"])
-        return (best, kept["front"], pd.read_csv(TRIALS)) if kept["study"] == name else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return found

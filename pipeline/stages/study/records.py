@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.base.params import flat
-from pipeline.base.paths import BEST, STUDY_FIGURES, TRIALS
+from pipeline.base.paths import BEST, SEEDS, STUDY_FIGURES, TRIALS
 from pipeline.model import samples
 from pipeline.study.queue import Candidate, Study
 from pipeline.study.search import Began, Ended, Epoch, Event
@@ -35,12 +35,15 @@ class Records:
         if run.wait_for_id() not in ("", candidate.trial.user_attrs.get("run_id")):  # empty while MLflow is down
             candidate.remember_run(run.run_id, run.uri)
         if isinstance(event, Epoch):
-            run.metrics(event.record.figures | event.figures, event.record.step)
-            run.image("samples_prior", samples.preview(event.model), event.record.step)
+            if event.seed == self.study.setting.rounds()[0]:  # the curves of a training of its own
+                run.metrics(event.record.figures, event.record.step)
+                run.image("samples_prior", samples.preview(event.model), event.record.step)
+            if event.figures:
+                run.metrics(candidate.figures, event.record.step)  # the means over the seeds so far
         elif isinstance(event, Ended):
             if event.strip is not None:
                 run.image("samples_prior_and_fitted", event.strip, candidate.epochs)
-            run.tags({"state": event.state})
+            run.tags({"state": event.state, "seeds": len(candidate.seeds)})
             error = Diverged(f"diverged in epoch {candidate.epochs}") if event.state == "FAIL" else None
             self.runs.pop(number).end(error)
 
@@ -50,7 +53,7 @@ class Records:
         failed = table["state"] == "FAILED"
         for run_id in set(table[failed]["run_id"].dropna()) - set(table[~failed]["run_id"].dropna()):
             tracking.close(run_id)
-        for path in (TRIALS, BEST, *sorted(STUDY_FIGURES.glob("*.png"))):
+        for path in (TRIALS, SEEDS, BEST, *sorted(STUDY_FIGURES.glob("*.png"))):
             self.parent.artifact(path, "figures" if path.parent == STUDY_FIGURES else None)
         self.parent.tags({"trials": self.study.done()})
 

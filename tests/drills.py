@@ -111,33 +111,39 @@ class Left:
     """What a training leaves, but for times."""
 
     weights: bytes
-    history: pd.DataFrame
+    history: str
 
     @classmethod
     def of(cls, folder: Path) -> "Left":
         history = pd.read_csv(folder / "reports/history.csv")
         timed = [name for name in history.columns if str(name).startswith("time/")]
-        return cls((folder / "models/cvae.safetensors").read_bytes(), history.drop(columns=timed))
+        return cls((folder / "models/cvae.safetensors").read_bytes(), history.drop(columns=timed).to_csv())
 
 
-def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
-        return database.execute(query).fetchall()
+def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(database)) as opened:
+        return opened.execute(query).fetchall()
 
 
-def assert_whole_records(folder: Path, epochs: int = EPOCHS) -> None:
-    """The run that run.json names is finished and whole, no other is open, and nothing stands twice."""
+def assert_whole_records(folder: Path, epochs: int = EPOCHS, database: Path | None = None, key: str = "") -> None:
+    """The run that run.json names is finished and whole, no other is open, and nothing stands twice.
+
+    database: of a server. key: the run's, where its id was not known when run.json was written.
+    """
+    database = database or folder / "mlflow.db"
     run = json.loads((folder / "models/run.json").read_text(encoding="utf-8"))["run_id"]
-    states = dict(rows(folder, "SELECT run_uuid, status FROM runs"))
+    if key:
+        ((run,),) = rows(database, f"SELECT run_uuid FROM tags WHERE key = 'run_key' AND value = '{key}'")
+    states = dict(rows(database, "SELECT run_uuid, status FROM runs"))
     assert states.pop(run) == "FINISHED"
-    assert set(states.values()) <= {"FAILED", "KILLED"}
+    assert set(states.values()) <= {"FAILED", "KILLED", "FINISHED"}
     twice = "SELECT run_uuid, key, step FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1"
-    assert rows(folder, twice) == []
-    counts = rows(folder, f"SELECT count(*) FROM metrics WHERE run_uuid = '{run}' AND key LIKE 'valid%' GROUP BY key")
-    assert counts == [(epochs,)] * 3
-    models = rows(folder, "SELECT source_run_id, status FROM logged_models")
-    assert [model for model in models if model[0] == run] == [(run, 2)]  # ready
-    assert rows(folder, "PRAGMA integrity_check") == [("ok",)]
+    assert rows(database, twice) == []
+    of_training = f"SELECT count(*) FROM metrics WHERE run_uuid = '{run}' AND key LIKE 'validation/%' GROUP BY key"
+    assert rows(database, of_training) == [(epochs,)] * 3
+    models = rows(database, f"SELECT status FROM logged_models WHERE source_run_id = '{run}'")
+    assert models == [(2,)]  # ready
+    assert rows(database, "PRAGMA integrity_check") == [("ok",)]
 
 
 def assert_tidy(folder: Path) -> None:

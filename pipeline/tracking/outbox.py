@@ -60,6 +60,7 @@ class Outbox:
         self._records: deque[Line] = deque()
         self._aside: list[Line] = []  # what could not be written to a disk
         self._attempts = 0
+        self._given_up = -1  # the attempt that was not waited for any longer
         self._failures = 0  # of the first record
         self._hurried = False  # makes no pause
         self._adopt()
@@ -93,8 +94,11 @@ class Outbox:
         with self._changed:
             while self._records and self._failures < failures and not enough():
                 attempts = self._attempts
+                if attempts == self._given_up:  # nobody waits twice for one record
+                    return
                 self._changed.wait(self._patience())
                 if self._attempts == attempts:
+                    self._given_up = attempts
                     return
 
     def flush(self) -> int:

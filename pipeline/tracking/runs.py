@@ -127,7 +127,8 @@ class Run:
     """
 
     def __init__(self, outbox: Outbox, target: Target, *, adds: bool = False, goes_on: bool = False) -> None:
-        self.name, self.uri, self._outbox = target.name, outbox.uri, outbox
+        self.name, self._outbox = target.name, outbox
+        self.uri = outbox.uri if sqlite_path(outbox.uri) else shown(outbox.uri)  # files may hold it
         self._target, self._adds, self._goes_on = target, adds, goes_on
         self._journal = outbox.journal(target, ends=not adds)
         self._has_gap = self._ended = False

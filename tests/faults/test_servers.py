@@ -1,0 +1,89 @@
+"""A tracking server may be away, hang, answer by the drop or refuse: no training waits for it, and nothing is lost.
+
+What a server did not take arrives with the next run. A password in its address is nowhere.
+"""
+
+import base64
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from drills import EPOCHS, Left, Zygote, assert_whole_records
+from servers import Tracking, bad
+
+pytestmark = pytest.mark.slow
+
+USER, PASSWORD = "anna", "geheim/9 ä"
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Tracking]:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    made = Tracking(folder)
+    made.start()
+    yield made
+    made.stop()
+
+
+def with_password(address: str) -> str:
+    return address.replace("//", f"//{USER}:{quote(PASSWORD, safe='')}@")
+
+
+def assert_nowhere(*folders: Path) -> None:
+    forms = [PASSWORD, quote(PASSWORD), quote(PASSWORD, safe=""), "geheim"]
+    secrets = [form.encode() for form in forms]
+    secrets += [base64.b64encode(f"{USER}:{PASSWORD}".encode()), PASSWORD.encode("unicode_escape")]
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                content = path.read_bytes()
+                assert not any(secret in content for secret in secrets), path
+
+
+def test_a_password_is_in_no_file_and_on_no_line(
+    prepared: Path, zygote: Zygote, tracking: Tracking, tmp_path: Path
+) -> None:
+    folder, uri = tmp_path / "project", with_password(tracking.address)
+    shutil.copytree(prepared, folder)
+    for stage in ("train", "evaluate"):
+        ended = zygote.run(folder, stage, MLFLOW_TRACKING_URI=uri)
+        assert ended.status == 0, ended.said
+        assert_nowhere(folder, tracking.folder)
+    assert json.loads((folder / "models/run.json").read_text())["tracking_uri"] == tracking.address
+    assert_whole_records(folder, database=tracking.folder / "mlflow.db")
+    with bad("401") as address:
+        for stage in ("train", "evaluate"):
+            ended = zygote.run(folder, stage, MLFLOW_TRACKING_URI=with_password(address))
+            assert "127.0.0.1" in ended.said
+            assert_nowhere(folder)
+    ended = zygote.run(folder, "evaluate", MLFLOW_TRACKING_URI=with_password("http://127.0.0.1:9"))
+    assert ended.status == 2
+    assert_nowhere(folder)
+
+
+@pytest.mark.parametrize("behaviour", ["hang", "drop", "500", "401", "html"])
+def test_a_bad_server_stops_no_training_and_gets_its_records_later(
+    prepared: Path, zygote: Zygote, tracking: Tracking, tmp_path: Path, behaviour: str
+) -> None:
+    folder = tmp_path / "project"
+    shutil.copytree(prepared, folder)
+    whole = tmp_path / "whole"
+    shutil.copytree(prepared, whole)
+    usual = zygote.run(whole, "train").seconds
+    with bad(behaviour) as address:
+        ended = zygote.run(folder, "train", MLFLOW_TRACKING_URI=address)
+    assert ended.status == 0, ended.said
+    assert "cvae sync" in ended.said
+    print(f"{behaviour}: {ended.seconds - usual:.1f} s more than {usual:.1f} s")
+    assert Left.of(folder) == Left.of(whole)
+    # The server is mended, at the same address for all that the records know.
+    for path in (folder / ".cvae/outbox").glob("*.jsonl"):
+        path.write_text(path.read_text().replace(address, tracking.address))
+    ended = zygote.run(folder, "evaluate", MLFLOW_TRACKING_URI=tracking.address)
+    assert ended.status == 0, ended.said
+    pointer = json.loads((folder / "models/run.json").read_text())
+    assert_whole_records(folder, EPOCHS, tracking.folder / "mlflow.db", pointer["run_key"])

@@ -1,0 +1,91 @@
+"""A real MLflow server of our own, which may be stopped and started, and servers that behave badly."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.tracking import server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Tracking:
+    """An MLflow server with one worker, on a SQLite file in `folder`."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--artifacts-destination", str(self.folder / "kept")]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        with open(self.folder / "server.log", "a") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        assert server.is_up(self.process, self.address)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            server.end(self.process)
+            self.process = None
+
+
+@contextmanager
+def bad(behaviour: str) -> Iterator[str]:
+    """A server that is up (`/health`) and then misbehaves: `hang` never answers, `drop` sends a byte now and then,
+    `500`, `401` and `html` answer with that. Yields its address.
+
+    It hangs or drips at every request but that for its health.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        ended = threading.Event()
+
+        def answer(connection: socket.socket) -> None:
+            with connection, suppress(OSError):
+                request = connection.recv(65536)
+                if b"GET /health" in request:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK")
+                elif behaviour == "hang":
+                    ended.wait()
+                elif behaviour == "drop":
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+                    while not ended.wait(1):
+                        connection.sendall(b" ")
+                else:
+                    words = {"500": "500 Error", "401": "401 Unauthorized", "html": "200 OK"}[behaviour]
+                    body = b"<html>no"
+                    head = f"HTTP/1.1 {words}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n"
+                    connection.sendall(f"{head}Connection: close\r\n\r\n".encode() + body)
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            ended.set()
+            with suppress(OSError):
+                listening.shutdown(socket.SHUT_RDWR)
+            time.sleep(0)

@@ -39,8 +39,8 @@ def test_a_store_that_hangs_ends_no_run_late(root: Path, warnings: list[str], mo
     assert time.monotonic() - began < 5
     assert ["2 records wait" in warning and "cvae sync" in warning for warning in warnings] == [True]
     hanging.set()
-    monkeypatch.setattr(outbox, "LOCAL_PATIENCE", 60)
-    assert run._outbox.flush() == 0
+    while run._outbox.flush():
+        time.sleep(0.05)
 
 
 def test_a_call_has_a_deadline_as_a_whole(root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

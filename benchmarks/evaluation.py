@@ -63,12 +63,12 @@ def main() -> None:
         return result
 
     evaluator = evaluation.Evaluator(judges, test, train, aim.pixels, params.seed)
-    timed("all metrics", lambda: evaluator.evaluate(model, density, params.nll_draws))
+    timed("all metrics", lambda: evaluator.evaluate(model, density, params.nll_draws, aim.kl_weight))
     print("of which")
     timed("a judge reads one set", lambda: judges.plain.read(to_unit(test.images)))
     timed("samples of one sampler", lambda: evaluator.samples(model, density, "fitted"))
     timed("reconstruction and kl", lambda: evaluator.fit_figures(model))
-    timed("nll", lambda: bound.log_likelihood(model, test, aim.pixels, params.nll_draws, params.seed))
+    timed("nll", lambda: bound.log_likelihood(model, test, aim.pixels, params.nll_draws, params.seed, aim.kl_weight))
 
     shapes = nll_products(model, params.nll_draws)
     found["nll_tflop_dense"] = len(test) * machine.flops(shapes) / 1e12
@@ -83,7 +83,7 @@ def main() -> None:
         for least in (bound.ONE_BY_ONE, params.nll_draws + 1):
             before, bound.ONE_BY_ONE = bound.ONE_BY_ONE, least
             began = time.perf_counter()
-            bound.log_likelihood(model, few, aim.pixels, params.nll_draws, params.seed)
+            bound.log_likelihood(model, few, aim.pixels, params.nll_draws, params.seed, aim.kl_weight)
             machine.wait(device)
             times.append(time.perf_counter() - began)
             bound.ONE_BY_ONE = before

@@ -187,7 +187,7 @@ def evaluations(train: Split, validation: Split, test: Split) -> Found:
     list(fit(training, train, validation, params, AIM))
     model = training.model
     return {
-        "s, nll, k = 500, 10,000 images": seconds(lambda: bound.log_likelihood(model, test, "grey", 500, 0)),
+        "s, nll, k = 500, 10,000 images": seconds(lambda: bound.log_likelihood(model, test, "grey", 500, 0, 1.0)),
         "s, fitted density, 10 classes": seconds(lambda: fit_density(model, train, "grey", 10, 0)),
     }, {}
 

@@ -40,9 +40,9 @@ def main() -> None:
 
     model, density, _ = load_cvae(SMALL)
     evaluator = Evaluator(load_judges(JUDGE), test, train, aim.pixels, measured.seed)
-    figures, _ = evaluator.evaluate(model, density, measured.nll_draws)
+    figures, _ = evaluator.evaluate(model, density, measured.nll_draws, aim.kl_weight)
     about = {"split": "test", "kl_weight": aim.kl_weight, "likelihood": aim.likelihood}
-    protocol = about | evaluator.protocol(model, measured.nll_draws)
+    protocol = about | evaluator.protocol(model, measured.nll_draws, aim.kl_weight)
     write_json(SMALL.with_name("metrics.json"), {**nested(figures), "protocol": protocol})
     print(f"{SMALL}: frechet {figures['fitted/frechet']:.2f}, nll {figures['nll']:.1f}")
 

@@ -21,6 +21,7 @@ def healthy(*losses: float, **figures: float) -> Case:
     """A case with nothing to find unless the changes make it; `__` stands for the slash in a figure's name."""
     good = {
         "reconstruction": 80.0, "kl": 20.0, "active_units": 12, "judge_accuracy": 0.995, "grey_floor": 30.0,
+        "effective_samples": 40.0,
         "prior/class_accuracy": 0.95, "prior/diversity": 0.9, "prior/frechet": 3.0,
         "fitted/class_accuracy": 0.98, "fitted/diversity": 0.9, "fitted/frechet": 2.5, "real/frechet": 0.8,
         "fitted/log_density": -16.5, "fitted/log_density_train": -16.0,
@@ -85,5 +86,6 @@ CASES = [
     ("likelihood_mismatched", sigma_case(0.14, 0.2, "sigma_optimal"), sigma_case(0.15, 0.2, "sigma_optimal")),
     ("grey_pixels", healthy(grey_floor=41), healthy(grey_floor=39)),
     ("grey_pixels", healthy(grey_floor=41), aimed(healthy(grey_floor=41), pixels="binary")),
+    ("nll_loose", healthy(effective_samples=9.9), healthy(effective_samples=10.1)),
     ("judge_unfit", healthy(judge_accuracy=0.979), healthy(judge_accuracy=0.981)),
 ]

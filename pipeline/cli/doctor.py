@@ -81,6 +81,8 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> Gathered
         measured = f"measured on {len(validation):,} validation images"
     if "prior/class_accuracy" not in figures:
         hints.append("`dvc repro judge` trains the judge that reads samples, and gets the images to measure with")
+    elif "nll" not in figures:
+        hints.append("`dvc repro evaluate` measures the nll and its effective samples, which takes longer")
     if not (history := history or _history(saved.params)):
         hints.append("`cvae doctor runs:/RUN_ID` reads the epochs that MLflow recorded")
     architecture = saved.model.architecture

@@ -139,6 +139,11 @@ WORDS: dict[str, tuple[str, Mapping[str, Callable[[Case], bool] | None]]] = {
             "for a density of grey pixels, set objective.likelihood continuous_bernoulli or sigma_optimal": None,
         },
     ),
+    "nll_loose": (
+        "The nll is too high, perhaps by a nat or more: in the median image it rests on {value:.3g} effective samples "
+        "of z. A difference of a nat from another model's nll says nothing.",
+        {"raise evaluate.nll_draws": None},
+    ),
     "judge_unfit": (
         "The judge misreads too many real images, so the sample metrics, and findings that use them, are uncertain.",
         {"raise judge.epochs": None},

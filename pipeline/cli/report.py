@@ -15,7 +15,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.paths import BEST, DOCTOR, FIGURES, HEADLINE, JUDGE, METRICS
 
 OF_SAMPLES = ("class_accuracy", "diversity", "frechet", "coverage")
-OF_FIT = ("reconstruction", "kl", "elbo", "nll", "active_units", "bits_per_dimension")
+OF_FIT = ("reconstruction", "kl", "elbo", "nll", "effective_samples", "active_units", "bits_per_dimension")
 WORKSPACE = "workspace"
 
 

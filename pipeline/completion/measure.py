@@ -35,10 +35,14 @@ class EvaluateCompletionParams:
 
 
 class Estimate(NamedTuple):
-    """A mean over images in nats per image, and its standard error."""
+    """A mean over images in nats per image, and its standard error.
+
+    effective_samples: the median over images, out of the k weights of the bound.
+    """
 
     mean: float
     error: float
+    effective_samples: float
 
 
 def evaluate(
@@ -49,13 +53,15 @@ def evaluate(
     params: EvaluateCompletionParams,
     told: Callable[[str, Estimate], None],
 ) -> dict[str, float]:
-    """All figures: `drawn/1/cvae`, `standard_error/drawn/1/cvae`, `squared_error/1/network`, `diversity/1/distance`.
+    """All figures: `drawn/1/cvae`, `squared_error/1/network`, `diversity/1/distance`.
+
+    Of each likelihood also `standard_error/drawn/1/cvae`, and of each bound `effective_samples/drawn/1/cvae`.
 
     `told` is called with each likelihood's name as soon as it is measured.
     """
     some = shares(split, params.images)
     figures: dict[str, float] = {}
-    errors: dict[str, float] = {}
+    of_bounds: dict[str, float] = {}
     models = {"cvae": (completer, False), "cvae_label": (completer, True), "network": (network, False)}
     kinds: tuple[Binarised, ...] = ("thresholded", "drawn")
     for pixels in kinds:
@@ -63,7 +69,9 @@ def evaluate(
             for kind, (model, label) in models.items():
                 name = f"{pixels}/{number}/{kind}"
                 estimate = negative_log_likelihood(model, some, pixels, number, label, params.draws, params.seed)
-                figures[name], errors[f"standard_error/{name}"] = estimate
+                figures[name], of_bounds[f"standard_error/{name}"] = estimate.mean, estimate.error
+                if model.latent_size:
+                    of_bounds[f"effective_samples/{name}"] = estimate.effective_samples
                 told(name, estimate)
     for number in NUMBERS:
         for name, value in squared_errors(completer, network, some, number, params.seed).items():
@@ -71,7 +79,7 @@ def evaluate(
     for number in NUMBERS:
         for name, value in diversity(completer, judge, some, number, params.seed).items():
             figures[f"diversity/{number}/{name}"] = value
-    return figures | errors
+    return figures | of_bounds
 
 
 def negative_log_likelihood(
@@ -80,8 +88,11 @@ def negative_log_likelihood(
     """−log p(hidden∣visible) by the bound with k = `draws`; the deterministic network's is exact."""
     source = torch.Generator(split.images.device).manual_seed(seed)
     images, given = published_view(split, pixels, number, label, seed)
-    bound = log_likelihood(model, images, given, draws if model.latent_size else 1, source).double()
-    return Estimate(-float(bound.mean()), float(bound.std()) / len(bound) ** 0.5)
+    measured = log_likelihood(model, images, given, draws if model.latent_size else 1, source)
+    bound = measured.log_likelihood.double()
+    return Estimate(
+        -float(bound.mean()), float(bound.std()) / len(bound) ** 0.5, float(measured.effective_samples.median())
+    )
 
 
 def squared_errors(completer: Completer, network: Completer, split: Split, number: int, seed: int) -> dict[str, float]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.base.params import Number, params
 from pipeline.completion.views import WIDTH, condition
 from pipeline.data.splits import PIXELS, SIDE
-from pipeline.measure.bound import importance_weighted
+from pipeline.measure.bound import Bound, importance_weighted
 from pipeline.model import likelihood
 from pipeline.model.cvae import Model, Size
 from pipeline.model.gaussian import Normal
@@ -166,9 +166,9 @@ def build(latent_size: int, hidden: int, seed: int) -> Completer:
         return Completer(latent_size, hidden)
 
 
-def log_likelihood(model: Completer, images: Tensor, condition: Tensor, k: int, source: torch.Generator) -> Tensor:
-    """The importance-weighted bound on log p(hidden∣visible), (N,) nats. All conditions must hide the same pixels."""
-    return importance_weighted(OneMask(model, condition[0, :PIXELS] == 0), images, condition, k, source)
+def log_likelihood(model: Completer, images: Tensor, condition: Tensor, k: int, source: torch.Generator) -> Bound:
+    """The importance-weighted bound on log p(hidden∣visible). All conditions must hide the same pixels."""
+    return importance_weighted(OneMask(model, condition[0, :PIXELS] == 0), images, condition, k, source, AIM.kl_weight)
 
 
 @torch.no_grad()
@@ -200,6 +200,8 @@ def complete(
     label, known = torch.full((1,), digit or 0, device=image.device), no if digit is None else ~no
     given = condition(image.view(1, 1, SIDE, SIDE), visible.view(1, -1), label, known, no)
     images = sample(model, given, count, source).view(count, 1, SIDE, SIDE)
-    scores = log_likelihood(model, (images >= 0.5).float(), given.expand(count, -1), SCORING_DRAWS, source)
+    scores = log_likelihood(
+        model, (images >= 0.5).float(), given.expand(count, -1), SCORING_DRAWS, source
+    ).log_likelihood
     order = scores.argsort(descending=True)
     return Completions(images[order].squeeze(1), scores[order])

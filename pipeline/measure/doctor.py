@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from pipeline.data.splits import PIXELS
+from pipeline.measure.bound import FEW
 from pipeline.measure.evaluator import COLLAPSED_DIVERSITY
 from pipeline.model.gaussian import LOG_2PI
 from pipeline.model.samples import SAMPLERS
@@ -200,6 +201,8 @@ CHECKS = {
     )),
     # Under a Bernoulli likelihood, half of the reconstruction is the pixels' entropy, which no model can avoid.
     "grey_pixels": Check("note", (Sign("grey_floor ÷ reconstruction", "above", 0.5, _grey_share),)),
+    # A few latents decide the bound, which is then loose, and not equally loose for two models.
+    "nll_loose": Check("note", (Sign("effective_samples", "below", FEW),)),
     # The judge's own errors can then move class_accuracy by a fiftieth.
     "judge_unfit": Check("warning", (Sign("judge_accuracy", "below", 0.98),)),
 }  # fmt: skip

@@ -88,12 +88,18 @@ class Evaluator:
         """Latent dimensions whose posterior mean varies over the split."""
         return len(bound.active_dimensions(posteriors(model, self.split, self.pixels, self.seed).mu))
 
-    def nll(self, model: CVAE, k: int) -> dict[str, float]:
-        """nll in nats per image, with k latents of each image; bits_per_dimension where the likelihood is exact."""
-        nll = -float(bound.log_likelihood(model, self.split, self.pixels, k, self.seed).double().mean())
+    def nll(self, model: CVAE, k: int, kl_weight: float) -> dict[str, float]:
+        """nll in nats per image, with k latents of each image; bits_per_dimension where the likelihood is exact.
+
+        kl_weight: that the model was trained with. effective_samples: the median over images, out of k. If it is low,
+        the nll is too high (bound.FEW).
+        """
+        measured = bound.log_likelihood(model, self.split, self.pixels, k, self.seed, kl_weight)
+        nll = -float(measured.log_likelihood.double().mean())
+        figures = {"nll": nll, "effective_samples": float(measured.effective_samples.median())}
         if model.likelihood.sums_to_one_on == "levels":
-            return {"nll": nll, "bits_per_dimension": nll / (PIXELS * math.log(2))}
-        return {"nll": nll}
+            figures["bits_per_dimension"] = nll / (PIXELS * math.log(2))
+        return figures
 
     def density(self, model: CVAE, components: int) -> Density:
         """A mixture fitted to the latents of `train`: `components` Gaussians for each class."""
@@ -122,21 +128,25 @@ class Evaluator:
         per_class = pd.concat(tables, names=["sampler"]).reset_index("sampler")
         return Evaluation(figures, per_class.reset_index(drop=True))
 
-    def evaluate(self, model: CVAE, density: Density, k: int) -> Evaluation:
-        """Everything at once, and `collapsed`: no unit is active, or both samplers' samples are nearly all alike."""
+    def evaluate(self, model: CVAE, density: Density, k: int, kl_weight: float) -> Evaluation:
+        """Everything at once, and `collapsed`: no unit is active, or both samplers' samples are nearly all alike.
+
+        k, kl_weight: as in `nll`.
+        """
         sampled = self.sample_figures(model, density)
-        figures = self.fit_figures(model) | self.nll(model, k) | sampled.figures
+        figures = self.fit_figures(model) | self.nll(model, k, kl_weight) | sampled.figures
         diversity = max(figures[f"{name}/diversity"] for name in SAMPLERS)
         figures["collapsed"] = figures["active_units"] == 0 or diversity < COLLAPSED_DIVERSITY
         return Evaluation(figures, sampled.per_class)
 
-    def protocol(self, model: CVAE, k: int) -> dict[str, Any]:
+    def protocol(self, model: CVAE, k: int, kl_weight: float) -> dict[str, Any]:
         """How figures were measured, for the record: figures of different protocols must not be compared."""
         return {
             "images": len(self.split),
             "prior": model.architecture.prior,
             "pixels": self.pixels,
             "nll_draws": k,
+            "nll_width": bound.width(kl_weight),
             "neighbours": metrics.NEIGHBOURS,
             "seed": self.seed,
         }

@@ -30,9 +30,10 @@ def main() -> None:
     evaluator = Evaluator(load_judges(JUDGE, device), test, train, aim.pixels, params.seed)
     name = f"evaluation β={aim.kl_weight:g}"  # of a new run, if the training's own is gone
     with tracking.add_to(trained, name, experiment) as run:
-        figures, per_class = evaluator.evaluate(model, density, params.nll_draws)
+        figures, per_class = evaluator.evaluate(model, density, params.nll_draws, aim.kl_weight)
         about = {"split": "test", "kl_weight": aim.kl_weight, "likelihood": aim.likelihood}
-        write_json(METRICS, {**nested(figures), "protocol": about | evaluator.protocol(model, params.nll_draws)})
+        about |= evaluator.protocol(model, params.nll_draws, aim.kl_weight)
+        write_json(METRICS, {**nested(figures), "protocol": about})
         write_json(HEADLINE, {"kl_weight": aim.kl_weight} | {name: figures[name] for name in HEADLINE_FIGURES})
         with replacing(PER_CLASS) as part:
             per_class.to_csv(part, index=False)

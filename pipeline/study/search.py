@@ -133,7 +133,7 @@ def _train(
             candidate, last = stack[member], members.epoch == params.epochs
             model = members.model(member).eval().requires_grad_(requires_grad=False)
             began = time.perf_counter()
-            measured = _measure(study, evaluator, model) if last and not record.diverged else None
+            measured = _measure(study, evaluator, model, weights[member]) if last and not record.diverged else None
             candidate.seconds += record.figures["time/seconds"] / len(records) + time.perf_counter() - began
             candidate.epochs = members.epoch
             if record.diverged or (last and measured is None):
@@ -157,7 +157,9 @@ def _end(study: Study, candidate: Candidate, state: State) -> Ended:
     return Ended(candidate, state, candidate.strip)
 
 
-def _measure(study: Study, evaluator: Evaluator, model: CVAE) -> tuple[dict[str, float], np.ndarray] | None:
+def _measure(
+    study: Study, evaluator: Evaluator, model: CVAE, kl_weight: float
+) -> tuple[dict[str, float], np.ndarray] | None:
     """A candidate's figures on validation, of both samplers' samples, and its strip; None if any is not finite."""
     try:
         density = evaluator.density(model, study.setting.components)
@@ -167,7 +169,8 @@ def _measure(study: Study, evaluator: Evaluator, model: CVAE) -> tuple[dict[str,
             for name, value in evaluator.samples(model, density, sampler).items()
         }
         figures["active_units"] = evaluator.active_units(model)
-        figures |= replace(evaluator, split=evaluator.split[:NLL_IMAGES]).nll(model, study.setting.nll_draws)
+        few = replace(evaluator, split=evaluator.split[:NLL_IMAGES])
+        figures |= few.nll(model, study.setting.nll_draws, kl_weight)
         labels = torch.arange(CLASSES, device=model.mu.weight.device)
         images = [sample(model, density, labels, sampler, seed=0) for sampler in SAMPLERS]
     except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]  # from values that are not finite

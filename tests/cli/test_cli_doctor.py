@@ -55,7 +55,8 @@ def test_the_doctor_measures_what_the_files_allow_and_names_what_is_missing(proj
     out = one_line(cvae("doctor models/cvae.safetensors").out)
     assert "✗ collapsed (severe)" in out
     assert "(below 0.1)" in out
-    assert "not checked: under_trained (lacks history), overfitted (lacks history) →" in out
+    assert "not checked: under_trained (lacks history), overfitted (lacks history), nll_loose" in out
+    assert "dvc repro evaluate" in out
     assert "dvc repro judge" not in out
     assert sorted(project.rglob("*")) == before
 

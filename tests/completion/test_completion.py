@@ -38,6 +38,11 @@ def shown(data: Split, number: int = 1, label: bool = False) -> tuple[Tensor, Te
     return published_view(data, "thresholded", number, label, seed=0)
 
 
+def whole_bound(model: Completer, images: Tensor, given: Tensor, k: int, source: torch.Generator) -> Tensor:
+    """The bound with all pixels decoded, in the plain form."""
+    return importance_weighted(model, images, given, k, source, AIM.kl_weight).log_likelihood
+
+
 def model(latent_size: int = 1) -> Completer:
     """A model whose hidden pixels depend strongly on z, whose prior depends on the condition, and whose q is bad."""
     random = build(latent_size, 16, 1)
@@ -95,10 +100,10 @@ def test_a_condition_tells_nothing_of_hidden_pixels() -> None:
 def test_the_bound_tightens_with_more_draws_to_the_exact_conditional_log_likelihood() -> None:
     images, given = shown(split(), number=2)
     truth, many = exact(model(), images, given), torch.arange(COUNT).repeat(200)
-    bounds = [float(importance_weighted(model(), images[many], given[many], k, source()).mean()) for k in (1, 5, 50)]
+    bounds = [float(whole_bound(model(), images[many], given[many], k, source()).mean()) for k in (1, 5, 50)]
     assert bounds[0] + 0.1 < bounds[1]
     assert bounds[1] + 0.05 < bounds[2] <= float(truth.mean()) + 0.05
-    assert (importance_weighted(model(), images, given, 4000, source()) - truth).abs().max() < 0.2
+    assert (whole_bound(model(), images, given, 4000, source()) - truth).abs().max() < 0.2
 
 
 def test_the_networks_likelihood_is_exact_for_any_k() -> None:
@@ -108,7 +113,7 @@ def test_the_networks_likelihood_is_exact_for_any_k() -> None:
         both = terms(network, images, given, torch.empty(COUNT, 0))
     assert not both.kl.any()
     for k in (1, 7):
-        assert torch.allclose(importance_weighted(network, images, given, k, source()), -both.reconstruction, rtol=1e-5)
+        assert torch.allclose(whole_bound(network, images, given, k, source()), -both.reconstruction, rtol=1e-5)
     nll = measure.negative_log_likelihood(network, split(), "thresholded", 1, label=False, draws=9, seed=0)
     assert nll.mean == pytest.approx(float(both.reconstruction.mean()), rel=1e-5)
     assert nll.error == pytest.approx(float(both.reconstruction.std()) / math.sqrt(COUNT), rel=1e-5)
@@ -118,8 +123,8 @@ def test_the_networks_likelihood_is_exact_for_any_k() -> None:
 def test_hidden_pixels_alone_give_the_bound_of_all_pixels(latent_size: int) -> None:
     """The fast form against the plain one, with the same noise, over more than one chunk of images."""
     images, given = shown(split(60), number=2)
-    plain = importance_weighted(model(latent_size), images, given, 100, source())
-    fast = log_likelihood(model(latent_size), images, given, 100, source())
+    plain = whole_bound(model(latent_size), images, given, 100, source())
+    fast = log_likelihood(model(latent_size), images, given, 100, source()).log_likelihood
     assert torch.allclose(fast, plain, rtol=1e-5, atol=1e-3)
 
 
@@ -210,6 +215,9 @@ def test_every_condition_is_measured_and_fewer_hidden_pixels_cost_less() -> None
     found = measure.evaluate(model(2), model(0), one, split(12), params, lambda name, _: told.append(name))
     assert len(set(told)) == len(told) == 2 * 3 * 3
     assert all(0 < found[f"standard_error/{name}"] < found[name] for name in told)
+    effective = {name: value for name, value in found.items() if name.startswith("effective_samples/")}
+    assert effective.keys() == {f"effective_samples/{name}" for name in told if not name.endswith("/network")}
+    assert all(1 <= value <= 7 for value in effective.values())
     for pixels in ("thresholded", "drawn"):
         falling = [found[f"{pixels}/{number}/network"] for number in (1, 2, 3)]
         assert falling == sorted(falling, reverse=True)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.splits import Split, to_unit
+from pipeline.data.splits import Pixels, Split, to_unit
 from pipeline.measure import bound
-from pipeline.model import prior
-from pipeline.model.cvae import CVAE, Architecture, build
+from pipeline.model import likelihood, prior
+from pipeline.model.cvae import CVAE, Architecture, Model, build
+from pipeline.model.gaussian import LOG_2PI, Normal
 from pipeline.training import objective
 
 ONE = Architecture(1, (16,), (16,), "concat", encoder_sees_label=True)
@@ -62,10 +63,15 @@ def exact(model: CVAE, data: Split) -> Tensor:
     return torch.logsumexp(log_p_x + log_p_z, 0) + math.log(18 / 2000)
 
 
-def averaged(k: int, repeats: int, ours: CVAE) -> float:
+def log_likelihood(model: CVAE, split: Split, pixels: Pixels, k: int, seed: int, kl_weight: float = 1.0) -> Tensor:
+    """The bound alone, by default with q as the proposal."""
+    return bound.log_likelihood(model, split, pixels, k, seed, kl_weight).log_likelihood
+
+
+def averaged(k: int, repeats: int, ours: CVAE, kl_weight: float = 1.0) -> float:
     """The bound's mean over images and independent samples."""
     many = split()[torch.arange(COUNT).repeat(repeats)]
-    return float(bound.log_likelihood(ours, many, "grey", k, seed=0).mean())
+    return float(log_likelihood(ours, many, "grey", k, 0, kl_weight).mean())
 
 
 @pytest.mark.parametrize("name", prior.PRIORS)
@@ -76,7 +82,7 @@ def test_the_bound_rises_with_k_and_stays_below_the_truth(name: prior.Name) -> N
     steps = [later - earlier for earlier, later in zip(values, [*values[1:], truth], strict=True)]
     assert min(steps[:-1]) > 0.05
     assert steps[-1] > -0.05
-    estimate = bound.log_likelihood(ours, split(), "grey", k=5000, seed=0)
+    estimate = log_likelihood(ours, split(), "grey", k=5000, seed=0)
     assert (estimate - exact(ours, split())).abs().max() < 0.2
 
 
@@ -94,14 +100,105 @@ def test_with_one_sample_it_is_the_evidence_lower_bound() -> None:
 def test_where_q_is_the_true_posterior_one_sample_is_enough() -> None:
     ours = ignoring_z()
     for k in (1, 7):
-        assert torch.allclose(bound.log_likelihood(ours, split(), "grey", k, 0).double(), exact(ours, split()))
+        assert torch.allclose(log_likelihood(ours, split(), "grey", k, 0).double(), exact(ours, split()))
+
+
+class Linear(Model):
+    """x = W z + σ · noise with orthogonal columns of W, whose q is the best one at a KL weight of β.
+
+    Along column j the pixels say as much of z_j as a measurement with variance σ² ÷ |w_j|². The best q at β takes
+    β times that variance.
+    """
+
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        self.latent_size, sigma = 3, 0.5
+        basis = torch.linalg.qr(torch.randn(784, 3, generator=torch.Generator().manual_seed(0))).Q
+        self.strength = torch.tensor([40.0, 12.0, 0.5])  # |w_j|² ÷ σ², from well seen to hardly
+        self.columns = nn.Parameter(sigma * self.strength.sqrt() * basis)
+        self.beta, self.likelihood = beta, PlainGaussian(sigma)
+
+    def encode(self, images: Tensor, context: Tensor) -> Normal:  # noqa: ARG002
+        precision = 1 + self.strength / self.beta
+        mu = images.flatten(1) @ self.columns / (0.25 * self.beta * precision)
+        return Normal(mu, -precision.log().expand_as(mu))
+
+    def decode(self, z: Tensor, context: Tensor) -> Tensor:  # noqa: ARG002
+        return z @ self.columns.T
+
+    def prior(self) -> prior.Prior:
+        return prior.Gaussians(lambda labels: Normal(*torch.zeros(2, len(labels), 3)))
+
+    @torch.no_grad()
+    def exact(self, images: Tensor) -> Tensor:
+        """log N(x; 0, W Wᵀ + σ² I), (N,)."""
+        x = images.flatten(1)
+        along = (x @ self.columns).square() / (0.25 * self.strength)  # squared length of x along each column
+        squares = (x.square().sum(1) - along.sum(1)) / 0.25 + (along / (0.25 * (1 + self.strength))).sum(1)
+        return -0.5 * (squares + 784 * (math.log(0.25) + LOG_2PI) + (1 + self.strength).log().sum())
+
+
+class PlainGaussian(likelihood.Gaussian):
+    """N(output, σ²), where the project's own takes a sigmoid of the output."""
+
+    def log_prob(self, outputs: Tensor, pixels: Tensor) -> Tensor:
+        return likelihood.gaussian((pixels - outputs).square(), self.log_sigma)
+
+
+def drawn(ours: Linear, count: int) -> Tensor:
+    """Images from the model itself, (N, 1, 28, 28)."""
+    source = torch.Generator().manual_seed(1)
+    z, noise = (torch.randn(count, size, generator=source) for size in (3, 784))
+    return (ours.decode(z, z) + 0.5 * noise).detach().view(-1, 1, 28, 28)
+
+
+@pytest.mark.parametrize("beta", [0.02, 0.1, 0.5, 1.0, 4.0])
+def test_the_bound_meets_the_exact_log_likelihood_at_every_kl_weight(beta: float) -> None:
+    ours = Linear(beta)
+    images, source = drawn(ours, 20), torch.Generator().manual_seed(2)
+    k = 1000
+    found, effective = bound.importance_weighted(ours, images, torch.zeros(20).long(), k, source, beta)
+    assert (found - ours.exact(images)).abs().max() < 0.2
+    assert float((found - ours.exact(images)).mean().abs()) < 0.02
+    assert effective.median() > k / 20
+    if beta == 1:
+        assert torch.allclose(found, ours.exact(images), atol=1e-2)  # q is the posterior: every weight is p(x)
+        assert torch.allclose(effective, torch.full((20,), 1000.0), rtol=1e-2)
+    if beta <= 0.1:  # q itself is too narrow a proposal
+        narrow, few = bound.importance_weighted(ours, images, torch.zeros(20).long(), k, source, 1.0)
+        assert float((ours.exact(images) - narrow).mean()) > 0.2
+        assert few.median() < effective.median() / 3
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1, 0.5, 3.0])
+def test_any_proposal_gives_a_bound(kl_weight: float) -> None:
+    """p(x) is the mean of the estimates of p(x), so that their logarithms are lower in the mean."""
+    truth = exact(model(), split())
+    values = [averaged(k, seeds, model(), kl_weight) for k, seeds in ((1, 1000), (10, 100), (200, 30))]
+    assert values[0] + 0.05 < values[1] < values[2] + 0.05
+    assert values[2] < float(truth.mean()) + 0.05
+    one = log_likelihood(model(), split()[torch.arange(COUNT).repeat(20_000)], "grey", 1, 0, kl_weight)
+    assert (one.double().view(-1, COUNT).logsumexp(0) - math.log(20_000) - truth).abs().max() < 0.2
+
+
+def test_the_proposal_is_wider_below_a_kl_weight_of_one_alone_and_never_without_end() -> None:
+    assert [bound.width(beta) for beta in (100, 1, 0.25, 0.04, 1e-9, 0)] == [1, 1, 2, pytest.approx(5), 10, 10]
+
+
+def test_effective_samples_count_equal_weights_and_ignore_a_common_factor() -> None:
+    weights = torch.rand(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights[:, 0], weights[:, 1] = 1.0, (torch.arange(50) == 3).double()
+    weights[:, 2] = (torch.arange(50) < 20).double()
+    found = bound.effective_samples(weights.log() - 9000)
+    assert found[:3].tolist() == pytest.approx([50, 1, 20])
+    assert found.tolist() == pytest.approx((weights.sum(0) ** 2 / weights.square().sum(0)).tolist())
 
 
 @pytest.mark.parametrize("name", prior.PRIORS)
 def test_decoding_one_image_at_a_time_gives_the_same_bound(name: prior.Name, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = bound.log_likelihood(model(name), greys(10), "grey", 200, 0)
+    fast = log_likelihood(model(name), greys(10), "grey", 200, 0)
     monkeypatch.setattr(bound, "ONE_BY_ONE", 1000)
-    assert torch.allclose(fast, bound.log_likelihood(model(name), greys(10), "grey", 200, 0), atol=1e-3, rtol=0)
+    assert torch.allclose(fast, log_likelihood(model(name), greys(10), "grey", 200, 0), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("at_once", [3 * 2000, 900])
@@ -109,9 +206,9 @@ def test_the_bound_does_not_depend_on_the_batches(at_once: int, monkeypatch: pyt
     """Neither with several images in each, nor with a part of one image's latents."""
     data = greys(10)
     monkeypatch.setattr(bound, "DECODED_AT_ONCE", at_once)
-    together = bound.log_likelihood(model(), data, "grey", 2000, 0)
+    together = log_likelihood(model(), data, "grey", 2000, 0)
     monkeypatch.undo()
-    alone = torch.cat([bound.log_likelihood(model(), data[slice(i, i + 1)], "grey", 2000, 0) for i in range(10)])
+    alone = torch.cat([log_likelihood(model(), data[slice(i, i + 1)], "grey", 2000, 0) for i in range(10)])
     assert (together - alone).abs().max() < 0.1
     assert (together.roll(1) - alone).abs().max() > 1
 
@@ -122,9 +219,7 @@ def test_binary_pixels_are_sampled_once_by_the_seed_whatever_k_is(monkeypatch: p
     nn.init.zeros_(ours.pixels.weight)
     nn.init.ones_(ours.pixels.bias)
     monkeypatch.setattr(bound, "DECODED_AT_ONCE", 8)
-    once, again, other = (
-        bound.log_likelihood(ours, greys(20), "binary", k, seed) for k, seed in ((1, 0), (4, 0), (1, 1))
-    )
+    once, again, other = (log_likelihood(ours, greys(20), "binary", k, seed) for k, seed in ((1, 0), (4, 0), (1, 1)))
     ones = once.double() + 784 * math.log(1 + math.e)
     assert torch.allclose(ones, ones.round(), atol=1e-3)
     assert torch.allclose(once, again, atol=1e-2)

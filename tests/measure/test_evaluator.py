@@ -55,20 +55,20 @@ def evaluator(pixels: Pixels = "grey") -> Evaluator:
 
 @cache
 def collapsed() -> Evaluation:
-    return evaluator().evaluate(ignoring_z(), DENSITY, K)
+    return evaluator().evaluate(ignoring_z(), DENSITY, K, 1.0)
 
 
 @cache
 def healthy() -> Evaluation:
-    return evaluator().evaluate(lively(), DENSITY, K)
+    return evaluator().evaluate(lively(), DENSITY, K, 1.0)
 
 
 def test_there_is_every_figure_and_they_can_be_written_as_json() -> None:
     samples = {f"{name}/{metric}" for name in ("prior", "fitted", "real") for metric in OF_SAMPLES}
     for result in (healthy(), collapsed()):
         assert result.figures.keys() == samples | {
-            "reconstruction", "kl", "elbo", "active_units", "nll", "grey_floor", "judge_accuracy", "collapsed",
-            "fitted/log_density", "fitted/log_density_train",
+            "reconstruction", "kl", "elbo", "active_units", "nll", "effective_samples", "grey_floor", "collapsed",
+            "judge_accuracy", "fitted/log_density", "fitted/log_density_train",
         }  # fmt: skip
         assert json.loads(json.dumps(nested(result.figures), allow_nan=False)) == nested(result.figures)
     figures = {"nll": 1.0, "real/frechet": 2.0, "real/recall": 3.0}
@@ -86,7 +86,7 @@ def test_a_headline_is_the_mean_of_a_row_per_sampler_and_digit_and_a_part_measur
     assert some.samples(lively(), DENSITY, "fitted") == {name: figures[f"fitted/{name}"] for name in OF_SAMPLES}
     assert some.ceiling() == {name: figures[f"real/{name}"] for name in OF_SAMPLES}
     without_judges = Evaluator(None, TEST, TRAIN, "grey", 0)
-    fit = without_judges.fit_figures(lively()) | without_judges.nll(lively(), K)
+    fit = without_judges.fit_figures(lively()) | without_judges.nll(lively(), K, 1.0)
     assert fit == {name: figures[name] for name in fit}
     with pytest.raises(ValueError, match="judge"):
         without_judges.ceiling()
@@ -95,7 +95,7 @@ def test_a_headline_is_the_mean_of_a_row_per_sampler_and_digit_and_a_part_measur
 @pytest.mark.parametrize("name", likelihood.LIKELIHOODS)
 def test_a_likelihood_has_bits_sigma_or_a_floor_only_where_they_mean_something(name: likelihood.Name) -> None:
     model, some = build(SMALL, 0, name, sigma=0.2), evaluator()
-    nll, fit = some.nll(model, 5), some.fit_figures(model)
+    nll, fit = some.nll(model, 5, 1.0), some.fit_figures(model)
     assert ("bits_per_dimension" in nll) == (name == "discretized_logistic")
     if "bits_per_dimension" in nll:
         assert nll["bits_per_dimension"] == pytest.approx(nll["nll"] / 784 / math.log(2))
@@ -143,7 +143,7 @@ def test_a_model_that_ignores_the_latents_is_collapsed() -> None:
     assert figures["nll"] == pytest.approx(-figures["elbo"], rel=1e-4)
     encoding = ignoring_z()
     nn.init.normal_(encoding.mu.weight, generator=torch.Generator().manual_seed(0))
-    figures = evaluator().evaluate(encoding, DENSITY, 1).figures
+    figures = evaluator().evaluate(encoding, DENSITY, 1, 1.0).figures
     assert figures["active_units"] > 0
     assert figures["collapsed"] is True
 
@@ -164,7 +164,7 @@ def test_a_model_that_uses_the_latents_is_not_collapsed_and_real_images_are_the_
 
 def test_the_same_seed_measures_the_same_and_the_global_generator_is_left_alone() -> None:
     before = torch.random.get_rng_state()
-    figures, table = evaluator().evaluate(lively(), DENSITY, K)
+    figures, table = evaluator().evaluate(lively(), DENSITY, K, 1.0)
     assert figures == healthy().figures
     pd.testing.assert_frame_equal(table, healthy().per_class)
     assert torch.equal(torch.random.get_rng_state(), before)

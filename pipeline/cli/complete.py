@@ -7,15 +7,18 @@ import typer
 
 from pipeline.base.errors import UserError
 from pipeline.base.paths import COMPLETER, JUDGE
-from pipeline.cli.options import Model, Seed, model_file, where_to
+from pipeline.cli.options import ROW, Model, Scale, Seed, model_file, where_to
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+FAINTEST = 0.05  # how much of the way from black to white ink must differ from the ground
 
 
 def complete(
     picture: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="28 × 28 pixels, light on black or dark on white; cut at half grey")
+        Path, typer.Argument(metavar="INPUT", help="a picture of one digit; it is scaled to 28 × 28 pixels")
     ],
     mask: Annotated[
         str,
@@ -31,6 +34,7 @@ def complete(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help=".png: the visible part, then the completions")
     ] = None,
+    scale: Scale = None,
 ) -> None:
     """Complete the hidden part of a picture.
 
@@ -48,8 +52,7 @@ def complete(
 
     from pipeline.completion import model as completion
     from pipeline.completion.views import veiled
-    from pipeline.show import model as figures
-    from pipeline.show import pictures, style
+    from pipeline.show import pictures
     from pipeline.stages.saved import load_completer, load_judges
 
     image = read_input(picture)
@@ -60,30 +63,54 @@ def complete(
     found = completion.complete(completer, image, visible, digit, count, seed)
     scores = found.log_likelihood.tolist()
     read_as = reader.read(found.images.unsqueeze(1)).labels.tolist()
+    found_as = list(zip(read_as, scores, strict=True))
     cells = torch.cat([veiled(image, visible)[None], found.images]).numpy()
     if out is None:
-        pictures.show(cells[None])
+        pictures.show(cells[None], above=["seen", *map(str, range(1, count + 1))])
     else:
-        captions = [f"{label}  {score:.1f}" for label, score in zip(read_as, scores, strict=True)]
-        style.save(figures.captioned(cells, ["seen", *captions]), out)
+        _save(out, cells, ["seen", *(f"{label}  {score:.1f}" for label, score in found_as)], scale)
     as_digit = "" if digit is None else f", as a {digit}"
     print(f"{'' if out is None else f'{out}: '}{count:,} completions, the most likely first{as_digit}")
-    for rank, (label, score) in enumerate(zip(read_as, scores, strict=True), 1):
+    for rank, (label, score) in enumerate(found_as, 1):
         print(f"{rank:>4}  read as {label}  log p(hidden∣seen) {score:.1f} nats")
 
 
+def _save(out: Path, images: "np.ndarray", captions: list[str], scale: int | None) -> None:
+    """Images (N, 28, 28) in rows of ten, each below its caption."""
+    import numpy as np
+
+    from pipeline.show import pictures
+
+    columns = min(len(images), ROW)
+    blank = -len(images) % columns
+    ink = np.concatenate([images, np.zeros((blank, *images.shape[1:]))]).reshape(-1, columns, *images.shape[1:])
+    texts = [*captions, *[""] * blank]
+    above = [texts[start : start + columns] for start in range(0, len(texts), columns)]
+    pictures.save_png(out, pictures.picture(ink, pictures.fitting_scale(len(ink), columns, scale), (), above))
+
+
 def read_input(path: Path) -> "Tensor":
-    """The picture (28, 28) to complete, 1 where there is ink: the colour that the border has less of."""
+    """The picture (28, 28) to complete, 1 where there is ink. What had to be done to it is said.
+
+    The ground is the usual grey of the border, and ink is what differs from it by more than half of what differs most.
+    Raises UserError where nothing differs.
+    """
     import torch
 
-    from pipeline.show.pictures import read_grey
+    from pipeline.show.reading import read_grey
 
-    grey = torch.from_numpy(read_grey(path))
-    border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    if border.mean() > 0.5:
-        print(f"{path}: dark ink on a light ground, inverted")
-        grey = 1 - grey
-    return (grey >= 0.5).float()
+    grey, done = read_grey(path)
+    image = torch.from_numpy(grey)
+    ground = torch.cat([image[0], image[-1], image[:, 0], image[:, -1]]).median()
+    lighter, darker = (image - ground).max(), (ground - image).max()
+    if max(lighter, darker) < FAINTEST:
+        raise UserError(f"{path} shows nothing: all its pixels are alike")
+    if darker > lighter:
+        done.append("dark ink on a light ground, inverted")
+    if done:
+        print(f"{path}: {'; '.join(done)}")
+    ink = (ground - image) / darker if darker > lighter else (image - ground) / lighter
+    return (ink >= 0.5).float()
 
 
 def read_mask(name: str, seed: int) -> "Tensor":
@@ -94,14 +121,14 @@ def read_mask(name: str, seed: int) -> "Tensor":
     import torch
 
     from pipeline.completion.masks import named_masks, random_block
-    from pipeline.show.pictures import read_grey
+    from pipeline.show.reading import read_grey
 
     masks = named_masks() | {"block": random_block(seed)}
     if name in masks:
         return masks[name]
     if not Path(name).exists():
         raise UserError(f"--mask {name} is no file and none of {', '.join(masks)}")
-    visible = torch.from_numpy(read_grey(Path(name)) < 0.5)
+    visible = torch.from_numpy(read_grey(Path(name)).grey < 0.5)
     if visible.all() or not visible.any():
         raise UserError(f"--mask {name} hides {'nothing' if visible.all() else 'everything'}: white is what is hidden")
     return visible

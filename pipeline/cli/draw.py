@@ -33,6 +33,7 @@ def sample(
         Path | None,
         typer.Option(metavar="FILE", help=".png: a sheet; .npz: images (N, 28, 28) float32 in [0, 1] and labels (N,)"),
     ] = None,
+    scale: options.Scale = None,
 ) -> None:
     """Draw samples of digits from a trained model.
 
@@ -62,10 +63,13 @@ def sample(
             np.savez_compressed(file, images=images.squeeze(1).numpy(), labels=labels.numpy())
         print(f"{out}: {said}")
         return
-    # One row per digit. A single digit fills rows of ten.
-    columns = count if len(wanted) > 1 else min(count, options.ROW)
+    # One row per digit. A single digit fills rows of ten, or of as many as fit the terminal.
+    one = len(wanted) == 1
+    columns = min(count, options.row(out)) if one else count
     blank = torch.zeros(-len(images) % columns, *images.shape[1:])
-    options.deliver(torch.cat([images, blank]).view(-1, columns, *images.shape[2:]), out, said)
+    rows = torch.cat([images, blank]).view(-1, columns, *images.shape[2:])
+    names = [] if one else [str(digit) for digit in wanted]
+    options.deliver(rows, out, said, scale, options.Labels(names, too_wide="cut"))
 
 
 def interpolate(
@@ -77,6 +81,7 @@ def interpolate(
     model: options.Model = str(MODEL),
     steps: Steps = None,
     out: Moving = None,
+    scale: options.Scale = None,
 ) -> None:
     """Draw the way from one digit to another.
 
@@ -99,7 +104,8 @@ def interpolate(
         for digit, one in ((first, seed), (last, seed + 1))
     )
     images = samples.interpolate(saved.model, start, end, (first, last), steps)
-    options.deliver(images, out, f"from {first} to {last}, {sampler} sampler, seed {seed}", back=True)
+    labels = options.Labels((), [str(first), *[""] * (steps - 2), str(last)], "thin", back=True)
+    options.deliver(images, out, f"from {first} to {last}, {sampler} sampler, seed {seed}", scale, labels)
 
 
 def traverse(
@@ -110,6 +116,7 @@ def traverse(
     model: options.Model = str(MODEL),
     steps: Steps = None,
     out: Moving = None,
+    scale: options.Scale = None,
 ) -> None:
     """Draw what each latent dimension does to a digit.
 
@@ -133,7 +140,9 @@ def traverse(
     dimensions = range(size) if dimension is None else [dimension]
     images = torch.stack([samples.traverse(loaded, digit, one, values).squeeze(1) for one in dimensions])
     along = f"each of {size} dimensions, one per row" if dimension is None else f"dimension {dimension}"
-    options.deliver(images, out, f"{digit} along {along}, from −{SPREAD:g} to {SPREAD:g}", back=True)
+    names, reached = [f"z{one}" for one in dimensions], [f"{value:+.1f}" for value in values.tolist()]
+    labels = options.Labels(names, reached, "thin", back=True)
+    options.deliver(images, out, f"{digit} along {along}, from −{SPREAD:g} to {SPREAD:g}", scale, labels)
 
 
 def morph(
@@ -143,6 +152,7 @@ def morph(
     model: options.Model = str(MODEL),
     steps: Steps = None,
     out: Moving = None,
+    scale: options.Scale = None,
 ) -> None:
     """Draw one style (one z) in all ten digits.
 
@@ -159,7 +169,9 @@ def morph(
     saved, sampler = options.open_model(model, sampler)
     z = samples.styles(saved.model, saved.density, count, sampler, seed)
     images = samples.morph(saved.model, z, steps)
-    options.deliver(images, out, f"one style per row in all ten digits, {sampler} sampler, seed {seed}")
+    names = [str(place // steps) if place % steps == 0 else "" for place in range(10 * steps)]
+    said = f"one style per row in all ten digits, {sampler} sampler, seed {seed}"
+    options.deliver(images, out, said, scale, options.Labels((), names))
 
 
 def _steps(steps: int | None, out: Path | None) -> int:

@@ -1,15 +1,18 @@
 """What several commands have in common: options, checks, and how pictures are delivered."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
+from pipeline.base import console
 from pipeline.base.errors import UserError
 from pipeline.base.paths import MODEL, SMALL
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from pipeline.model.samples import Sampler
@@ -22,7 +25,23 @@ Seed = Annotated[int, typer.Option(min=0, max=2**63 - 2, metavar="N", help="the 
 SamplerName = Annotated[
     Literal["fitted", "prior"] | None, typer.Option(help="where z comes from; if not given, as in params.yaml")
 ]
+Scale = Annotated[
+    int | None, typer.Option(min=1, max=32, metavar="N", help="how wide a pixel is drawn in --out  [default: 4]")
+]
 Model = Annotated[str, typer.Option(metavar="MODEL", help="a safetensors file, or runs:/RUN_ID of MLflow")]
+
+
+class Labels(NamedTuple):
+    """What stands beside the rows and above the columns of images, and what becomes of a row that is too wide.
+
+    too_wide: on a terminal, a row is cut at its end, thinned out evenly, or goes on below (wrap). back: whether an
+    animation returns to its start.
+    """
+
+    rows: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    too_wide: Literal["cut", "thin", "wrap"] = "wrap"
+    back: bool = False
 
 
 def digits_of(text: str) -> list[int]:
@@ -42,6 +61,14 @@ def where_to(out: Path | None, usual: str, *suffixes: str) -> Path | None:
     if out.suffix not in suffixes:
         raise UserError(f"--out {out} must end in {' or '.join(suffixes)}")
     return out
+
+
+def row(out: Path | None) -> int:
+    """How many images of one digit stand in a row: ten in a file, on a terminal as many as fit."""
+    from pipeline.base import terminal
+    from pipeline.show.pictures import fitting
+
+    return ROW if out is not None else fitting(ROW, 0, terminal.width()).columns
 
 
 def model_file(name: str) -> Path:
@@ -65,24 +92,49 @@ def open_model(name: str, sampler: "Sampler | None") -> "tuple[Saved, Sampler]":
     return load_cvae(model_file(name)), sampler or load(SampleParams, "sample").sampler
 
 
-def deliver(images: "Tensor", out: Path | None, said: str, back: bool = False) -> None:
+def deliver(images: "Tensor", out: Path | None, said: str, scale: int | None, labels: Labels) -> None:
     """Shows images (R, C, 28, 28) in [0, 1] and says what they are.
 
-    `out` is a .png (a sheet of R rows), a .gif (an animation of C frames; with `back` it returns to its start), or
-    None for the terminal.
+    `out` is a .png (a sheet of R rows), a .gif (an animation of C frames), or None for the terminal.
     """
-    import torch
+    import numpy as np
 
-    from pipeline.model.samples import sheet
     from pipeline.show import pictures
 
+    ink: np.ndarray = images.numpy()
+    rows, columns = ink.shape[:2]
     if out is None:
-        pictures.show(images.numpy())
+        said += _show(ink, labels)
     elif out.suffix == ".gif":
-        wide = min(len(images), ROW)
-        frames = torch.cat([images, images.new_zeros(-len(images) % wide, *images.shape[1:])]).unbind(1)
-        order = [*frames, *frames[-2:0:-1]] if back else frames
-        pictures.save_gif(out, [sheet(frame, wide) for frame in order], FRAME_MILLISECONDS)
+        wide = min(rows, ROW)
+        blank = -rows % wide
+        ink = np.concatenate([ink, np.zeros((blank, *ink.shape[1:]), ink.dtype)])
+        names = [*labels.rows, *[""] * (len(ink) - len(labels.rows))]
+        above = [names[start : start + wide] for start in range(0, len(ink), wide)]
+        scale = pictures.fitting_scale(len(ink) * columns, 1, scale)
+        frames = ink.swapaxes(0, 1).reshape(columns, -1, wide, *ink.shape[2:])
+        order = [*frames, *frames[-2:0:-1]] if labels.back else [*frames]
+        pictures.save_gif(out, [pictures.picture(frame, scale, (), above) for frame in order], FRAME_MILLISECONDS)
     else:
-        pictures.save_png(out, sheet(images.flatten(0, 1), images.shape[1]))
-    print(said if out is None else f"{out}: {said}")
+        scale = pictures.fitting_scale(rows, columns, scale)
+        pictures.save_png(out, pictures.picture(ink, scale, labels.rows, [labels.columns]))
+    console.say(said if out is None else f"{out}: {said}")
+
+
+def _show(ink: "np.ndarray", labels: Labels) -> str:
+    """Draws on the terminal. Returns in words what did not fit, if its rows may not go on below."""
+    import numpy as np
+
+    from pipeline.base import terminal
+    from pipeline.show import pictures
+
+    count, label = ink.shape[1], max(map(len, labels.rows), default=0)
+    fit = pictures.fitting(count, label, terminal.width())
+    if fit.columns == count or labels.too_wide == "wrap":
+        pictures.show(ink, labels.rows, labels.columns, fit)
+        return ""
+    last = fit.columns if labels.too_wide == "cut" else count
+    kept = np.linspace(0, last - 1, fit.columns).round().astype(int)
+    pictures.show(ink[:, kept], labels.rows, [labels.columns[place] for place in kept if labels.columns], fit)
+    needed = label + bool(label) + count * (pictures.HALVED + pictures.BETWEEN) - pictures.BETWEEN
+    return f"; {fit.columns} of {count} in a row are shown, {needed} columns or --out show all"

@@ -1,6 +1,6 @@
 """Figures of one model: samples, reconstructions, completions, latents, and its training."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,16 +57,6 @@ def completions(sheets: Mapping[str, np.ndarray], shown: int) -> "Figure":
         show_sheet(axes, sheet)
         places = [(column + 0.5) * sheet.shape[1] / (shown + 3) for column in (0, 1, 1.5 + shown / 2, shown + 2)]
         axes.set_xticks(places, ("seen", "network", "completions", "truth"))
-    return figure
-
-
-def captioned(images: np.ndarray, captions: Sequence[str]) -> "Figure":
-    """Images (N, 28, 28) in [0, 1] in rows of at most nine, dark on white, each under its caption."""
-    rows = -(-len(images) // 9)
-    figure, cells = panels(1.1 * -(-len(images) // rows), 1.3 * rows, *captions, rows=rows)
-    for axes, image in zip(cells, images, strict=True):
-        show_sheet(axes, 255 - 255 * image, [""])
-        axes.title.set_fontsize(8)
     return figure
 
 

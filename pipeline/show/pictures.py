@@ -1,19 +1,24 @@
 """Pictures as PNG and GIF files, or as characters on a terminal, and a picture file as numbers."""
 
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.base import terminal
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
 
 SIDE = 28
-ENLARGED = 4  # times, in animations
+ENLARGED = 4  # times, unless --scale names another number
+MOST_PIXELS, USUAL_PIXELS = 100_000_000, 30_000_000  # of a picture: with --scale, and without
+TEXT = 27  # nearly black
+HALVED = 14  # the smaller side of an image on a terminal
+BETWEEN = 1  # columns between images on a terminal
 RAMP = " .:-=+*#%@"  # from no ink to full ink
 
 
@@ -30,8 +35,7 @@ def save_gif(path: Path, frames: Sequence[np.ndarray], milliseconds: int) -> Non
     from PIL import Image
 
     # With 16 greys the file is a third as large, and the difference can't be seen.
-    greys = [17 * (frame / 17).round().astype(np.uint8) for frame in frames]
-    images = [Image.fromarray(grey.repeat(ENLARGED, 0).repeat(ENLARGED, 1)) for grey in greys]
+    images = [Image.fromarray(17 * (frame / 17).round().astype(np.uint8)) for frame in frames]
     with replacing(path) as part, open(part, "wb") as file:
         # Without disposal=1, Pillow merges equal frames, and the animation runs too fast.
         images[0].save(
@@ -39,38 +43,49 @@ def save_gif(path: Path, frames: Sequence[np.ndarray], milliseconds: int) -> Non
         )
 
 
-def read_grey(path: Path) -> np.ndarray:
-    """A picture file as (28, 28) float32 in [0, 1], light values high.
+def picture(
+    ink: np.ndarray, scale: int, left: Sequence[str] = (), above: Sequence[Sequence[str]] = (), gap: int = 2
+) -> np.ndarray:
+    """Images (R, C, 28, 28) of ink in [0, 1] as one picture (H, W) uint8, dark on white, each pixel `scale` wide.
 
-    Raises UserError for a file that is no picture, has another size, or would lose colours, transparency or frames.
+    left: a label for each row. above: captions for the cells of each row; a row without captions needs no room.
     """
-    from PIL import Image
+    from PIL import Image, ImageDraw, ImageFont
 
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise UserError(f"{path} is no file: name a picture")
-    try:
-        with Image.open(path) as image:
-            if image.size != (SIDE, SIDE):  # before it is unpacked, which a bomb would use
-                size = f"{image.size[0]} × {image.size[1]}"
-                raise UserError(f"{path} is {size} pixels, not {SIDE} × {SIDE}: crop and scale it first")
-            frames, mode = getattr(image, "n_frames", 1), image.mode
-            eight = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if mode == "I;16" else image
-            grey = np.asarray(eight.convert("L"), np.float32) / 255
-            *colours, alpha = np.moveaxis(np.asarray(eight.convert("RGBA"), int), -1, 0)
-    except FileNotFoundError:
-        raise UserError(f"{path} not found") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no picture that can be read ({error})") from None
-    refusals = {
-        f"holds {frames} frames: give one picture": frames > 1,
-        "holds more than 16 bits a pixel: save it with 8": mode in ("I", "F"),
-        "is transparent in places: flatten it onto a plain background first": alpha.min() < 255,
-        "is coloured: make it grey first": np.ptp(colours, axis=0).max() > 8,  # JPEG changes greys a little
-    }
-    for reason, applies in refusals.items():
-        if applies:
-            raise UserError(f"{path} {reason}")
-    return grey
+    rows, columns, side, _ = ink.shape
+    cell, font = (side + gap) * scale, ImageFont.load_default(size=9 + 2 * scale)
+    room = 13 + 2 * scale  # for a line of text
+    margin = max((round(font.getlength(text)) for text in left), default=0) + 5 * scale * bool(left)
+    tops, height = [], 0
+    for row in range(rows):
+        height += room * any(above[row] if row < len(above) else ())
+        tops.append(height)
+        height += cell
+    sheet = np.full((height - gap * scale, margin + columns * cell - gap * scale), 255, np.uint8)
+    greys = (255 - ink * 255).round().astype(np.uint8).repeat(scale, 2).repeat(scale, 3)
+    for row, column in np.ndindex(rows, columns):
+        x, y, long = margin + column * cell, tops[row], side * scale
+        sheet[y : y + long, x : x + long] = greys[row, column]
+    image = Image.fromarray(sheet)
+    draw = ImageDraw.Draw(image)
+    for top, text in zip(tops, left, strict=False):
+        draw.text((margin - 3 * scale, top + side * scale / 2), text, fill=TEXT, font=font, anchor="rm")
+    for top, captions in zip(tops, above, strict=False):
+        for column, text in enumerate(captions):
+            middle = margin + column * cell + side * scale / 2
+            draw.text((middle, top - room / 2), text, fill=TEXT, font=font, anchor="mm")
+    return np.asarray(image)
+
+
+def fitting_scale(rows: int, columns: int, wanted: int | None) -> int:
+    """How wide a pixel is drawn: as wanted, or 4, or less in a very large picture. Raises UserError for too large."""
+    pixels = rows * columns * (SIDE + 2) ** 2
+    if wanted and wanted > 1 and pixels * wanted**2 > MOST_PIXELS:
+        most = max(int((MOST_PIXELS / pixels) ** 0.5), 1)
+        raise UserError(
+            f"--scale {wanted} makes a picture of {pixels * wanted**2:,} pixels: at most {most} is possible"
+        )
+    return wanted or max(min(int((USUAL_PIXELS / pixels) ** 0.5), ENLARGED), 1)
 
 
 def on_terminal() -> bool:
@@ -103,23 +118,47 @@ def characters(ink: np.ndarray, colours: bool) -> str:
     return "\n".join(lines)
 
 
-def arranged(images: np.ndarray, width: int, gap: int = 2) -> np.ndarray:
-    """Images (R, C, 28, 28) in [0, 1] as one picture of at most `width` columns (or one image, if that is wider).
+class Fit(NamedTuple):
+    """How a row of images fits a terminal: the side of an image in columns, and how many images of a row fit."""
 
-    If a row does not fit, the images are shown at half size; if it still does not fit, the row is wrapped.
+    side: int
+    columns: int
+
+
+def fitting(columns: int, label: int, width: int) -> Fit:
+    """Rows of `columns` images beside labels of `label` characters: full size, or else half, and as many as fit."""
+    for side in (SIDE, HALVED):
+        fit = max((width - label - bool(label) + BETWEEN) // (side + BETWEEN), 1)
+        if fit >= columns:
+            return Fit(side, columns)
+    return Fit(HALVED, fit)
+
+
+def screen(images: np.ndarray, fit: Fit, left: Sequence[str], above: Sequence[str], colours: bool) -> str:
+    """Images (R, C, 28, 28) in [0, 1] as lines: rows with their labels, and captions above the columns.
+
+    A row of more images than fit goes on in a second block of rows, with its own captions.
     """
-    rows, columns, side, _ = images.shape
-    if columns * (side + gap) - gap > width:
-        images = images.reshape(rows, columns, side // 2, 2, side // 2, 2).mean((3, 5))
-        side //= 2
-    fit = max(min(columns, (width + gap) // (side + gap)), 1)
-    padded = np.concatenate([images, np.zeros((rows, -columns % fit, side, side))], 1).reshape(-1, fit, side, side)
-    cells = np.pad(padded, ((0, 0), (0, 0), (0, gap), (0, gap)))
-    picture = cells.transpose(0, 2, 1, 3).reshape(len(padded) * (side + gap), fit * (side + gap))
-    return picture[: -gap or None, : -gap or None]
+    side, margin = fit.side, max(map(len, left), default=-1) + 1
+    if side < SIDE:
+        images = images.reshape(*images.shape[:2], side, 2, side, 2).mean((3, 5))
+    lines: list[str] = []
+    for start in range(0, images.shape[1], fit.columns):
+        block, captions = images[:, start : start + fit.columns], above[start : start + fit.columns]
+        if any(captions):
+            cells = [f"{text:^{side}}" for text in captions]
+            lines.append(" " * margin + (" " * BETWEEN).join(cells).rstrip())
+        for row, label in zip_longest(block, left, fillvalue=""):
+            strip = np.concatenate([np.pad(image, ((0, 0), (0, BETWEEN))) for image in row], 1)[:, :-BETWEEN]
+            drawn = characters(strip, colours).split("\n")
+            names = ["" if place != len(drawn) // 2 else label for place in range(len(drawn))]
+            lines += [
+                f"{name:>{margin - 1}} {line}" if margin else line for name, line in zip(names, drawn, strict=True)
+            ]
+    return "\n".join(lines)
 
 
-def show(images: np.ndarray) -> None:
-    """Prints images (R, C, 28, 28) in [0, 1] in the best way that the terminal supports."""
-    width = shutil.get_terminal_size().columns
-    print(characters(arranged(images, width), has_colours()), flush=True)
+def show(images: np.ndarray, left: Sequence[str] = (), above: Sequence[str] = (), fit: Fit | None = None) -> None:
+    """Prints images (R, C, 28, 28) in [0, 1] with labels in the best way that the terminal supports."""
+    fit = fit or fitting(images.shape[1], max(map(len, left), default=0), terminal.width())
+    print(screen(images, fit, left, above, has_colours()), flush=True)

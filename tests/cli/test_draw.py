@@ -1,5 +1,6 @@
 """The drawing commands on a small model: sheets, strips, animations, completions, a person at a terminal."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from commands import Cvae, assert_refused
 from imports import ROOT
 from PIL import Image
+from terminals import cvae_on_terminal
 
 from pipeline.base.paths import MODEL, SMALL
 from pipeline.completion import model as completion
@@ -50,8 +52,12 @@ def cell(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
 )
 @pytest.mark.usefixtures("project")
 def test_a_picture_has_its_rows_and_columns(cvae: Cvae, words: str, rows: int, columns: int) -> None:
-    assert cvae(f"{words} --out some.png").status == 0
-    assert picture("some.png").shape == (rows * 30 - 2, columns * 30 - 2)
+    for scale in (1, 3):
+        assert cvae(f"{words} --out some.png --scale {scale}").status == 0
+        height, width = picture("some.png").shape
+        labels = (height - (rows * 30 - 2) * scale, width - (columns * 30 - 2) * scale)
+        assert all(0 <= label < 30 + 10 * scale for label in labels)
+        assert (max(labels) > 0) == (not words.startswith("sample 8"))  # samples of one digit need no labels
 
 
 @pytest.mark.usefixtures("project")
@@ -77,10 +83,10 @@ def test_a_seed_repeats_its_pictures(cvae: Cvae, words: str) -> None:
 
 @pytest.mark.usefixtures("project")
 def test_the_ends_of_a_way_are_samples_of_its_digits(cvae: Cvae) -> None:
-    assert cvae("interpolate 3 8 --seed 4 --out way.png").status == 0
+    assert cvae("interpolate 3 8 --seed 4 --out way.png --scale 1").status == 0
     for digit, seed, column in ((3, 4, 0), (8, 5, 9)):
-        assert cvae(f"sample {digit} --count 1 --seed {seed} --out one.png").status == 0
-        assert abs(cell(picture("way.png"), 0, column).astype(int) - picture("one.png")).max() <= 1
+        assert cvae(f"sample {digit} --count 1 --seed {seed} --out one.png --scale 1").status == 0
+        assert abs(cell(picture("way.png")[-28:], 0, column).astype(int) - picture("one.png")).max() <= 1
 
 
 @pytest.mark.usefixtures("project")
@@ -89,8 +95,9 @@ def test_an_animation_goes_there_and_back(cvae: Cvae) -> None:
     shown = frames("way.gif")
     assert len(shown) == 2 * 6 - 2
     assert all(np.array_equal(shown[index], shown[-index]) for index in range(1, 5))
-    assert cvae("interpolate 0 1 --steps 6 --out way.png").status == 0
-    assert abs(shown[5][::4, ::4] - cell(picture("way.png"), 0, 5).astype(int)).max() <= 9  # sixteen greys
+    assert cvae("interpolate 0 1 --steps 6 --out way.png --scale 1").status == 0
+    last = cell(picture("way.png")[-28:], 0, 5)
+    assert abs(shown[5][::4, ::4] - last.astype(int)).max() <= 9  # sixteen greys
 
 
 def test_a_fresh_clone_draws_from_the_small_model(project: Path, cvae: Cvae) -> None:
@@ -121,7 +128,7 @@ def test_a_person_at_a_terminal_sees_digits_and_gets_no_file(
     monkeypatch.delenv("NO_COLOR", raising=False)
     before = sorted(project.rglob("*"))
     out = cvae("sample 8 --count 3").out
-    assert out.count("▀") == 14 * (3 * 30 - 2)
+    assert out.count("▀") == 14 * (3 * 29 - 1)
     assert "3 samples of 8" in out
     assert sorted(project.rglob("*")) == before
 
@@ -165,7 +172,9 @@ def test_completions_are_drawn_on_a_terminal_too(drawer: Path, monkeypatch: pyte
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("NO_COLOR", "1")
     drawn, said = cvae("complete bar.png --mask bottom --count 3").out.split("3 completions, the most likely first\n")
-    assert len(drawn.splitlines()) == 15  # four pictures of half size, three to a line, a gap between the lines
+    lines = drawn.splitlines()
+    assert len(lines) == 1 + 7  # four pictures of half size below a line of captions
+    assert lines[0].split() == ["seen", "1", "2", "3"]
     assert said.count("read as") == 3
     assert not list(drawer.glob("completions*"))
 
@@ -197,31 +206,65 @@ def test_a_runs_model_is_fetched_and_used(
     assert np.array_equal(picture("run.png"), picture(usual))
 
 
+LARGE = INK.repeat(5, 0).repeat(5, 1)
+CLEAR = np.zeros_like(LARGE)
+
+
 @pytest.mark.parametrize(
-    ("stored", "said"),
+    ("stored", "name", "done"),
     [
-        (Image.fromarray(INK).convert("1"), "other-out.png: 8 completions, the most likely first"),
-        (Image.fromarray(INK).convert("RGBA"), "other-out.png: 8 completions, the most likely first"),
-        (Image.fromarray(INK.astype(np.uint16) * 257), "other-out.png: 8 completions, the most likely first"),
-        (Image.fromarray(255 - INK), "other.png: dark ink on a light ground, inverted"),
+        (Image.fromarray(INK).convert("1"), "other.png", None),
+        (Image.fromarray(INK).convert("RGBA"), "other.png", None),
+        (Image.fromarray(INK.astype(np.uint16) * 257), "other.png", None),
+        (Image.fromarray(INK.astype(np.float32) * 9 - 7), "other.tiff", None),
+        (Image.fromarray(255 - INK), "other.png", "dark ink on a light ground, inverted"),
+        (Image.fromarray(LARGE), "other.jpg", "140 × 140 pixels, scaled to 28 × 28"),
+        (Image.fromarray(LARGE[:, 25:-25]), "other.bmp", "90 × 140 pixels, padded to a square, scaled to 28 × 28"),
+        (
+            Image.fromarray(np.stack([200 - LARGE // 2, 190 - LARGE // 2, 180 - LARGE // 3], -1).astype(np.uint8)),
+            "other.jpeg",
+            "made grey; 140 × 140 pixels, scaled to 28 × 28; dark ink on a light ground, inverted",
+        ),
+        (
+            Image.fromarray(np.stack([LARGE, LARGE], -1), "LA"),
+            "other.png",
+            "put on black; 140 × 140 pixels, scaled to 28 × 28",
+        ),
+        (
+            Image.fromarray(np.stack([CLEAR, LARGE], -1), "LA"),
+            "other.webp",
+            "put on white; 140 × 140 pixels, scaled to 28 × 28; dark ink on a light ground, inverted",
+        ),
     ],
 )
 @pytest.mark.usefixtures("drawer")
-def test_a_picture_may_be_stored_in_other_ways(cvae: Cvae, stored: Image.Image, said: str) -> None:
+def test_a_picture_may_have_any_size_and_kind_and_what_is_done_to_it_is_said(
+    cvae: Cvae, stored: Image.Image, name: str, done: str | None
+) -> None:
     assert cvae("complete bar.png --mask top --out usual.png").status == 0
-    stored.save("other.png")
-    assert cvae("complete other.png --mask top --out other-out.png").out.splitlines()[0] == said
+    stored.save(name)
+    first = cvae(f"complete {name} --mask top --out other-out.png").out.splitlines()[0]
+    assert first == (f"{name}: {done}" if done else "other-out.png: 8 completions, the most likely first")
     assert np.array_equal(picture("usual.png"), picture("other-out.png"))
+
+
+@pytest.mark.usefixtures("drawer")
+def test_a_mask_may_have_any_size_and_of_frames_the_first_is_used(cvae: Cvae) -> None:
+    hidden = np.zeros((56, 56), dtype=bool)
+    hidden[:28] = True
+    mask_file("mask.png", hidden)
+    Image.fromarray(INK).save("moving.gif", save_all=True, append_images=[Image.fromarray(INK.T)])
+    assert cvae("complete bar.png --mask top --out usual.png").status == 0
+    assert "moving.gif: the first of its frames" in cvae("complete moving.gif --mask mask.png --out other.png").out
+    assert np.array_equal(picture("usual.png"), picture("other.png"))
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("wide.png --mask top", "wide.png is 56 × 28 pixels, not 28 × 28: crop and scale it first"),
-        ("coloured.png --mask top", "coloured.png is coloured: make it grey first"),
-        ("clear.png --mask top", "clear.png is transparent in places"),
-        ("float.tiff --mask top", "float.tiff holds more than 16 bits a pixel"),
-        ("moving.gif --mask top", "moving.gif holds 2 frames: give one picture"),
+        ("empty.png --mask top", "empty.png shows nothing: all its pixels are alike"),
+        ("endless.tiff --mask top", "endless.tiff is no picture that can be read (some pixels are not finite)"),
+        ("bomb.png --mask top", "bomb.png is no picture that can be read (Image size (100000000 pixels) exceeds"),
         ("cut.png --mask top", "cut.png is no picture that can be read"),
         ("none.png --mask top", "none.png not found"),
         ("bar.png --mask tpo", "--mask tpo is no file and none of top, bottom, left, right, top-left"),
@@ -233,12 +276,25 @@ def test_a_picture_may_be_stored_in_other_ways(cvae: Cvae, stored: Image.Image, 
     ],
 )
 def test_what_cannot_be_completed_is_said_in_one_line(drawer: Path, cvae: Cvae, words: str, reason: str) -> None:
-    Image.fromarray(np.hstack([INK, INK])).save("wide.png")
-    Image.fromarray(np.stack([INK, INK // 2, 0 * INK], -1)).save("coloured.png")
-    Image.fromarray(np.stack([INK, INK], -1), "LA").save("clear.png")
-    Image.fromarray(INK.astype(np.float32)).save("float.tiff")
-    Image.fromarray(INK).save("moving.gif", save_all=True, append_images=[Image.fromarray(INK.T)])
+    Image.fromarray(INK * 0 + 9).save("empty.png")
+    Image.fromarray(np.full((28, 28), np.inf, np.float32)).save("endless.tiff")
+    Image.new("1", (10_000, 10_000)).save("bomb.png")
     Path("cut.png").write_bytes(Path("bar.png").read_bytes()[:60])
     mask_file("all.png", np.ones((28, 28), dtype=bool))
     mask_file("nothing.png", np.zeros((28, 28), dtype=bool))
     assert_refused(drawer, cvae, f"complete {words}", reason)
+
+
+@pytest.mark.slow
+def test_rows_fit_a_terminal_of_80_columns_with_their_labels(project: Path) -> None:
+    shutil.copy(ROOT / SMALL, project / MODEL)
+    for words, labels, above in (
+        ("sample 0-9 --count 12", list("0123456789"), ""),
+        ("traverse 5", [f"z{dimension}" for dimension in range(16)], "-3.0"),
+    ):
+        shown = cvae_on_terminal(project, words)
+        assert (shown.status, shown.width <= 80) == (0, True)
+        assert len(shown.lines) < len(labels) * 7 + 6  # no row goes on below
+        assert [line.split()[0] for line in shown.lines if re.match(r" ?(z?\d+) .*▀", line)] == labels
+        assert above in shown.lines[0]
+        assert re.search(r"5 of 1[02] in a row\s+are\s+shown,\s+\d+\s+columns or --out show all", shown.text)

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from pipeline.base.errors import UserError
 from pipeline.show import pictures
 
 IMAGES = np.random.default_rng(0).random((2, 5, 28, 28))
@@ -40,16 +41,50 @@ def test_the_terminals_settings_choose_the_colours(environment: dict[str, str], 
     assert pictures.has_colours(environment, encoding) == colours
 
 
-def test_images_that_fit_stand_side_by_side_at_full_size() -> None:
-    picture = pictures.arranged(IMAGES, 5 * 30 - 2)
-    assert picture.shape == (2 * 30 - 2, 5 * 30 - 2)
+@pytest.mark.parametrize(
+    ("width", "fit"),
+    [(200, (28, 5)), (5 * 29 - 1 + 3, (28, 5)), (80, (14, 5)), (79, (14, 5)), (60, (14, 3)), (1, (14, 1))],
+)
+def test_a_row_fits_the_terminal_at_full_or_half_size(width: int, fit: tuple[int, int]) -> None:
+    assert pictures.fitting(5, 2, width) == fit
+    drawn = pictures.screen(IMAGES, pictures.Fit(*fit), ["z0", "z1"], [], colours=False)
+    assert max(map(len, drawn.splitlines())) <= max(width, 14 + 3)
+
+
+def test_a_screen_holds_every_pixel_beside_its_label_and_below_its_caption() -> None:
+    fit = pictures.fitting(5, 2, 200)
+    lines = pictures.screen(IMAGES, fit, ["z0", "z1"], list("abcde"), colours=False).splitlines()
+    assert lines[0].split() == list("abcde")
+    assert [line[:2] for line in lines if line[:2].strip()] == ["z0", "z1"]
     for row, column in np.ndindex(2, 5):
-        shown = picture[row * 30 : row * 30 + 28, column * 30 : column * 30 + 28]
-        assert np.array_equal(shown, IMAGES[row, column])
+        expected = pictures.characters(IMAGES[row, column], colours=False).split("\n")
+        block = lines[1 + row * 14 : 15 + row * 14]
+        assert [line.ljust(200)[3 + column * 29 :][:28].rstrip() for line in block] == expected
 
 
-@pytest.mark.parametrize(("width", "shape"), [(1, (10 * 16 - 2, 14)), (79, (2 * 16 - 2, 5 * 16 - 2))])
-def test_a_narrow_terminal_gets_half_the_size_and_more_lines(width: int, shape: tuple[int, int]) -> None:
-    picture = pictures.arranged(IMAGES, width)
-    assert picture.shape == shape
-    assert picture.sum() * 4 == pytest.approx(IMAGES.sum())
+def test_a_wide_row_goes_on_below_with_its_own_captions() -> None:
+    lines = pictures.screen(IMAGES, pictures.Fit(14, 3), [], list("abcde"), colours=False).splitlines()
+    assert [line.split() for line in lines[:: 2 * 7 + 1]] == [["a", "b", "c"], ["d", "e"]]
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_a_picture_holds_its_images_enlarged_beside_their_labels(scale: int) -> None:
+    bare = pictures.picture(IMAGES, scale)
+    assert bare.shape == ((2 * 30 - 2) * scale, (5 * 30 - 2) * scale)
+    ink = (255 - IMAGES * 255).round()
+    for row, column in np.ndindex(2, 5):
+        cell = bare[row * 30 * scale :, column * 30 * scale :][: 28 * scale, : 28 * scale]
+        assert np.array_equal(cell, ink[row, column].repeat(scale, 0).repeat(scale, 1))
+    named = pictures.picture(IMAGES, scale, ["3", "8"], [["", "b"]])
+    top, margin = (both - alone for both, alone in zip(named.shape, bare.shape, strict=True))
+    assert min(top, margin) > 5
+    assert np.array_equal(named[top:, margin:], bare)
+    assert (named[top:, :margin] < 128).any()
+    assert (named[:top] < 128).any()
+
+
+def test_the_scale_of_a_large_picture_falls_and_one_that_is_too_large_is_refused() -> None:
+    assert [pictures.fitting_scale(10, 10, None), pictures.fitting_scale(10, 10_000, None)] == [4, 1]
+    assert pictures.fitting_scale(10, 10, 9) == 9
+    with pytest.raises(UserError, match="--scale 9 makes a picture of"):
+        pictures.fitting_scale(10, 10_000, 9)

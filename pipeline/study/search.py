@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -108,47 +109,71 @@ def _race(study: Study, batch: list[Candidate], train: Split, evaluator: Evaluat
         for first, candidate in going:
             if first == seed:
                 members.setdefault(study.setting.shape(candidate.trial.params), []).append(candidate)
-        for architecture, stack in members.items():  # members of a population have one architecture
-            failed = yield from _train(study, architecture, stack, seed, train, evaluator)
+        for stack in members.values():  # members of a population have one architecture
+            failed = yield from _train(study, stack, seed, train, evaluator)
             racing = [candidate for candidate in racing if candidate not in failed]
 
 
-def _train(
-    study: Study, architecture: Architecture, stack: list[Candidate], seed: int, train: Split, evaluator: Evaluator
-) -> Generator[Event, None, list[Candidate]]:
+class Trained(NamedTuple):
+    """One epoch of one member. figures, strip: after the last one, unless it failed: diverged, or can't be measured."""
+
+    member: int
+    record: Record
+    model: CVAE
+    seconds: float
+    failed: bool
+    figures: dict[str, float]
+    strip: np.ndarray | None
+
+
+def train_together(
+    setting: Setting, trials: Sequence[Mapping[str, Any]], seed: int, train: Split, evaluator: Evaluator
+) -> Iterator[Trained]:
     """Trains a population with one seed, which its first weights, order, noise and samples follow from.
 
-    Keeps each one's figures in its trial. Returns those that diverged, which have ended.
+    trials: what each member tries; all have one architecture. A member that failed is not seen again.
     """
-    setting, tune = study.setting, study.setting.tune
-    params = replace(setting.train, epochs=tune.epochs, seed=seed)
-    evaluator = evaluator.reseeded(seed)
-    models = [build(architecture, seed, setting.aim.likelihood, setting.aim.sigma) for _ in stack]
-    weights = [candidate.trial.params["kl_weight"] for candidate in stack]
-    rates = [candidate.trial.params["learning_rate"] for candidate in stack] if tune.learning_rate else None
+    params = replace(setting.train, epochs=setting.tune.epochs, seed=seed)
+    evaluator, architecture = evaluator.reseeded(seed), setting.shape(trials[0])
+    models = [build(architecture, seed, setting.aim.likelihood, setting.aim.sigma) for _ in trials]
+    weights = [trial["kl_weight"] for trial in trials]
+    rates = [trial["learning_rate"] for trial in trials] if "learning_rate" in trials[0] else None
     members = population.start(models, weights, params, train.labels.device, rates)
-    failed: list[Candidate] = []
     for records in population.fit(members, train, evaluator.split, params, setting.aim):
+        last = members.epoch == params.epochs
         for member, record in records.items():
-            candidate, last = stack[member], members.epoch == params.epochs
             model = members.model(member).eval().requires_grad_(requires_grad=False)
             began = time.perf_counter()
-            measured = _measure(study, evaluator, model, weights[member]) if last and not record.diverged else None
-            candidate.seconds += record.figures["time/seconds"] / len(records) + time.perf_counter() - began
-            candidate.epochs = members.epoch
-            if record.diverged or (last and measured is None):
+            measured = _measure(setting, evaluator, model, weights[member]) if last and not record.diverged else None
+            seconds = record.figures["time/seconds"] / len(records) + time.perf_counter() - began
+            figures, strip = measured or ({}, None)
+            if measured:
+                figures = {name: record.figures[name] for name in OF_FIT} | figures
+            failed = record.diverged or (last and measured is None)
+            if failed:
                 members.drop([member])
-                failed.append(candidate)
-                yield _end(study, candidate, "FAIL")
-                continue
-            figures: dict[str, float] = {}
-            if measured is not None:
-                figures, strip = measured
-                candidate.keep(seed, {name: record.figures[name] for name in OF_FIT} | figures)
-                if candidate.strip is None and len(candidate.seeds) == 1:
-                    candidate.strip = strip
-                    study.keep_strip(candidate, strip)
-            yield Epoch(candidate, seed, record, figures, model)
+            yield Trained(member, record, model, seconds, failed, figures, strip)
+
+
+def _train(
+    study: Study, stack: list[Candidate], seed: int, train: Split, evaluator: Evaluator
+) -> Generator[Event, None, list[Candidate]]:
+    """Trains candidates of one architecture, and keeps their figures in their trials. Returns those that failed."""
+    failed: list[Candidate] = []
+    for found in train_together(study.setting, [candidate.trial.params for candidate in stack], seed, train, evaluator):
+        candidate = stack[found.member]
+        candidate.seconds += found.seconds
+        candidate.epochs = found.record.epoch
+        if found.failed:
+            failed.append(candidate)
+            yield _end(study, candidate, "FAIL")
+            continue
+        if found.figures:
+            candidate.keep(seed, found.figures)
+            if found.strip is not None and len(candidate.seeds) == 1:
+                candidate.strip = found.strip
+                study.keep_strip(candidate, found.strip)
+        yield Epoch(candidate, seed, found.record, found.figures, found.model)
     return failed
 
 
@@ -158,11 +183,11 @@ def _end(study: Study, candidate: Candidate, state: State) -> Ended:
 
 
 def _measure(
-    study: Study, evaluator: Evaluator, model: CVAE, kl_weight: float
+    setting: Setting, evaluator: Evaluator, model: CVAE, kl_weight: float
 ) -> tuple[dict[str, float], np.ndarray] | None:
     """A candidate's figures on validation, of both samplers' samples, and its strip; None if any is not finite."""
     try:
-        density = evaluator.density(model, study.setting.components)
+        density = evaluator.density(model, setting.components)
         figures = {
             f"{sampler}/{name}": value
             for sampler in SAMPLERS
@@ -170,7 +195,7 @@ def _measure(
         }
         figures["active_units"] = evaluator.active_units(model)
         few = replace(evaluator, split=evaluator.split[:NLL_IMAGES])
-        figures |= few.nll(model, study.setting.nll_draws, kl_weight)
+        figures |= few.nll(model, setting.nll_draws, kl_weight)
         labels = torch.arange(CLASSES, device=model.mu.weight.device)
         images = [sample(model, density, labels, sampler, seed=0) for sampler in SAMPLERS]
     except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]  # from values that are not finite

@@ -114,6 +114,23 @@ def test_a_trial_that_another_process_took_over_is_told_once(tmp_path: Path) -> 
     assert found.seeds()["validation/fitted/frechet"].tolist() == [1.0]
 
 
+def test_finished_seeds_of_a_killed_trial_are_not_trained_again(tmp_path: Path) -> None:
+    setting = having(trials=2, epochs=1, seeds=3)
+    alone = finished(tmp_path / "alone", setting)
+    found = opened(tmp_path / "killed", setting)
+    stream = events(found)
+    for event in stream:
+        if isinstance(event, Epoch) and event.seed == 1 and event.candidate.trial.number == 1:
+            break
+    with pytest.raises(KeyboardInterrupt):
+        stream.throw(KeyboardInterrupt())
+    again = opened(tmp_path / "killed", setting)
+    seen = list(events(again))
+    assert [event.seed for event in seen if isinstance(event, Epoch)] == [2, 2]
+    assert list(results(again).values()) == [pytest.approx(values) for values in results(alone).values()]
+    assert all(again.strip(number) is not None for number in results(again))  # of the first try's first seed
+
+
 def test_a_trial_with_an_error_of_its_own_is_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = having(trials=2, population=2, epochs=1)
     with monkeypatch.context() as broken:

@@ -31,6 +31,14 @@ def test_what_people_ask_about_comes_first_and_once_as_far_as_it_is_in_the_range
     assert asked == first
 
 
+def test_the_curves_best_weights_and_their_neighbours_are_asked_for_unless_one_as_good_is(tmp_path: Path) -> None:
+    setting = replace(having(trials=16), curve={"fitted": 0.11, "prior": 2.0})
+    weights = [candidate.trial.params["kl_weight"] for candidate in opened(tmp_path, setting).ask(8)]
+    # 0.3 is that of params.yaml; 1, half of the prior's best, is the bound already
+    assert weights[:7] == [0.11, 2.0, 0.3, pytest.approx(1.0, rel=0.004), 0.055, 0.22, 4.0]
+    assert setting.name() == having(trials=16).name()
+
+
 def test_half_of_a_study_covers_the_range_also_from_two_processes(tmp_path: Path) -> None:
     both = opened(tmp_path, having(trials=12)).ask(3) + opened(tmp_path, having(trials=12)).ask(3)
     weights = [candidate.trial.params["kl_weight"] for candidate in both]

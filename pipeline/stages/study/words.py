@@ -82,8 +82,8 @@ def _above(name: str, answer: Answer, rows: pd.DataFrame, above: float | None) -
         kept = rows[column] > HALF * answer.values[column]
         lost = rows["kl_weight"][rows["kl_weight"] > rows["kl_weight"][kept].max()]
         if len(lost) and lost.min() > answer.interval[1]:
-            return f"from {weight(lost.min())} on you lose half of the variety"
-    return f"at {weight(above)} {_worse(name, answer, rows, above)}"
+            return f"from β = {weight(lost.min())} on you lose half of the variety"
+    return f"at β = {weight(above)} {_worse(name, answer, rows, above)}"
 
 
 def _below(name: str, answer: Answer, rows: pd.DataFrame, below: float | None) -> str:
@@ -94,8 +94,8 @@ def _below(name: str, answer: Answer, rows: pd.DataFrame, below: float | None) -
     if column in rows:
         misread = 1 - rows[column][rows["kl_weight"] == below].iloc[0]
         if misread > MISREAD:
-            return f"at {weight(below)} {misread:.0%} of samples are not the digit asked for"
-    return f"at {weight(below)} {_worse(name, answer, rows, below)}"
+            return f"at β = {weight(below)} {misread:.0%} of samples are not the digit asked for"
+    return f"at β = {weight(below)} {_worse(name, answer, rows, below)}"
 
 
 def _worse(name: str, answer: Answer, rows: pd.DataFrame, at: float) -> str:

@@ -27,8 +27,6 @@ SEEDS = Path("reports/study/seeds.csv")
 BEST = Path("reports/study/best.json")
 STUDY_FIGURES = Path("reports/study/figures")
 
-CURVE_TABLE = Path("reports/weight/curve.csv")
-
 ARTICLE = Path("reports/article")
 
 COMPLETION_HISTORY = Path("reports/completion_history.csv")

@@ -13,7 +13,7 @@ from pipeline.base.device import pick_device
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, sha256, write_json
 from pipeline.base.params import load, load_key
-from pipeline.base.paths import BEST, CURVE_TABLE, JUDGE, PREPARED, SEEDS, STUDY_FIGURES, TRIALS
+from pipeline.base.paths import BEST, JUDGE, PREPARED, SEEDS, STUDY_FIGURES, TRIALS
 from pipeline.data.splits import Split
 from pipeline.measure.evaluator import QUICK_TRAIN, Draws, Evaluator
 from pipeline.model.cvae import ModelParams, resolve
@@ -45,20 +45,7 @@ def read_setting() -> Setting:
         components=load_key(Components, "sample", "components"),
         nll_draws=load_key(Draws, "evaluate", "nll_draws"),
         hashes={"data": sha256(PREPARED), "judge": sha256(JUDGE)},
-        curve=read_curve(),
     )
-
-
-def read_curve() -> dict[str, float]:
-    """For each sampler the weight at which the curve's frechet is lowest, to two digits; empty without a curve."""
-    if not CURVE_TABLE.exists():
-        return {}
-    try:
-        table = pd.read_csv(CURVE_TABLE)
-        lowest = {name: table[f"validation/{name}/frechet"].to_numpy().argmin() for name in ("fitted", "prior")}
-        return {name: float(f"{table['kl_weight'].iloc[row]:.2g}") for name, row in lowest.items()}
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{CURVE_TABLE} is no table of a curve ({error}): run `dvc repro curve` again") from error
 
 
 def read_bench(setting: Setting) -> tuple[Split, Evaluator]:

@@ -56,13 +56,19 @@ def report() -> None:
 def ui(
     port: Annotated[int, typer.Option(metavar="N", help="the first port to try")] = 5000,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="print the address, and open nothing")] = False,
+    compare: Annotated[str, typer.Option(metavar="STUDY", help="the trials of this study, β against frechet")] = "",
 ) -> None:
-    """Compare runs in MLflow's page, until Ctrl-C."""
+    """Compare runs in MLflow's page, until Ctrl-C.
+
+    \b
+    cvae ui                              all runs, the best first
+    cvae ui --compare kl-weight-1a2b3c   the trials of a study; `cvae study` shows its name
+    """
     from pipeline.base.params import load
     from pipeline.tracking import server
     from pipeline.tracking.runs import TrackingParams
 
-    server.ui(Path(), port, not no_browser, load(TrackingParams, "tracking").experiment)
+    server.ui(Path(), port, not no_browser, load(TrackingParams, "tracking").experiment, compare)
 
 
 def _read(path: Path) -> dict[str, Any]:

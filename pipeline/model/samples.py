@@ -71,6 +71,12 @@ def preview(model: CVAE) -> np.ndarray:
     return sheet(sample(model, None, labels, "prior", seed=0), columns=CLASSES)
 
 
+def strip(model: CVAE, density: Density) -> np.ndarray:
+    """Two rows of ten digits, from the prior and the fitted density, always of the same noise: (H, W) uint8."""
+    digits = torch.arange(CLASSES, device=model.mu.weight.device)
+    return sheet(torch.cat([sample(model, density, digits, sampler, seed=0) for sampler in SAMPLERS]), CLASSES)
+
+
 def rows_of_digits(columns: int) -> Tensor:
     """Labels (10 · columns,) of a sheet with one row per digit."""
     return torch.arange(CLASSES).repeat_interleave(columns)

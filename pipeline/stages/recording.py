@@ -29,7 +29,7 @@ def recording(
     Before the first epoch and after each the state is saved in .checkpoints/. An interrupted training of the same data
     and params, which `hashes` stand for, goes on from there in its own MLflow run. The file is deleted when the block
     has ended well. No two processes train the same thing, or into one folder, at once: the second waits.
-    about: the run's name, experiment and params, as tracking.start takes them.
+    about: the run's name, description, experiment and params, as tracking.start takes them.
     """
     unfinished = home(Path.cwd()) / CHECKPOINTS / f"{digest(hashes, title)}.safetensors"
     with alone(CHECKPOINTS / f"{title}.lock"), alone(unfinished.with_suffix(".lock")):
@@ -52,7 +52,7 @@ def recording(
                     bar(record.epoch, console.figures({name: record.figures[name] for name in BESIDE_THE_BAR}))
                     run.metrics(record.figures, record.step)
                     if preview:
-                        run.image("samples_prior", preview(), record.step)
+                        run.image("preview/prior", preview(), record.epoch)
                     save()
 
             save()

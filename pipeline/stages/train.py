@@ -25,24 +25,24 @@ def main() -> None:
     # Everything is resolved, checked and printed before the work starts.
     model_params, aim = load(ModelParams, "model"), load(ObjectiveParams, "objective")
     params, components = load(TrainParams, "train"), load_key(Components, "sample", "components")
-    experiment = load(tracking.TrackingParams, "tracking").experiment
     architecture, device = resolve(model_params), pick_device(params.device)
-    sections = {"model": architecture, "objective": aim, "train": params}
     saved = {"model": plain(model_params), "objective": plain(aim), "train": plain(params)}
-    saved["sample"] = {"components": components}
+    saved |= {"sample": {"components": components}}
+    given = {f"{section}.{key}": value for section, values in saved.items() for key, value in values.items()}
     split, validation = load_splits(PREPARED, "train", "validation", device=device)
-    hashes = {"data": sha256(PREPARED), "params": digest(saved)}
-    notes = {"device": str(device), "precision": str(pick_precision(params.precision, device)).removeprefix("torch.")}
+    hashes, precision = {"data": sha256(PREPARED), "params": digest(saved)}, pick_precision(params.precision, device)
+    notes = {"device": str(device), "precision": str(precision).removeprefix("torch."), "group": "trainings"}
     training = start(build(architecture, params.seed, aim.likelihood, aim.sigma), params, device)
     size = sum(weight.numel() for weight in training.model.parameters())
-    usual = {"mlp", "bernoulli", "standard"}
-    unusual = [word for word in (architecture.architecture, aim.likelihood, architecture.prior) if word not in usual]
-    words = " ".join([model_params.preset, *unusual])
-    print(f"{words} CVAE of {size:,} weights, β = {aim.kl_weight:g}, on {device} in {notes['precision']}")
+    usual, kinds = ("mlp", "bernoulli", "standard"), (architecture.architecture, aim.likelihood, architecture.prior)
+    words = " ".join([model_params.preset, *(kind for kind in kinds if kind not in usual)])
+    about = f"{words} CVAE of {size:,} weights, β = {aim.kl_weight:g}, on {device} in {notes['precision']}"
+    print(about)
 
     with recording(
         "train", training, params.epochs, hashes, notes,
-        name=f"{words} β={aim.kl_weight:g}", experiment=experiment, params=flat(sections),
+        name=f"{words} β={aim.kl_weight:g}", experiment=load(tracking.TrackingParams, "tracking").experiment,
+        about=about, params=given, resolved=flat({"model": architecture}),
     ) as (run, rows, follow):  # fmt: skip
         records = watched(fit(training, split, validation, params, aim), params.epochs, aim, run)
         follow(records, lambda: samples.preview(training.model))
@@ -51,6 +51,7 @@ def main() -> None:
         with replacing(HISTORY) as part:
             pd.DataFrame(rows).to_csv(part, index=False)
         run.artifact(HISTORY)
+        run.samples(samples.strip(training.model, density), "0123456789", samples.SAMPLERS)
         run.model(MODEL)
         write_json(RUN, run.pointer() | {"hashes": hashes})
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import for_reading, hide, home, replacing, shown, sqlite_path
+from pipeline.tracking.page import best_first
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
@@ -188,7 +189,9 @@ def experiment_id(client: Any, name: str) -> str:
         path = sqlite_path(client.tracking_uri)
         location = None if path is None else path.with_name(ARTIFACTS).as_uri()
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            number = str(client.create_experiment(name, artifact_location=location))
+            best_first(client, number)  # the view, for those who start MLflow's page themselves
+            return number
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -255,7 +258,7 @@ def named(uri: str, root: Path) -> tuple[Any, str]:
 
     Raises UserError if there is no such run.
     """
-    match = re.fullmatch(r"runs:/([0-9a-f]+)(/model)?/?", uri)
+    match = re.fullmatch(r"runs:/([0-9a-f]+)(/[\w-]+)?/?", uri)
     if match is None:
         raise UserError(f"{uri!r} names no run: write runs:/ and the run's id")
     store = reading_uri(root)

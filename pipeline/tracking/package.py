@@ -15,6 +15,7 @@ LOADER = "pipeline.cli.serve"
 LOADER_NEEDS = ("torch", "numpy", "pydantic", "safetensors", "pandas")
 
 Served = Literal["samples", "completions"]  # what a packaged model answers requests with
+NAMES: dict[Served, str] = {"samples": "cvae-mnist", "completions": "cvae-mnist-completion"}  # of the models
 
 
 def pack(weights: Path, served: Served, run_id: str = "", model_id: str = "") -> Path:
@@ -70,6 +71,16 @@ def _interface(served: Served) -> tuple[Any, Any]:
     return ModelSignature(Schema(inputs), outputs), pd.DataFrame({"digit": [3], "seed": [0]})
 
 
+def _why_none(run: Any) -> str:
+    """Which runs have models, said for a run that has none."""
+    kind = run.data.tags.get("kind", "training")
+    if kind == "trial":
+        return "of a study, only the best trial's model is kept"
+    if kind == "study":
+        return "it is a study, whose best trial has one"
+    return "its training did not end"
+
+
 def download_model(uri: str, root: Path) -> Path:
     """Fetches the weights of the run at `runs:/<run id>` to `models/<run id>.safetensors` in the user's project folder.
 
@@ -78,7 +89,7 @@ def download_model(uri: str, root: Path) -> Path:
     run, store = named(uri, root)
     run_id = run.info.run_id
     if not (run.outputs and run.outputs.model_outputs):
-        raise UserError(f"run {run_id} holds no model: it may have ended before its training did")
+        raise UserError(f"run {run_id} has no model: {_why_none(run)}")
     with one_line(store), tempfile.TemporaryDirectory(prefix="cvae-") as folder:
         from mlflow.artifacts import download_artifacts
 

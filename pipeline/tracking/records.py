@@ -143,21 +143,30 @@ def _expect_model(_: Delivery) -> None:
 
 def _model(it: Delivery) -> None:
     """A run has one model: one that an interrupted try has made is completed."""
-    from mlflow.entities import LoggedModelOutput
+    from mlflow.entities import LoggedModelOutput, Metric
 
     filters = f"source_run_id = '{it.to.run_id}'"
     made = list(it.client.search_logged_models([it.to.experiment_id], filter_string=filters))
     made.sort(key=lambda one: str(one.status) != "READY")
-    model = made[0] if made else it.client.create_logged_model(it.to.experiment_id, package.MODEL, it.to.run_id)
+    model = made[0] if made else _new_model(it)
     if str(model.status) != "READY":
         with it.file(it.record["name"]) as path:
             folder = package.pack(path, it.record["served"], it.to.run_id, model.model_id)
             it.client.log_model_artifacts(model.model_id, str(folder))
         it.client.finalize_logged_model(model.model_id, "READY")
-    it.to.know(it.client.get_run(it.to.run_id))
+    run = it.client.get_run(it.to.run_id)
+    it.to.know(run)
+    # The figures so far, with the time and step that they have in the run, which then keeps them once.
+    figures = [Metric(one.key, one.value, one.timestamp, one.step, model.model_id) for one in run.data._metric_objs]
+    it.client.log_batch(it.to.run_id, metrics=figures, synchronous=True)
     if it.to.model_id != model.model_id:
         it.client.log_outputs(it.to.run_id, [LoggedModelOutput(model.model_id, step=0)])
         it.to.model_id = model.model_id
+
+
+def _new_model(it: Delivery) -> Any:
+    params, name = it.client.get_run(it.to.run_id).data.params, package.NAMES[it.record["served"]]
+    return it.client.create_logged_model(it.to.experiment_id, name, it.to.run_id, params=params, model_type="cvae")
 
 
 def _end(it: Delivery) -> None:

@@ -23,17 +23,21 @@ from uuid import uuid4
 from pipeline.base import console
 from pipeline.base.errors import UserError
 from pipeline.base.files import shown, sqlite_path
-from pipeline.base.params import params
+from pipeline.base.params import FILE, params
 from pipeline.tracking import package
+from pipeline.tracking.about import as_file, changed
 from pipeline.tracking.journal import OUTBOX
+from pipeline.tracking.labels import labelled
 from pipeline.tracking.local import KEY, connect, experiment_id, find, one_line, tracking_uri, within
 from pipeline.tracking.outbox import FIRST_SECONDS, Outbox
+from pipeline.tracking.page import SAMPLES
 from pipeline.tracking.records import Target
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+DESCRIPTION = "mlflow.note.content"
 LONGEST_DIGEST = 36  # MLflow's limit, in characters
 
 
@@ -50,15 +54,18 @@ def start(
     experiment: str,
     *,
     params: Mapping[str, Any] | None = None,
+    resolved: Mapping[str, Any] | None = None,
     tags: Mapping[str, Any] | None = None,
+    about: str = "",
     key: str = "",
     wait: bool = True,
     root: Path = Path(),
 ) -> "Run":
     """A new run, to be ended by `with` or `end`.
 
-    key: that of an interrupted run, which then goes on. wait: whether to wait until the store has created the run, and
-    to raise its errors. Without it, `run_id` is empty at first, and an error that shows late is a warning.
+    params, resolved: see Run.params. about: the description, in Markdown. key: that of an interrupted run, which then
+    goes on. wait: whether to wait until the store has created the run, and to raise its errors. Without it, `run_id` is
+    empty at first, and an error that shows late is a warning.
     Raises UserError if the store cannot be used.
     """
     uri = tracking_uri(root)
@@ -66,10 +73,12 @@ def start(
         with one_line(uri):  # an error of the experiment is raised here
             within(FIRST_SECONDS, lambda: experiment_id(connect(uri), experiment))
     run = Run(Outbox.at(uri, root), Target(name, key or uuid4().hex), goes_on=bool(key))
-    about = {name: str(value) for name, value in (_context(root) | dict(tags or {})).items()}
-    run._put("open", experiment=experiment, tags=about, goes_on=bool(key), at=_now())
+    texts = {name: str(value) for name, value in (_context(root) | dict(tags or {})).items()}
+    if about:
+        texts[DESCRIPTION] = about
+    run._put("open", experiment=experiment, tags=texts, goes_on=bool(key), at=_now())
     if params:
-        run.params(params)
+        run.params(params, resolved)
     if wait:
         run.wait_for_id()
     return run
@@ -205,22 +214,40 @@ class Run:
         if finite:
             self._put("metrics", values=finite, step=step, at=_now(), of_model=of_model)
 
-    def params(self, values: Mapping[str, Any]) -> None:
-        """Flat names to values. MLflow cuts long ones, and refuses a second, different value for a name."""
-        self._put("params", values={name: str(value) for name, value in values.items()})
+    def params(self, values: Mapping[str, Any], resolved: Mapping[str, Any] | None = None) -> None:
+        """Values by names such as `train.epochs`: what was changed as parameters, all as the artifact params.yaml.
+
+        resolved: what blank values stand for, for the artifact alone. MLflow cuts long values, and refuses a second,
+        different value for a name.
+        """
+        self._put("params", values={name: str(value) for name, value in changed(values).items()})
+        self.text(as_file({**values, **(resolved or {})}), FILE)
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Names to texts, which replace earlier ones."""
         if values:
             self._put("tags", values={name: str(value) for name, value in values.items()})
 
+    def describe(self, text: str) -> None:
+        """The description at the top of the run's page, in Markdown. It replaces an earlier one."""
+        self.tags({DESCRIPTION: text})
+
+    def samples(self, picture: "np.ndarray", columns: Sequence[str], rows: Sequence[str]) -> None:
+        """The picture that every training and every trial has, with labels: a tile, and the artifact samples.png.
+
+        It has step 0, which the page shows first.
+        """
+        picture = labelled(picture, columns, rows)
+        self.image(SAMPLES, picture, step=0)
+        self._put_file("artifact", _png(picture), "", name=f"{SAMPLES}.png", folder=None)
+
+    def text(self, content: str, name: str) -> None:
+        """A text as an artifact."""
+        self._put("text", name=name, text=content)
+
     def image(self, key: str, image: "np.ndarray", step: int) -> None:
         """A picture, (H, W) or (H, W, 3) uint8. Pictures with one key become a tile with a slider over the steps."""
-        from PIL import Image
-
-        content = io.BytesIO()
-        Image.fromarray(image).save(content, "PNG")
-        self._put_file("image", content.getvalue(), ".png", key=key, step=step, at=_now())
+        self._put_file("image", _png(image), ".png", key=key, step=step, at=_now())
 
     def artifact(self, path: Path | str, folder: str | None = None) -> None:
         """A file, as it is now, in the run's artifacts: under `folder`, or at the top."""
@@ -232,7 +259,7 @@ class Run:
         The layout is that of MLflow's log_table, which would append the rows instead.
         """
         content = frame.to_json(orient="split", index=False, date_format="iso")
-        self._put("text", name=f"{name}.json", text=content)
+        self.text(content, f"{name}.json")
         self.tags({"mlflow.loggedArtifacts": json.dumps([{"path": f"{name}.json", "type": "table"}])})
 
     def dataset(self, name: str, digest: str, source: str, context: str) -> None:
@@ -245,7 +272,10 @@ class Run:
         self._put("expect_model")
 
     def model(self, weights: Path | str, served: package.Served = "samples") -> None:
-        """The packaged model `runs:/<run id>/model` with these weights. `model_id` is set once it is sent."""
+        """The packaged model `runs:/<run id>/cvae-mnist` with these weights, and the figures that the run has so far.
+
+        `model_id` is set once it is sent.
+        """
         self._put_file("model", Path(weights).read_bytes(), "", name=Path(weights).name, served=served)
 
     def _put(self, do: str, **values: Any) -> None:
@@ -279,6 +309,14 @@ def close(run_id: str, root: Path = Path()) -> None:
         found = find(uri, run_id)
         if found is not None and found.info.status == "RUNNING":
             connect(uri).set_terminated(run_id, "FAILED")
+
+
+def _png(image: "np.ndarray") -> bytes:
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG")
+    return content.getvalue()
 
 
 def _tag(client: Any, run_id: str, values: Mapping[str, Any]) -> None:

@@ -16,24 +16,25 @@ from pathlib import Path
 from pipeline.base import console
 from pipeline.base.errors import UserError
 from pipeline.base.files import shown, sqlite_path
-from pipeline.tracking.local import ARTIFACTS, connect, one_line, reading_uri, tracking_uri
+from pipeline.tracking.local import ARTIFACTS, connect, experiment_id, one_line, reading_uri, tracking_uri
+from pipeline.tracking.page import best_first, comparison
 
 START_SECONDS = 120.0
 
 
-def ui(root: Path, port: int, open_browser: bool, experiment: str) -> None:
-    """Shows the runs in a browser, `experiment` first. Serves this machine only, on `port` or the next free one.
+def ui(root: Path, port: int, open_browser: bool, experiment: str, study: str = "") -> None:
+    """Shows the runs of `experiment` in a browser, or a comparison of the trials of `study`.
 
-    If MLFLOW_TRACKING_URI names a server, it only opens that one. Raises UserError if the server does not start.
+    Serves this machine only, on `port` or the next free one. If MLFLOW_TRACKING_URI names a server, it only opens that
+    one. Raises UserError if there is no such study, or if the server does not start.
     """
     uri, own = reading_uri(root), tracking_uri(root)
     if uri != own:
         console.warn(f"{shown(own)} can't be written: a copy is shown, as it is now")
     client = connect(uri)
     with one_line(uri):
-        found = client.get_experiment_by_name(experiment)
-    # Without the last part, a new browser would open MLflow's view for language models.
-    page = f"/#/experiments{f'/{found.experiment_id}' if found else ''}?workflowType=machine_learning"
+        number = experiment_id(client, experiment)
+        page = comparison(client, number, study) if study else best_first(client, number)
     if uri.startswith("http"):
         _show(shown(uri).rstrip("/") + page, open_browser)
         return

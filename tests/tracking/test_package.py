@@ -21,7 +21,7 @@ from pipeline.tracking import package, runs
 # Programs that know nothing of this project.
 LOAD = """
 import json, mlflow, numpy, pandas
-model = mlflow.pyfunc.load_model("runs:/RUN/model")
+model = mlflow.pyfunc.load_model("runs:/RUN/NAME")
 """
 GENERATE = """
 images = model.predict(pandas.DataFrame({"digit": [3, 7, 3], "seed": [1, 1, 1]}))
@@ -37,10 +37,10 @@ print(json.dumps([found.shape, float(found[:, :, :14].min()), float(found[:, :, 
 """
 
 
-def outside(code: str, run: runs.Run, folder: Path) -> Any:
+def outside(code: str, run: runs.Run, name: str, folder: Path) -> Any:
     """What the program prints. It may load no pickle."""
     environment = os.environ | {"MLFLOW_TRACKING_URI": run.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    command = [sys.executable, "-c", (LOAD + code).replace("RUN", run.run_id)]
+    command = [sys.executable, "-c", (LOAD + code).replace("RUN", run.run_id).replace("NAME", name)]
     return json.loads(subprocess.check_output(command, cwd=folder, env=environment, text=True))
 
 
@@ -64,7 +64,7 @@ def test_a_packaged_model_samples_without_pickle(root: Path, tmp_path: Path) -> 
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert suffixes <= {"", ".py", ".json", ".txt", ".yaml", ".safetensors"}
     assert re.search(r"^torch==[\d.]+$", (folder / "requirements.txt").read_text(), re.MULTILINE)
-    shape, same, most, file = outside(GENERATE, run, root)
+    shape, same, most, file = outside(GENERATE, run, "cvae-mnist", root)
     assert (shape, same) == ([3, 28, 28], True)
     assert 0 < most <= 1
     assert Path(file).parts[-4:] == ("code", "pipeline", "cli", "serve.py")  # the model's own copy
@@ -76,7 +76,7 @@ def test_a_packaged_completer_works_without_pickle(root: Path, tmp_path: Path) -
     save_completer(weights, completion.build(2, 8, 0))
     with runs.start("completion cvae", "e", root=root) as run:
         run.model(weights, "completions")
-    shape, hidden, seen = outside(COMPLETE, run, root)
+    shape, hidden, seen = outside(COMPLETE, run, "cvae-mnist-completion", root)
     assert shape == [2, 3, 28, 28]
     assert hidden > 0 == seen
 
@@ -84,6 +84,7 @@ def test_a_packaged_completer_works_without_pickle(root: Path, tmp_path: Path) -
 def test_a_run_without_a_model_is_an_error_in_one_line(root: Path) -> None:
     with runs.start("train", "e", root=root) as run:
         pass
-    for uri, words in ((f"runs:/{run.run_id}", "holds no model"), (f"runs:/{'0' * 32}", "no run"), ("x", "names no")):
+    none = "has no model: its training did not end"
+    for uri, words in ((f"runs:/{run.run_id}", none), (f"runs:/{'0' * 32}", "no run"), ("x", "names no")):
         with pytest.raises(UserError, match=words):
             package.download_model(uri, root)

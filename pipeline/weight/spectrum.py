@@ -1,0 +1,150 @@
+"""What each KL weight can give, from the data alone: which latent directions pay, and how many nats they carry.
+
+For each class, λ are the eigenvalues of the images' covariance, measured in nats of the likelihood. A latent direction
+pays at weight β only if λ > β. It then carries ½ log(λ ÷ β) nats per image: reverse water-filling, with probabilistic
+PCA (Tipping & Bishop 1999) as the decoder (Lucas 2019). docs/spectrum.md derives this and says where it fails.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.base.errors import UserError
+from pipeline.data.splits import CLASSES, PIXELS, Pixels, Split, to_unit
+from pipeline.model.likelihood import LEAST_VARIANCE
+
+FLOOR = 1e-3  # least p (1 − p) of a pixel: one that is lit in a few images of a class would otherwise count for much
+SOLVED = ("bernoulli", "gaussian", "sigma_learned", "sigma_optimal")  # the likelihoods whose spectrum is known
+HALVINGS = 100  # of an interval that holds a solution: its ends then meet in float64
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues by class, of the covariance of images in the likelihood's metric.
+
+    eigenvalues: (classes, directions) float64, each row from the largest to the smallest. shares: (classes,), of all
+    images. pixels: None, or with a σ that training chooses, the number of pixels that share it. The eigenvalues are
+    then those of the covariance itself, and σ² depends on the weight: it is the mean squared error.
+
+    Methods take β and the number of latent dimensions; None is as many as there are directions.
+    """
+
+    eigenvalues: Tensor
+    shares: Tensor
+    pixels: int | None = None
+
+    def rates(self, beta: float, latents: int | None = None) -> Tensor:
+        """The expected kl of each class, (classes,) nats per image."""
+        return self._rates(self._level(beta, latents), latents)
+
+    def rate(self, beta: float, latents: int | None = None) -> float:
+        """The expected kl, nats per image: the mean over all images."""
+        return float(self.shares @ self.rates(beta, latents))
+
+    def actives(self, beta: float, latents: int | None = None) -> Tensor:
+        """The number of latent dimensions that each class can use, (classes,)."""
+        return (self.eigenvalues[:, :latents] > self._level(beta, latents)).sum(1)
+
+    def active(self, beta: float, latents: int | None = None) -> int:
+        """The number of latent dimensions that a model can use: that of the class with the most."""
+        return int(self.actives(beta, latents).max())
+
+    def collapses(self, latents: int | None = None) -> Tensor:
+        """The weight above which each class has collapsed, (classes,)."""
+        return torch.stack([self._weight(level, latents) for level in self.eigenvalues[:, 0]])
+
+    def collapse(self, latents: int | None = None) -> float:
+        """The weight above which every class has collapsed."""
+        return float(self.collapses(latents).max())
+
+    def weight_for(self, nats: float, latents: int | None = None) -> float:
+        """The weight at which the expected kl is so many nats per image. Raises UserError for 0 and below."""
+        if not 0 < nats < math.inf:
+            raise UserError(f"a budget must be a positive number of nats per image, not {nats}")
+        top = self.eigenvalues[:, :latents]
+        # A nat per direction and class is a factor of e² in the level.
+        low, high = float(top[:, 0].min()) * math.exp(-2 * nats / self.shares.min().item()), float(top.max())
+        level = _solved(lambda at: float(self.shares @ self._rates(at, latents)) - nats, low, high)
+        return float(self._weight(torch.tensor(level, dtype=top.dtype), latents))
+
+    # Water-filling knows a level θ, below which no direction is seen: β times the variance that the likelihood assumes,
+    # which is 1 in its own metric.
+
+    def _rates(self, level: float, latents: int | None) -> Tensor:
+        return 0.5 * (self.eigenvalues[:, :latents] / level).log().clamp(min=0).sum(1)
+
+    def _level(self, beta: float, latents: int | None) -> float:
+        """θ at a weight. Raises UserError unless the weight is positive."""
+        if not 0 < beta < math.inf:
+            raise UserError(f"the spectrum needs a KL weight above 0, not {beta}")
+        if self.pixels is None:
+            return beta
+        top = float(self.eigenvalues.max())
+        if beta >= float(self._weight(torch.tensor(top, dtype=torch.float64), latents)):
+            return beta * self._variance(top, latents)
+        return _solved(lambda level: beta * self._variance(level, latents) - level, 0.0, top)
+
+    def _weight(self, level: Tensor, latents: int | None) -> Tensor:
+        """The weight at a level θ, ()."""
+        return level if self.pixels is None else level / self._variance(float(level), latents)
+
+    def _variance(self, level: float, latents: int | None) -> float:
+        """σ²: the mean squared error of a pixel if every direction that pays keeps an error of θ, all others theirs."""
+        errors = self.eigenvalues[:, :latents].clamp(max=level).sum(1)
+        if latents is not None:
+            errors = errors + self.eigenvalues[:, latents:].sum(1)
+        return max(float(self.shares @ errors) / (self.pixels or 1), LEAST_VARIANCE)
+
+
+def of_split(train: Split, likelihood: str, pixels: Pixels = "grey", sigma: float | None = None) -> Spectrum:
+    """The spectrum of a split's images, on their device. sigma: of the gaussian likelihood.
+
+    Raises UserError where a class has no image, or the likelihood has no closed form.
+    """
+    check(likelihood)
+    counts = torch.bincount(train.labels, minlength=CLASSES).tolist()
+    for digit in (digit for digit, count in enumerate(counts) if count == 0):
+        raise UserError(f"digit {digit} has no training images, so its spectrum is unknown: add some, or more data")
+    variance = None if likelihood == "bernoulli" else torch.tensor(1.0 if sigma is None else sigma**2)
+    rows = [of_images(train.of_class(digit).images, pixels, variance) for digit in range(CLASSES)]
+    shares = torch.tensor(counts, dtype=torch.float64) / len(train)
+    return Spectrum(torch.stack(rows), shares, PIXELS if likelihood.startswith("sigma_") else None)
+
+
+def check(likelihood: str) -> None:
+    """Raises UserError if a likelihood's spectrum is not known."""
+    if likelihood not in SOLVED:
+        raise UserError(
+            f"the spectrum has no closed form for objective.likelihood {likelihood}: it knows {', '.join(SOLVED)}"
+        )
+
+
+def of_images(images: Tensor, pixels: Pixels, variance: Tensor | None) -> Tensor:
+    """Eigenvalues of the covariance of one class, (D,) float64 on the CPU, from the largest to the smallest.
+
+    images: (N, ...) uint8, or in [0, 1], D values each. The covariance is in units of `variance`, or of p (1 − p) for a
+    Bernoulli, None, which is the curvature of its cross-entropy at the mean picture p, for grey pixels too. `binary`
+    pixels are Bernoulli draws of the images: their variance is that of the images plus the mean of x (1 − x).
+    """
+    x = to_unit(images.flatten(1)).double()
+    mean = x.mean(0)
+    varying = (x.amax(0) > x.amin(0)) if pixels == "grey" else mean * (1 - mean) > 0  # all others have eigenvalues of 0
+    x, mean = x[:, varying], mean[varying]
+    metric = (mean * (1 - mean)).clamp(min=FLOOR) if variance is None else variance.to(x).expand_as(mean)
+    scaled = (x - mean) / metric.sqrt()
+    covariance = scaled.T @ scaled / len(x)
+    if pixels == "binary":
+        covariance += torch.diag((x * (1 - x)).mean(0) / metric)
+    found = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0).cpu()
+    return torch.cat([found, found.new_zeros(images[0].numel() - len(found))])
+
+
+def _solved(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function that is positive below and negative above crosses 0."""
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if function(middle) > 0 else (low, middle)
+    return (low + high) / 2

@@ -1,0 +1,204 @@
+"""The spectrum held to linear VAEs that are trained to the end, with every expectation exact."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from bands import banded
+from latents import normal, source
+from torch import Tensor
+from torch.distributions import kl_divergence
+from torch.distributions.normal import Normal
+
+from pipeline.base.errors import UserError
+from pipeline.model.likelihood import LIKELIHOODS
+from pipeline.weight.spectrum import SOLVED, Spectrum, of_images, of_split
+
+SIZES = (0.3, 0.22, 0.15, 0.11, 0.08, 0.05)  # standard deviations of the made data's directions
+LATENTS = 4
+SIGMA = 0.1
+
+
+def pictures(pixels: int, sizes: tuple[float, ...] = SIZES) -> Tensor:
+    """100 pictures (100, pixels) in [0, 1] around a grey one, which vary along orthogonal directions."""
+    directions = torch.linalg.qr(normal(pixels, len(sizes), seed=1)).Q
+    places = normal(100, len(sizes)) * torch.tensor(sizes, dtype=torch.float64)
+    return (torch.linspace(0.3, 0.6, pixels, dtype=torch.float64) + places @ directions.T).clamp(0, 1)
+
+
+def one_class(images: Tensor, variance: float | None, pixels: int | None = None) -> Spectrum:
+    eigenvalues = of_images(images, "grey", None if variance is None else torch.tensor(variance))
+    return Spectrum(eigenvalues[None], torch.ones(1, dtype=torch.float64), pixels)
+
+
+def trained(images: Tensor, error: Callable[[Tensor, Tensor], Tensor], beta: float) -> tuple[float, int]:
+    """kl and active latents of a VAE with a linear encoder and decoder, trained to the end on all images at once.
+
+    error: mean and variance of the decoder's outputs (N, pixels), to the expected reconstruction () in nats per image.
+    """
+    x = images - images.mean(0)
+    pixels = images.shape[1]
+    encode, decode = 0.3 * normal(LATENTS, pixels, seed=2), 0.3 * normal(pixels, LATENTS, seed=3)
+    bias, log_var = images.mean(0), torch.zeros(LATENTS, dtype=torch.float64)
+    weights = [weight.requires_grad_() for weight in (encode, decode, bias, log_var)]
+    optimizer = torch.optim.LBFGS(
+        weights, max_iter=500, tolerance_grad=1e-8, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def terms() -> tuple[Tensor, Tensor]:
+        q = Normal(x @ encode.T, (log_var / 2).exp())
+        outputs = q.mean @ decode.T + bias, (log_var.exp() @ decode.square().T).expand_as(x)
+        kl = kl_divergence(q, Normal(torch.zeros_like(log_var), torch.ones_like(log_var))).sum(1).mean()
+        return error(*outputs), kl
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        reconstruction, kl = terms()
+        loss = reconstruction + beta * kl
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return terms()[1].item(), int(((x @ encode.T).var(0) > 0.01).sum())
+
+
+def gaussian_error(images: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def error(mean: Tensor, variance: Tensor) -> Tensor:
+        return ((images - mean).square() + variance).sum(1).mean() / (2 * SIGMA**2)
+
+    return error
+
+
+def cross_entropy(images: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Of logits N(mean, variance), by Gauss-Hermite quadrature."""
+    at, weight = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(12))
+
+    def error(mean: Tensor, variance: Tensor) -> Tensor:
+        logits = mean + at[:, None, None] * variance.sqrt()
+        softplus = torch.einsum("k,knd->nd", weight / weight.sum(), F.softplus(logits))
+        return (softplus - images * mean).sum(1).mean()
+
+    return error
+
+
+def best_sigma(images: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Of a Gaussian whose σ² is the mean squared error."""
+
+    def error(mean: Tensor, variance: Tensor) -> Tensor:
+        return 0.5 * images.shape[1] * ((images - mean).square() + variance).mean().log()
+
+    return error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.4, 0.98, 1.01])
+def test_a_linear_gaussian_vae_is_foretold_to_one_percent(share: float) -> None:
+    """Its kl, its active latents, and the weight at which it collapses; share: of that weight."""
+    images = pictures(12)
+    spectrum = one_class(images, SIGMA**2)
+    beta = share * spectrum.collapse()
+    kl, active = trained(images, gaussian_error(images), beta)
+    assert kl == pytest.approx(spectrum.rate(beta, LATENTS), rel=0.01, abs=1e-4)
+    assert active == spectrum.active(beta, LATENTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.4, 0.9, 1.05])
+def test_so_is_one_whose_sigma_is_that_of_its_errors(share: float) -> None:
+    images = pictures(12)
+    spectrum = one_class(images, 1.0, pixels=12)
+    beta = share * spectrum.collapse(LATENTS)
+    kl, active = trained(images, best_sigma(images), beta)
+    assert kl == pytest.approx(spectrum.rate(beta, LATENTS), rel=0.01, abs=1e-4)
+    assert active == spectrum.active(beta, LATENTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.07, 0.2, 0.6, 0.95, 1.05])
+def test_a_linear_decoder_of_grey_bernoulli_pixels_is_foretold_to_five_percent(share: float) -> None:
+    images = pictures(120, tuple(2 * size for size in SIZES))
+    spectrum = one_class(images, None)
+    beta = share * spectrum.collapse()
+    kl, active = trained(images, cross_entropy(images), beta)
+    assert kl == pytest.approx(spectrum.rate(beta, LATENTS), rel=0.05, abs=1e-4)
+    assert active == spectrum.active(beta, LATENTS)
+
+
+@pytest.mark.parametrize("likelihood", SOLVED)
+def test_a_class_collapses_where_the_weight_crosses_its_largest_eigenvalue(likelihood: str) -> None:
+    spectrum = of_split(banded(12, 0), likelihood, "grey", SIGMA)
+    for digit, weight in enumerate(spectrum.collapses(LATENTS).tolist()):
+        below, above = (spectrum.rates(weight * (1 + change), LATENTS)[digit] for change in (-1e-6, 1e-6))
+        assert 0 < below < 1e-4
+        assert above == 0
+        assert spectrum.actives(weight * (1 - 1e-6), LATENTS)[digit] >= 1
+        assert spectrum.actives(weight * (1 + 1e-6), LATENTS)[digit] == 0
+    assert spectrum.rate(1.001 * spectrum.collapse(LATENTS), LATENTS) == 0
+    if likelihood in ("bernoulli", "gaussian"):
+        assert torch.equal(spectrum.collapses(), spectrum.eigenvalues[:, 0])
+
+
+@pytest.mark.parametrize("likelihood", SOLVED)
+@pytest.mark.parametrize("latents", [1, LATENTS])
+def test_a_budget_of_nats_has_its_weight(likelihood: str, latents: int | None) -> None:
+    spectrum = of_split(banded(12, 0), likelihood, "grey", SIGMA)
+    weights = [spectrum.weight_for(nats, latents) for nats in (0.1, 1.0, 5.0)]
+    assert [spectrum.rate(weight, latents) for weight in weights] == pytest.approx([0.1, 1, 5], rel=1e-9)
+    assert weights == sorted(weights, reverse=True)
+
+
+def test_each_further_latent_carries_less_and_those_that_do_not_pay_carry_nothing() -> None:
+    spectrum = of_split(banded(12, 0), "bernoulli")
+    beta = 2.0
+    rates = [spectrum.rate(beta, latents) for latents in range(1, 12)]
+    gains = [later - rate for rate, later in pairwise(rates)]
+    assert gains == sorted(gains, reverse=True)
+    assert spectrum.rate(beta, spectrum.active(beta)) == spectrum.rate(beta)
+
+
+def test_half_the_sigma_acts_like_a_quarter_of_the_weight() -> None:
+    data = banded(12, 0)
+    one, half = (of_split(data, "gaussian", "grey", sigma) for sigma in (SIGMA, SIGMA / 2))
+    assert half.rate(4 * 2.0) == pytest.approx(one.rate(2.0))
+
+
+def test_binary_pixels_have_the_spectrum_of_their_draws() -> None:
+    images = pictures(12)
+    draws = torch.bernoulli(images.repeat(4000, 1), generator=source())
+    torch.testing.assert_close(of_images(images, "binary", None), of_images(draws, "grey", None), rtol=0.02, atol=0)
+    assert of_images(images, "binary", None).mean() == pytest.approx(1)  # uncorrelated pixels would all have λ = 1
+
+
+def test_classes_count_by_their_images() -> None:
+    data = banded(12, 0)
+    few = data[(data.labels != 3) | (torch.arange(len(data)) < 40)]
+    spectrum = of_split(few, "bernoulli")
+    assert spectrum.shares[3] == pytest.approx(4 / 112)
+    assert spectrum.rate(1.0) == pytest.approx(float(spectrum.shares @ spectrum.rates(1.0)))
+    torch.testing.assert_close(spectrum.rates(1.0)[4], of_split(data, "bernoulli").rates(1.0)[4])
+
+
+def test_a_pixel_that_never_changes_counts_for_nothing() -> None:
+    images = pictures(12)
+    padded = torch.cat([images, torch.zeros(100, 3)], dim=1)
+    expected = torch.cat([of_images(images, "grey", None), torch.zeros(3)])
+    torch.testing.assert_close(of_images(padded, "grey", None), expected)
+
+
+def test_what_has_no_spectrum_is_refused_by_name() -> None:
+    data = banded(4, 0)
+    with pytest.raises(UserError, match="digit 7 has no training images"):
+        of_split(data[data.labels != 7], "bernoulli")
+    for name in LIKELIHOODS.keys() - set(SOLVED):
+        with pytest.raises(UserError, match=f"no closed form for objective.likelihood {name}: it knows bernoulli, "):
+            of_split(data, name)
+    spectrum = of_split(data, "bernoulli")
+    for weight in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(UserError, match="needs a KL weight above 0"):
+            spectrum.rate(weight)
+        with pytest.raises(UserError, match="budget must be a positive number of nats"):
+            spectrum.weight_for(weight)

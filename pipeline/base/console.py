@@ -78,9 +78,13 @@ def _end_with_parent() -> None:
 def _of_the_machine(error: Exception) -> str | None:
     """What to say of a full or read-only disk, or of too little memory; None for any other error."""
     if isinstance(error, OSError):
-        place = f"{error.filename} can't be written" if error.filename else "a file can't be written"
+        part = re.sub(r"\.([^/]+)\.\d+\.part$", r"\1", str(error.filename or ""))  # as files.replacing names it
+        place = f"{part or 'a file'} can't be written"
         remedies = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space"}
         remedies |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make the folder writable")
+        nowhere = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG)
+        if error.errno in nowhere or (error.errno == errno.ENOENT and part != str(error.filename)):
+            return f"{place} ({error.strerror}): name another place"
         if error.errno in remedies:
             rest = "then run the same command again; what was complete is kept"
             return f"{place} ({error.strerror}): {remedies[error.errno]}, {rest}"

@@ -6,12 +6,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pipeline.show.style import ACCENT, BETTER, FAINT, SAMPLER_COLOURS, legend, panels, plain_axes, show_sheet
+from pipeline.show.style import (
+    ACCENT,
+    BETTER,
+    FAINT,
+    PALE,
+    SAMPLER_COLOURS,
+    legend,
+    panels,
+    plain_axes,
+    plain_numbers,
+    show_sheet,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NOTED = {"accuracy": "class_accuracy", "diversity": "diversity", "Fréchet": "frechet"}
+NOTED = ("class_accuracy", "diversity", "frechet")
+BEHIND = 2000  # latents of all classes that a panel of one class shows behind them
 
 
 def evaluation_figures(
@@ -23,8 +36,7 @@ def evaluation_figures(
     """
     yield "samples", digits(sheets.samples, f"Samples of each digit, β = {kl_weight:g}, {sheets.words}")
     notes = {
-        name: "   ".join(f"{word} {figures[f'{name}/{metric}']:.3g}" for word, metric in NOTED.items())
-        for name in sheets.samplers
+        name: "   ".join(f"{metric} {figures[f'{name}/{metric}']:.3g}" for metric in NOTED) for name in sheets.samplers
     }
     yield "samplers", sampler_grids(sheets.samplers, notes)
     yield "latent_space", latent_space(sheets.mu, sheets.labels)
@@ -70,18 +82,22 @@ def traversal(sheet: np.ndarray | None, dimensions: list[int]) -> "Figure":
 
 
 def latent_space(mu: np.ndarray, labels: np.ndarray) -> "Figure":
-    """Posterior means (N, latent) on their first two principal axes, coloured by class (N,)."""
+    """Posterior means (N, latent) on their first two principal axes, a panel per class (N,) before all the others."""
     centred = mu - mu.mean(0)
     _, spread, directions = np.linalg.svd(centred, full_matrices=False)
     points = np.pad(centred @ directions[:2].T, ((0, 0), (0, max(2 - min(mu.shape), 0))))
     share = (spread[:2] ** 2).sum() / max((spread**2).sum(), 1e-12)
-    figure, (axes,) = panels(6.0, 6.2, f"Latent means of test images ({share:.0%} of their variance)")
-    for digit in range(10):
-        x, y = points[labels == digit].T
-        axes.scatter(x, y, s=5, alpha=0.5, linewidths=0, color=f"C{digit}", label=str(digit))
-    plain_axes(axes, "first principal axis", "second principal axis")
-    axes.set_aspect("equal", adjustable="datalim")
-    legend(figure, columns=5, markerscale=3)
+    behind = points[:: -(-len(points) // BEHIND)]
+    reach = 1.05 * max(float(np.abs(points).max()), 1e-3)
+    figure, grids = panels(9.6, 4.4, *map(str, range(10)), rows=2)
+    for digit, axes in enumerate(grids):
+        axes.scatter(behind[:, 0], behind[:, 1], s=3, linewidths=0, color=PALE, label="all digits")
+        own = points[labels == digit]
+        axes.scatter(own[:, 0], own[:, 1], s=3, linewidths=0, alpha=0.6, color=ACCENT, label="this digit")
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+        axes.spines[:].set_color(PALE)
+    figure.suptitle(f"Latent means of test images on two principal axes ({share:.0%} of their variance)", fontsize=11)
+    legend(figure, markerscale=3)
     return figure
 
 
@@ -93,6 +109,7 @@ def curves(history: pd.DataFrame) -> "Figure":
         for split, colour in (("train", FAINT), ("validation", ACCENT)):
             if f"{split}/{name}" in history:
                 axes.plot(history["epoch"], history[f"{split}/{name}"], ".-", color=colour, label=split)
+        whole_numbers(axes.xaxis)
         plain_axes(axes, "epoch", "nats per image")
     legend(figure)
     return figure
@@ -109,5 +126,6 @@ def per_class(table: pd.DataFrame) -> "Figure":
         plain_axes(axes, "", "")
         if metric == "frechet":
             axes.set_yscale("log")
+            plain_numbers(axes.yaxis)
     legend(figure)
     return figure

@@ -1,5 +1,7 @@
 """How every figure looks: colours, sheets of digits, axes, and the file. matplotlib draws without a display."""
 
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEVELS = 32  # of each colour in a file
-INK, FAINT, ACCENT = "#1b1f24", "#8a929c", "#c2410c"
-SAMPLER_COLOURS = {"prior": "#94a3b8", "fitted": "#c2410c", "real": "#334155"}
+INK, FAINT, ACCENT = "#1b1f24", "#5c6570", "#c2410c"  # on white, each has the contrast that text needs: 4.5
+PALE = "#d9dee4"  # of what lies behind
+# Blue and vermillion of Okabe & Ito (2008), which colour-blind people tell apart.
+SAMPLER_COLOURS = {"prior": "#0072b2", "fitted": "#d55e00", "real": INK}
+MARGIN = 8  # pixels of white around a picture
 BETTER = {
     "class_accuracy": "higher is better",
     "diversity": "1 is as diverse as real images",
@@ -25,9 +30,24 @@ BETTER = {
 
 def blank(width: float, height: float) -> "Figure":
     """An empty figure; sizes are in inches."""
+    _settle_matplotlib()
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
+
+
+def _settle_matplotlib() -> None:
+    """Before matplotlib's first import: its own settings, whatever MPLBACKEND and a matplotlibrc of the user say.
+
+    A notebook's backend is missing elsewhere, and a matplotlibrc with usetex needs LaTeX. A program that has imported
+    matplotlib before keeps its settings.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    matplotlib.rcdefaults()
 
 
 def panels(width: float, height: float, *titles: str, rows: int = 1) -> "tuple[Figure, list[Axes]]":
@@ -41,7 +61,7 @@ def panels(width: float, height: float, *titles: str, rows: int = 1) -> "tuple[F
 
 
 def save(figure: "Figure", path: Path) -> np.ndarray:
-    """Writes a PNG and returns the picture (H, W, 3) uint8.
+    """Writes a PNG without empty bands at its edges, and returns the picture (H, W, 3) uint8.
 
     Each colour has 32 levels: a sheet of digits then has few enough for a palette, and a third of the size.
     """
@@ -50,7 +70,7 @@ def save(figure: "Figure", path: Path) -> np.ndarray:
 
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
-    drawn = np.asarray(canvas.buffer_rgba())[..., :3]
+    drawn = trimmed(np.asarray(canvas.buffer_rgba())[..., :3])
     step = 255 / (LEVELS - 1)
     picture = ((drawn / step).round() * step).round().astype(np.uint8)
     image = Image.fromarray(picture)
@@ -59,6 +79,15 @@ def save(figure: "Figure", path: Path) -> np.ndarray:
     with replacing(path) as part:
         image.save(part, format="PNG", optimize=True)
     return picture
+
+
+def trimmed(picture: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) with as much white at its edges as a margin needs."""
+    rows, columns = (np.flatnonzero((picture < 255).any(axes)) for axes in ((1, 2), (0, 2)))
+    if not len(rows):
+        return picture
+    down, across = (slice(max(lines[0] - MARGIN, 0), lines[-1] + 1 + MARGIN) for lines in (rows, columns))
+    return picture[down, across]
 
 
 def save_all(figures: "Iterable[tuple[str, Figure]]", folder: Path) -> None:
@@ -84,20 +113,32 @@ def plain_axes(axes: "Axes", x: str, y: str) -> None:
     """Labels, light ticks and horizontal grid lines."""
     axes.set_xlabel(x, color=FAINT, fontsize=9)
     axes.set_ylabel(y, color=FAINT, fontsize=9)
-    axes.tick_params(colors=FAINT, labelsize=8, length=2)
+    axes.tick_params(which="both", colors=FAINT, labelsize=8, length=2)
     axes.grid(visible=True, axis="y", color="#eceff2", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
 
 
+def whole_numbers(axis: Any) -> None:
+    """Ticks at whole numbers alone, such as epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
 def logarithmic(axis: Any) -> None:
     """A logarithmic axis with a few plain numbers: 0.01, 0.1, 1, 30. An axis without positive data stays linear."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     low, high = axis.get_data_interval()
     if not 0 < low <= high < np.inf:
         return
     axis._set_axes_scale("log")
+    plain_numbers(axis)
+
+
+def plain_numbers(axis: Any) -> None:
+    """A few plain numbers on a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     axis.set_major_locator(LogLocator(10, subs=(1.0, 3.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -133,6 +133,14 @@ def test_a_person_at_a_terminal_sees_digits_and_gets_no_file(
     assert sorted(project.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("place", "reason"), [("params.yaml/x.png", "params.yaml"), ("d.png", "d.png"), ("/proc/x.png", "/proc/x.png")]
+)
+def test_a_place_that_takes_no_file_is_said_in_one_line(project: Path, cvae: Cvae, place: str, reason: str) -> None:
+    (project / "d.png").mkdir()
+    assert_refused(project, cvae, f"sample 8 --count 1 --out {place}", f"{reason} can't be written")
+
+
 INK = np.pad(np.full((20, 6), 255, np.uint8), ((4, 4), (11, 11)))  # a bar
 
 

@@ -1,16 +1,20 @@
 """Figures are drawn without a display whatever the model or the study, and show the numbers they are given."""
 
 import itertools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from imports import ROOT
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipeline.show import model, study
-from pipeline.show.style import save, save_all
+from pipeline.show import model, study, style
+from pipeline.show.style import SAMPLER_COLOURS, save, save_all
 
 SOURCE = np.random.default_rng(0)
 FRECHET = "validation/fitted/frechet"
@@ -62,18 +66,21 @@ def test_a_traversal_has_a_row_for_each_dimension_or_says_that_there_is_none(
 
 
 @pytest.mark.parametrize("mu", [SOURCE.normal(size=(40, 1)), SOURCE.normal(size=(40, 8)), np.zeros((40, 8))])
-def test_latents_of_any_size_are_shown_once_each(tmp_path: Path, mu: np.ndarray) -> None:
-    figure = drawn(model.latent_space(mu, np.arange(40) % 9), tmp_path)  # one class is missing
-    assert sum(len(np.asarray(points.get_offsets())) for points in figure.axes[0].collections) == 40
+def test_each_digit_has_its_latents_of_any_size_in_its_own_panel(tmp_path: Path, mu: np.ndarray) -> None:
+    labels = np.arange(40) % 9  # one class is missing
+    figure = drawn(model.latent_space(mu, labels), tmp_path)
+    shown = [len(np.asarray(axes.collections[-1].get_offsets())) for axes in figure.axes]
+    assert [axes.get_title() for axes in figure.axes] == list("0123456789")
+    assert shown == np.bincount(labels, minlength=10).tolist()
 
 
 def test_a_latent_space_of_two_dimensions_is_turned_alone() -> None:
     mu = SOURCE.normal(size=(10, 2)) * [1, 3] + 5
     figure = model.latent_space(mu, np.arange(10))
-    shown = np.concatenate([np.asarray(points.get_offsets()) for points in figure.axes[0].collections])
+    shown = np.concatenate([np.asarray(axes.collections[-1].get_offsets()) for axes in figure.axes])
     expected = np.linalg.norm(mu[:, None] - mu[None], axis=-1)
     assert np.linalg.norm(shown[:, None] - shown[None], axis=-1) == pytest.approx(expected)
-    assert "100% of their variance" in figure.axes[0].get_title()
+    assert "100% of their variance" in figure.get_suptitle()
 
 
 def test_bars_are_as_high_as_the_figures_of_each_class_and_sampler(tmp_path: Path) -> None:
@@ -131,7 +138,8 @@ def test_a_saved_figure_looks_like_the_drawn_one_in_few_colours(tmp_path: Path) 
     model.digits(picture, "a title").savefig(tmp_path / "plain.png", format="png")
     shown = save(model.digits(picture, "a title"), tmp_path / "few.png")
     with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "few.png") as few:
-        difference = np.abs(np.asarray(plain.convert("RGB")).astype(int) - np.asarray(few.convert("RGB")))
+        whole = style.trimmed(np.asarray(plain.convert("RGB")))
+        difference = np.abs(whole.astype(int) - np.asarray(few.convert("RGB")))
         assert few.mode == "P"
         assert np.array_equal(np.asarray(few.convert("RGB")), shown)
     assert difference.max() <= 255 / 31 / 2 + 1
@@ -139,12 +147,95 @@ def test_a_saved_figure_looks_like_the_drawn_one_in_few_colours(tmp_path: Path) 
 
 
 def test_a_figure_with_many_colours_keeps_them_all(tmp_path: Path) -> None:
-    """A palette of 256 gave 0 and 9 one colour in the legend of the latent space."""
-    figure = model.latent_space(SOURCE.normal(size=(3000, 4)), SOURCE.integers(0, 10, 3000))
+    """A palette of 256 gave two digits one colour in a legend."""
+    figure, (axes,) = style.panels(4, 3, "many")
+    axes.scatter(SOURCE.normal(size=3000), SOURCE.normal(size=3000), c=SOURCE.random(3000), cmap="hsv")
     shown = save(figure, tmp_path / "many.png")
     with Image.open(tmp_path / "many.png") as saved:
         assert np.array_equal(np.asarray(saved.convert("RGB")), shown)
     assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 256
+
+
+def test_a_picture_has_no_empty_bands(tmp_path: Path) -> None:
+    for figure in (model.digits(sheet(10, 4), ""), model.sampler_grids({"prior": sheet()}, {"prior": ""})):
+        picture = save(figure, tmp_path / "figure.png") < 255
+        for axes in ((1, 2), (0, 2)):
+            inked = np.asarray(picture.any(axes))
+            first, *_, last = np.flatnonzero(inked)
+            assert max(first, len(inked) - 1 - last) <= style.MARGIN
+
+
+def test_epochs_are_whole_numbers(tmp_path: Path) -> None:
+    for epochs in (1, 2, 10):
+        rows = pd.DataFrame({"epoch": range(1, epochs + 1)})
+        for name in ("reconstruction", "kl", "elbo"):
+            rows[f"validation/{name}"] = SOURCE.random(epochs)
+        for axes in drawn(model.curves(rows), tmp_path).axes:
+            assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
+def linear(colour: str) -> np.ndarray:
+    """A colour's light (3,) in [0, 1], as WCAG 2 computes it."""
+    values = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize(
+    ("colour", "least"),
+    [
+        *((colour, 4.5) for colour in (style.INK, style.FAINT, style.ACCENT)),
+        *((c, 3) for c in SAMPLER_COLOURS.values()),
+    ],
+)
+def test_text_and_lines_can_be_read_on_white(colour: str, least: float) -> None:
+    assert 1.05 / (linear(colour) @ [0.2126, 0.7152, 0.0722] + 0.05) >= least
+
+
+# What is left for people without one kind of cones, in linear light (Machado 2009): red, green, blue.
+BLIND = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_colour_blind_people_tell_samplers_apart(kind: str) -> None:
+    seen = [np.clip(BLIND[kind] @ linear(colour), 0, 1) ** (1 / 2.2) for colour in SAMPLER_COLOURS.values()]
+    for one, other in itertools.combinations(seen, 2):
+        assert np.linalg.norm(one - other) > 0.35  # white to black: 1.73
+
+
+PLAIN = """
+from pathlib import Path
+import numpy as np
+from pipeline.show import model, style
+style.save(model.digits(np.zeros((298, 118), np.uint8), "β = 1"), Path("figure.png"))
+"""
+
+
+@pytest.mark.slow
+def test_settings_of_notebooks_and_of_latex_change_no_figure(tmp_path: Path) -> None:
+    pictures = []
+    for name, settings, rc in (
+        ("plain", {}, ""),
+        ("notebook", {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, ""),
+        ("nonsense", {"MPLBACKEND": "nonsense"}, ""),
+        ("latex", {}, "text.usetex: True\nfigure.dpi: 30\nfont.size: 40\n"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "matplotlibrc").write_text(rc, encoding="utf-8")
+        run = subprocess.run(
+            [sys.executable, "-c", PLAIN],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | settings,
+            check=False,
+            stderr=subprocess.PIPE,
+        )
+        assert run.returncode == 0, run.stderr
+        pictures.append((folder / "figure.png").read_bytes())
+    assert len(set(pictures)) == 1
 
 
 def test_figures_of_an_earlier_run_are_removed(tmp_path: Path) -> None:

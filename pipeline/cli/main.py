@@ -14,7 +14,7 @@ import typer
 
 from pipeline.base import console, terminal
 from pipeline.base.errors import UserError
-from pipeline.cli import complete, doctor, draw, report, reproduce, study, sync, values
+from pipeline.cli import complete, doctor, draw, report, reproduce, study, sync, values, weight
 
 NAME = "cvae"
 ABOUT = """\
@@ -29,7 +29,7 @@ Train a conditional VAE on MNIST and find out which KL weight, and why.
   cvae sample 0-9 --seed 1            samples on the terminal, or in a PNG
   cvae interpolate 3 8 --out way.gif  also: traverse, morph
   cvae complete INPUT.png --mask top  what the hidden half could be
-  cvae weight --article 1e-5          what the article's weight means here
+  cvae weight --like keras            β of another loss's KL weight
   cvae study                          the trials; `promote` takes the best
   cvae reproduce article              the collapse that the article avoids
   cvae ui                             compare runs in the browser
@@ -52,7 +52,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "traverse": draw.traverse,
     "morph": draw.morph,
     "complete": complete.complete,
-    "weight": values.weight,
+    "weight": weight.weight,
     "report": report.report,
     "params": values.params,
     "compare": report.compare,

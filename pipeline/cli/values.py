@@ -1,4 +1,4 @@
-"""`cvae params`, `cvae try` and `cvae weight`: the values of params.yaml, and those of the source article."""
+"""`cvae params` and `cvae try`: the values of params.yaml."""
 
 import json
 import os
@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.base import console
 from pipeline.base.errors import UserError
 
 KEYWORDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
@@ -101,36 +100,3 @@ def _identity() -> dict[str, str]:
     if all(found.returncode == 0 for found in known):
         return {}
     return {f"GIT_{who}_{what}": "cvae" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-
-
-def weight(
-    article: Annotated[float | None, typer.Option(metavar="W", help="a weight as the article writes it")] = None,
-    beta: Annotated[float | None, typer.Option(metavar="B", help="objective.kl_weight of params.yaml")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="the batch size that it is used with")] = 128,
-) -> None:
-    """Convert the source article's KL weight to β, or back.
-
-    \b
-    cvae weight --article 1e-5 --batch-size 128
-    cvae weight --beta 0.3 --batch-size 128
-    """
-    given = beta if article is None else article
-    if given is None or (article is not None and beta is not None):
-        raise UserError("give one of --article and --beta; see `cvae weight --help`")
-    if not 0 <= given < float("inf"):
-        raise UserError(f"a weight must be a finite number of at least 0, not {given}")
-
-    from pipeline.weight.convert import from_article_weight, to_article_weight
-
-    w = to_article_weight(given, batch_size) if article is None else given
-    beta = given if article is None else from_article_weight(given, batch_size)
-    said = f"{beta:,.2f}" if beta >= 0.1 else f"{beta:.4g}"
-    if article is None:
-        print(f"w = {w:.6g}   (the source article's weight)")
-    else:
-        print(f"β = {said}   (objective.kl_weight)")
-    console.say(
-        f"The article averages the reconstruction over 784 pixels × {batch_size} images, but sums the KL over the "
-        f"batch. So its w = {w:.4g} weighs the KL like β = w · 784 · {batch_size} = {said} in nats per image, where "
-        "β = 1 is the evidence lower bound."
-    )

@@ -15,6 +15,10 @@ from pipeline.base.paths import BEST, DOCTOR, METRICS
 from pipeline.cli.main import COMMANDS, STAGES
 
 
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -33,8 +37,13 @@ from pipeline.cli.main import COMMANDS, STAGES
         ("traverse 5 --dimension 2", "--dimension must be from 0 to 1 for this model, not 2"),
         ("sampel 8", "Did you mean 'sample'?"),
         ("weight --article nan", "must be a finite number"),
-        ("weight", "give one of --article and --beta"),
-        ("weight --article 1 --beta 1", "give one of --article and --beta"),
+        ("weight", "give one of --weight, --like, --article and --beta"),
+        ("weight --article 1 --beta 1", "give one of --weight, --like, --article and --beta"),
+        ("weight --article 1 --like keras", "give one of --weight, --like, --article and --beta"),
+        ("weight --like nobody", "--like nobody is not known: give one of article, article-sum, pytorch"),
+        ("weight --weight 1 --factor inf", "--factor must be a finite number of at least 0, not inf"),
+        ("weight --weight 1 --sigma 0", "--sigma must be a finite number above 0, not 0"),
+        ("weight --beta 1 --factor 0", "so no weight has this β"),
         ("doctor absent.safetensors", "absent.safetensors not found: train a model first"),
         ("reproduce artikel", "'article'"),
         ("reproduce article", "data/prepared/mnist.safetensors not found: run `dvc repro prepare` first"),
@@ -53,6 +62,23 @@ def test_what_is_wrong_is_said_in_one_line(project: Path, cvae: Cvae, words: str
 def test_the_articles_weight_is_the_evidence_lower_bound(cvae: Cvae) -> None:
     assert "β = 1.00 " in cvae("weight --article 1e-5 --batch-size 128").out
     assert "w = 1 " in cvae("weight --beta 100352 --batch-size 128").out
+    readings = one_line(cvae("weight --like article").out)
+    assert "mean BCE, KL summed 1.00 mean BCE, KL averaged 0.00784" in readings
+    assert "mean squared error, KL summed 1.00 0.708 50.18" in readings
+
+
+def test_any_loss_is_converted_and_back_and_a_squared_error_has_a_sigma(cvae: Cvae) -> None:
+    out = one_line(cvae("weight --like pytorch-vae").out)
+    assert "β = 3.07 with σ = 0.707" in out
+    assert "β = 1 with σ = 1.24" in out
+    assert "β = w · 12288 = 3.07 for w = 0.00025" in out
+    assert "w = 0.00025 " in one_line(cvae("weight --like pytorch-vae --beta 3.072").out)
+    own = "--reconstruction mse --over-pixels mean --over-batch mean --kl-over-latents mean --pixels 100 --latents 4"
+    assert "β = w · 0.5 · 100 ÷ 4 · 8 = 20.00 for w = 0.20" in one_line(
+        cvae(f"weight --weight 0.2 {own} --batch-size 8 --factor 0.5").out
+    )
+    assert "both terms are reduced alike, so β = w = 0.30" in one_line(cvae("weight --weight 0.3").out)
+    assert "latent-diffusion" in cvae("weight --like list").out
 
 
 def test_the_report_shows_the_headline_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae) -> None:

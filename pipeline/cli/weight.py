@@ -1,0 +1,176 @@
+"""`cvae weight`: what the KL weight of any loss is in nats per image."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from pipeline.base import console
+from pipeline.base.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.weight.convert import Loss
+
+Over = Literal["sum", "mean"]
+Reconstruction = Literal["bce", "mse", "half-mse", "l1"]
+ERRORS = {"bce": "BCE", "mse": "squared error", "half-mse": "½ squared error", "l1": "absolute error"}
+REDUCED = {"sum": "summed", "mean": "averaged"}
+
+
+def weight(
+    w: Annotated[float | None, typer.Option("--weight", metavar="W", help="the weight as it is written")] = None,
+    like: Annotated[str | None, typer.Option(metavar="NAME", help="a known loss; `--like list` shows them")] = None,
+    reconstruction: Annotated[Reconstruction | None, typer.Option(help="half-mse: with the factor ½")] = None,
+    over_pixels: Annotated[Over | None, typer.Option(help="the reconstruction over an image's values")] = None,
+    over_batch: Annotated[Over | None, typer.Option(help="the reconstruction over the batch")] = None,
+    kl_over_latents: Annotated[Over | None, typer.Option(help="the KL over latent dimensions")] = None,
+    kl_over_batch: Annotated[Over | None, typer.Option(help="the KL over the batch")] = None,
+    factor: Annotated[float | None, typer.Option(metavar="F", help="of the KL, such as batch ÷ data set")] = None,
+    pixels: Annotated[int | None, typer.Option(min=1, metavar="N", help="values of an image, all colours")] = None,
+    latents: Annotated[int | None, typer.Option(min=1, metavar="N", help="latent dimensions")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="images of a batch")] = None,
+    sigma: Annotated[float, typer.Option(metavar="S", help="an MSE is also given at this σ of pixels")] = 0.1,
+    beta: Annotated[float | None, typer.Option(metavar="B", help="the other way: find the weight with this β")] = None,
+    article: Annotated[float | None, typer.Option(metavar="W", help="short for --like article --weight W")] = None,
+) -> None:
+    """Convert the KL weight of any loss to β, or back.
+
+    β is in nats per image: 1 is the evidence lower bound.
+    What is not given is as in the loss of --like. Without --like: a BCE and a KL that are sums, 784 pixels, 16 latents,
+    batches of 128.
+
+    \b
+    cvae weight --like pytorch-vae
+    cvae weight --like list
+    cvae weight --weight 0.1 --reconstruction mse --over-pixels mean --over-batch mean --kl-over-batch mean
+    cvae weight --like keras --beta 0.2
+    cvae weight --article 1e-5 --batch-size 128
+    """
+    if like == "list":
+        listed(sigma)
+        return
+    shape = {
+        "reconstruction": reconstruction, "over_pixels": over_pixels, "over_batch": over_batch,
+        "kl_over_latents": kl_over_latents, "kl_over_batch": kl_over_batch, "factor": factor, "pixels": pixels,
+        "latents": latents,
+    }  # fmt: skip
+    shape = {name: value for name, value in shape.items() if value is not None}
+    check({"--weight": w, "--beta": beta, "--article": article}, like, factor, sigma)
+    # Without a loss, --beta asks for the article's weight.
+    name = "article" if article is not None or (beta is not None and not shape and not like) else like
+    loss = assembled(name, shape | {"weight": article if w is None else w, "batch_size": batch_size})
+    if beta is not None:
+        if loss.scale == 0:
+            raise UserError("--factor 0 leaves no KL in the loss, so no weight has this β: give another")
+        loss = loss.at(beta)
+        print(f"w = {loss.weight:.6g}   (the weight to write in this loss)")
+    explain(loss, sigma)
+    if name == "article" and not shape and beta is None:
+        readings(loss.weight, loss.batch_size, sigma)
+
+
+def check(ways: Mapping[str, float | None], like: str | None, factor: float | None, sigma: float) -> None:
+    """Raises UserError unless the options say one thing, in numbers that a weight can have."""
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1 or not (given or like) or ("--article" in given and like):
+        raise UserError("give one of --weight, --like, --article and --beta; see `cvae weight --help`")
+    for name, value in (*ways.items(), ("--factor", factor)):
+        if value is not None and not 0 <= value < math.inf:
+            raise UserError(f"{name} must be a finite number of at least 0, not {value}")
+    if not 0 < sigma < math.inf:
+        raise UserError(f"--sigma must be a finite number above 0, not {sigma}")
+
+
+def assembled(name: str | None, changes: Mapping[str, Any]) -> "Loss":
+    """The loss of a convention, or one of sums, with the changes that are not None. Raises UserError."""
+    from pipeline.weight.convert import CONVENTIONS, Loss
+
+    if name is not None and name not in CONVENTIONS:
+        raise UserError(f"--like {name} is not known: give one of {', '.join(CONVENTIONS)}")
+    first = CONVENTIONS[name].loss if name else Loss(0.0)
+    if name:
+        console.say(f"{name}: {CONVENTIONS[name].said}")
+    return replace(first, **{key: value for key, value in changes.items() if value is not None})
+
+
+def explain(loss: "Loss", sigma: float) -> None:
+    """Prints the loss, its β, the σ that it implies, and why."""
+    beta, first = said(loss.beta), loss.at(1.0).spread
+    if first is None:
+        print(f"β = {beta}   (objective.kl_weight)")
+    else:
+        spread, noun = said(loss.spread or 0.0), "Laplace noise of scale" if loss.reconstruction == "l1" else "σ ="
+        print(f"β = {beta}   with {noun} {first:.3g}, where the {ERRORS[loss.reconstruction]} is in nats")
+        print(f"β = 1   with {noun} {spread}: as an evidence lower bound, the loss assumes errors of this size")
+        print(f"β = {said(loss.beta_at(sigma))}   with {noun} {sigma:g} (--sigma)")
+    console.say(why(loss))
+
+
+def why(loss: "Loss") -> str:
+    """One sentence: the loss, and where each factor of β comes from."""
+    both = loss.over_batch == loss.kl_over_batch  # the batch then weighs both terms alike
+    images = "" if both else f"{loss.batch_size} images"
+    rec = f"{ERRORS[loss.reconstruction]}, {over(loss.over_pixels, f'{loss.pixels:,} values', loss.over_batch, images)}"
+    kl = f"KL, {over(loss.kl_over_latents, f'{loss.latents:,} latents', loss.kl_over_batch, images)}"
+    parts = ["w"]
+    parts += [f"· {loss.factor:g}"] if loss.factor != 1 else []
+    parts += [f"· {loss.pixels}"] if loss.over_pixels == "mean" else []
+    parts += [f"÷ {loss.latents}"] if loss.kl_over_latents == "mean" else []
+    if not both:
+        parts += [f"{'·' if loss.over_batch == 'mean' else '÷'} {loss.batch_size}"]
+    hidden = "a mean hides a factor, so" if parts[1:] else "both terms are reduced alike, so"
+    return (
+        f"The loss is [{rec}] + w · [{kl}]: {hidden} β = {' '.join(parts)} = {said(loss.beta)} for "
+        f"w = {said(loss.weight)}, where β = 1 is the evidence lower bound."
+    )
+
+
+def over(first: Over, values: str, second: Over, images: str) -> str:
+    """`summed over 8 latents and averaged over 128 images`."""
+    if not images:
+        return f"{REDUCED[first]} over {values}"
+    again = "" if first == second else f"{REDUCED[second]} over "
+    return f"{REDUCED[first]} over {values} and {again}{images}"
+
+
+def said(value: float) -> str:
+    """A weight: two digits after the point, none from 1,000 on, four significant ones where it is small."""
+    if 0 < value < 0.1:
+        return f"{value:.4g}".replace("e-0", "e-")
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+
+
+def at_sigma(loss: "Loss", sigma: float) -> str:
+    return "" if loss.spread is None else said(loss.beta_at(sigma))
+
+
+def readings(weight: float, batch_size: int, sigma: float) -> None:
+    """Prints what the article's weight is under every reading of its text."""
+    from pipeline.weight.convert import article_readings
+
+    rows = []
+    for reading, first in article_readings():
+        loss = replace(first, weight=weight, batch_size=batch_size)
+        spread = "" if loss.spread is None else f"{loss.spread:.3g}"
+        rows.append((reading, said(loss.beta), spread, at_sigma(loss, sigma)))
+    print()
+    console.table(
+        f"The article does not show its criterion: w = {said(weight)} by what it may be",
+        ("criterion, KL", "β", "σ at β = 1", f"β at σ = {sigma:g}"),
+        rows,
+        note=f"mean: over 784 pixels and {batch_size} images; KL summed or averaged: over these images",
+    )
+
+
+def listed(sigma: float) -> None:
+    """Prints all conventions."""
+    from pipeline.weight.convert import CONVENTIONS
+
+    rows = []
+    for name, (loss, _) in CONVENTIONS.items():
+        spread = "" if loss.spread is None else f"{loss.spread:.3g}"
+        rows.append((name, said(loss.weight), loss.reconstruction, said(loss.beta), spread, at_sigma(loss, sigma)))
+    columns = ("name", "w", "error", "β", "σ at β = 1", f"β at σ = {sigma:g}")
+    console.table("Known losses, at their own weights and sizes", columns, rows, note="docs/weights.md has the sources")

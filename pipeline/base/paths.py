@@ -27,6 +27,8 @@ SEEDS = Path("reports/study/seeds.csv")
 BEST = Path("reports/study/best.json")
 STUDY_FIGURES = Path("reports/study/figures")
 
+SPECTRUM = Path("reports/weight/spectrum.json")
+
 ARTICLE = Path("reports/article")
 
 COMPLETION_HISTORY = Path("reports/completion_history.csv")

@@ -1,5 +1,6 @@
 """`cvae weight`: what the KL weight of any loss is in nats per image."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,6 +10,7 @@ import typer
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
+from pipeline.base.paths import SPECTRUM
 
 if TYPE_CHECKING:
     from pipeline.weight.convert import Loss
@@ -62,8 +64,6 @@ def weight(
     name = "article" if article is not None or (beta is not None and not shape and not like) else like
     loss = assembled(name, shape | {"weight": article if w is None else w, "batch_size": batch_size})
     if beta is not None:
-        if loss.scale == 0:
-            raise UserError("--factor 0 leaves no KL in the loss, so no weight has this β: give another")
         loss = loss.at(beta)
         print(f"w = {loss.weight:.6g}   (the weight to write in this loss)")
     explain(loss, sigma)
@@ -76,11 +76,12 @@ def check(ways: Mapping[str, float | None], like: str | None, factor: float | No
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1 or not (given or like) or ("--article" in given and like):
         raise UserError("give one of --weight, --like, --article and --beta; see `cvae weight --help`")
-    for name, value in (*ways.items(), ("--factor", factor)):
+    for name, value in ways.items():
         if value is not None and not 0 <= value < math.inf:
             raise UserError(f"{name} must be a finite number of at least 0, not {value}")
-    if not 0 < sigma < math.inf:
-        raise UserError(f"--sigma must be a finite number above 0, not {sigma}")
+    for name, value in (("--factor", factor), ("--sigma", sigma)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{name} must be a finite number above 0, not {value}")
 
 
 def assembled(name: str | None, changes: Mapping[str, Any]) -> "Loss":
@@ -97,8 +98,10 @@ def assembled(name: str | None, changes: Mapping[str, Any]) -> "Loss":
 
 def explain(loss: "Loss", sigma: float) -> None:
     """Prints the loss, its β, the σ that it implies, and why."""
-    beta, first = said(loss.beta), loss.at(1.0).spread
-    if first is None:
+    from pipeline.weight.convert import SPREAD
+
+    beta, first, expectation = said(loss.beta), SPREAD[loss.reconstruction], expected(loss)
+    if first is None or loss.beta == 0:
         print(f"β = {beta}   (objective.kl_weight)")
     else:
         spread, noun = said(loss.spread or 0.0), "Laplace noise of scale" if loss.reconstruction == "l1" else "σ ="
@@ -106,6 +109,8 @@ def explain(loss: "Loss", sigma: float) -> None:
         print(f"β = 1   with {noun} {spread}: as an evidence lower bound, the loss assumes errors of this size")
         print(f"β = {said(loss.beta_at(sigma))}   with {noun} {sigma:g} (--sigma)")
     console.say(why(loss))
+    if expectation:
+        console.say(expectation)
 
 
 def why(loss: "Loss") -> str:
@@ -127,6 +132,35 @@ def why(loss: "Loss") -> str:
     )
 
 
+def expected(loss: "Loss") -> str:
+    """What the spectrum of the training images expects of the loss; empty where it was not computed for such a loss.
+
+    It is known for 784 pixels under a Bernoulli, between its lowest weight and the highest.
+    """
+    import numpy as np
+
+    from pipeline.data.splits import PIXELS
+
+    try:
+        found = json.loads(SPECTRUM.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ""
+    except ValueError:
+        raise UserError(f"{SPECTRUM} is broken: delete it and run `dvc repro spectrum`") from None
+    rows = found.get("expected", [])
+    if loss.reconstruction != "bce" or loss.pixels != PIXELS or found.get("likelihood") != "bernoulli" or not rows:
+        return ""
+    begins = f"The spectrum of the training images ({found['pixels']} pixels, {found['latent_size']} latents)"
+    if loss.beta >= found["collapse"]:
+        return f"{begins} expects a collapse: no latent pays for itself above β = {said(found['collapse'])}."
+    weights = [math.log(row["kl_weight"]) for row in rows]
+    if not math.exp(weights[0]) <= loss.beta <= math.exp(weights[-1]):
+        return ""
+    kl = np.interp(math.log(loss.beta), weights, [row["kl"] for row in rows])
+    active = np.interp(math.log(loss.beta), weights, [row["active_units"] for row in rows])
+    return f"{begins} expects a kl of {kl:.1f} nats, and {active:.0f} latents in use."
+
+
 def over(first: Over, values: str, second: Over, images: str) -> str:
     """`summed over 8 latents and averaged over 128 images`."""
     if not images:
@@ -139,7 +173,7 @@ def said(value: float) -> str:
     """A weight: two digits after the point, none from 1,000 on, four significant ones where it is small."""
     if 0 < value < 0.1:
         return f"{value:.4g}".replace("e-0", "e-")
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+    return f"{value:,.0f}" if value >= 1000 or value == 0 else f"{value:.2f}"
 
 
 def at_sigma(loss: "Loss", sigma: float) -> str:

@@ -11,7 +11,7 @@ from cost import cpu_seconds
 from imports import ROOT
 
 from pipeline.base.files import write_json
-from pipeline.base.paths import BEST, DOCTOR, METRICS
+from pipeline.base.paths import BEST, DOCTOR, METRICS, SPECTRUM
 from pipeline.cli.main import COMMANDS, STAGES
 
 
@@ -41,9 +41,9 @@ def one_line(text: str) -> str:
         ("weight --article 1 --beta 1", "give one of --weight, --like, --article and --beta"),
         ("weight --article 1 --like keras", "give one of --weight, --like, --article and --beta"),
         ("weight --like nobody", "--like nobody is not known: give one of article, article-sum, pytorch"),
-        ("weight --weight 1 --factor inf", "--factor must be a finite number of at least 0, not inf"),
+        ("weight --weight 1 --factor inf", "--factor must be a finite number above 0, not inf"),
         ("weight --weight 1 --sigma 0", "--sigma must be a finite number above 0, not 0"),
-        ("weight --beta 1 --factor 0", "so no weight has this β"),
+        ("weight --beta 1 --factor 0", "--factor must be a finite number above 0, not 0"),
         ("doctor absent.safetensors", "absent.safetensors not found: train a model first"),
         ("reproduce artikel", "'article'"),
         ("reproduce article", "data/prepared/mnist.safetensors not found: run `dvc repro prepare` first"),
@@ -79,6 +79,24 @@ def test_any_loss_is_converted_and_back_and_a_squared_error_has_a_sigma(cvae: Cv
     )
     assert "both terms are reduced alike, so β = w = 0.30" in one_line(cvae("weight --weight 0.3").out)
     assert "latent-diffusion" in cvae("weight --like list").out
+
+
+def test_a_weight_is_told_what_the_spectrum_expects_where_it_is_known(project: Path, cvae: Cvae) -> None:
+    def said(words: str) -> str:
+        return one_line(cvae(f"weight {words}").out)
+
+    assert "spectrum" not in said("--like keras")
+    rows = [{"kl_weight": 0.25, "kl": 30.0, "active_units": 16}, {"kl_weight": 4.0, "kl": 10.0, "active_units": 8}]
+    about = {"likelihood": "bernoulli", "pixels": "grey", "latent_size": 16, "collapse": 40.0}
+    write_json(project / SPECTRUM, about | {"expected": rows})
+    assert "(grey pixels, 16 latents) expects a kl of 20.0 nats, and 12 latents in use." in said("--like keras")
+    assert "expects a collapse: no latent pays for itself above β = 40.00" in said("--weight 41")
+    for other in ("--weight 0.01", "--weight 1 --pixels 100", "--weight 1 --reconstruction mse"):
+        assert "spectrum" not in said(other)
+    write_json(project / SPECTRUM, {"likelihood": "discretized_logistic", "unknown": "no closed form"})
+    assert "spectrum" not in said("--like keras")
+    (project / SPECTRUM).write_text("{", encoding="utf-8")
+    assert_refused(project, cvae, "weight --like keras", "spectrum.json is broken")
 
 
 def test_the_report_shows_the_headline_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae) -> None:

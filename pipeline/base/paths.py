@@ -28,6 +28,9 @@ BEST = Path("reports/study/best.json")
 STUDY_FIGURES = Path("reports/study/figures")
 
 SPECTRUM = Path("reports/weight/spectrum.json")
+CURVE = Path("models/curve.safetensors")
+CURVE_TABLE = Path("reports/weight/curve.csv")
+CURVE_FIGURE = Path("reports/weight/curve.png")
 
 ARTICLE = Path("reports/article")
 

@@ -14,7 +14,7 @@ import typer
 
 from pipeline.base import console, terminal
 from pipeline.base.errors import UserError
-from pipeline.cli import complete, doctor, draw, report, reproduce, study, sync, values, weight
+from pipeline.cli import complete, curve, doctor, draw, report, reproduce, study, sync, values, weight
 
 NAME = "cvae"
 ABOUT = """\
@@ -30,6 +30,7 @@ Train a conditional VAE on MNIST and find out which KL weight, and why.
   cvae interpolate 3 8 --out way.gif  also: traverse, morph
   cvae complete INPUT.png --mask top  what the hidden half could be
   cvae weight --like keras            β of another loss's KL weight
+  cvae curve                          what one training says of every weight
   cvae study                          the trials; `promote` takes the best
   cvae reproduce article              the collapse that the article avoids
   cvae ui                             compare runs in the browser
@@ -56,6 +57,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report.report,
     "params": values.params,
     "compare": report.compare,
+    "curve": curve.curve,
     "study": study.study,
     "promote": study.promote,
     "doctor": doctor.doctor,

@@ -147,6 +147,10 @@ class Model(nn.Module):
         """What `encode`, `decode` and the prior read of a condition (N, ...); here the condition itself."""
         return condition
 
+    def weighing(self, condition: Tensor) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002
+        """Each image's factor of the KL weight, and its share in the loss, (N,) both; None: 1 for every image."""
+        return None
+
     def encode(self, images: Tensor, context: Any) -> Normal:
         """q(z∣x, condition) of images (N, 1, 28, 28), (N, latent)."""
         raise NotImplementedError

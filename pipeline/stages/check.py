@@ -1,7 +1,6 @@
 """Checks every value of params.yaml, in a second, before any other stage runs.
 
 DVC deletes a stage's outputs before it runs the stage, so a stage that has nothing to lose must refuse a wrong value.
-What it writes never changes, so that it makes no other stage outdated.
 """
 
 from typing import Any
@@ -12,8 +11,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
 from pipeline.base.params import FILE, did_you_mean, parse, read
 from pipeline.base.paths import CHECKED
-from pipeline.completion.measure import EvaluateCompletionParams
-from pipeline.completion.model import CompletionParams
+from pipeline.completion import measure, model
 from pipeline.data.download import DataParams
 from pipeline.measure.evaluator import EvaluateParams
 from pipeline.measure.judge import JudgeParams
@@ -23,6 +21,7 @@ from pipeline.study.space import TuneParams
 from pipeline.tracking.runs import TrackingParams
 from pipeline.training.fit import TrainParams
 from pipeline.training.objective import ObjectiveParams
+from pipeline.weight.curve import WeightParams
 
 SECTIONS: dict[str, type[Any]] = {  # in the order of the file
     "data": DataParams,
@@ -32,9 +31,10 @@ SECTIONS: dict[str, type[Any]] = {  # in the order of the file
     "train": TrainParams,
     "sample": SampleParams,
     "evaluate": EvaluateParams,
+    "weight": WeightParams,
     "tune": TuneParams,
-    "completion": CompletionParams,
-    "evaluate_completion": EvaluateCompletionParams,
+    "completion": model.CompletionParams,
+    "evaluate_completion": measure.EvaluateCompletionParams,
     "tracking": TrackingParams,
 }
 
@@ -52,7 +52,7 @@ def main() -> None:
         load_all(read())
     except UserError as error:  # `git checkout` may take the file, written twice in a second, for unchanged
         raise UserError(f"{error}. `git show HEAD:{FILE} > {FILE}` takes back every change of that file") from None
-    with replacing(CHECKED) as part:
+    with replacing(CHECKED) as part:  # always the same, so that it makes no other stage outdated
         part.write_text("every value is allowed\n", encoding="utf-8")
 
 

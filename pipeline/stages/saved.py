@@ -1,4 +1,4 @@
-"""All that the project keeps as safetensors: splits, the judges, the CVAE, the completer, and unfinished trainings.
+"""All that the project keeps as safetensors: splits, judges, CVAE, curve, completer, and unfinished trainings.
 
 A file states its kind and its params in the metadata, and holds no code.
 
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from pipeline.measure.judge import Judges
     from pipeline.model.cvae import CVAE
     from pipeline.model.density import Density
+    from pipeline.model.multirate import MultiRate
     from pipeline.training.fit import Training
 
 REMEDY = {  # of each kind of file
     "splits": "run `dvc repro prepare` first",
     "judge": "run `dvc repro judge`",
     "cvae": "train a model first, with `dvc repro train`",
+    "curve": "run `dvc repro curve` first",
     "completion": "run `dvc repro completion/dvc.yaml` first",
     "training": "the training starts anew",
 }
@@ -112,6 +114,26 @@ def load_cvae(path: Path, device: "torch.device | str" = "cpu") -> Saved:
         model.load_state_dict(_tensors(file, MODEL))
         density = Density(**{name: tensor.float().to(device) for name, tensor in _tensors(file, DENSITY).items()})
         return Saved(_ready(model, device), density, params)
+
+
+def save_curve(path: Path, model: "MultiRate", params: Mapping[str, Any]) -> None:
+    """The multi-rate CVAE's weights, and the sections `model`, `objective` and `weight` (plain values)."""
+    _write(path, "curve", _prefixed(MODEL, model.state_dict()), params)
+
+
+def load_curve(path: Path, device: "torch.device | str" = "cpu") -> "tuple[MultiRate, dict[str, Any]]":
+    """The multi-rate CVAE, whose `at(kl_weight)` is an ordinary CVAE, and its params. Raises UserError."""
+    from pipeline.base.params import parse
+    from pipeline.model.cvae import ModelParams
+    from pipeline.training.objective import ObjectiveParams
+    from pipeline.weight.curve import WeightParams, build
+
+    with _opened(path, "curve") as (file, params):
+        aim = parse(ObjectiveParams, params["objective"], "objective")
+        weight = parse(WeightParams, params["weight"], "weight")
+        model = build(parse(ModelParams, params["model"], "model"), aim, weight, seed=0)
+        model.load_state_dict(_tensors(file, MODEL))
+    return _ready(model, device), params
 
 
 def save_completer(path: Path, model: "Completer") -> None:

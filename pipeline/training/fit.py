@@ -306,7 +306,10 @@ def compute_loss(
     """A step's loss, and for the trace the loss and the means of its reconstruction and kl, (3,)."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
         terms = objective.terms(model, images, condition, noise)
-        loss = objective.loss(terms, kl_weight, capacity, free_bits)
+        share, own = None, model.weighing(condition)
+        if own is not None:
+            kl_weight, share = kl_weight * own[0], own[1]
+        loss = objective.loss(terms, kl_weight, capacity, free_bits, share)
     return loss, torch.stack([loss, terms.reconstruction.mean(), terms.kl.mean()]).detach()
 
 

@@ -12,6 +12,7 @@ from pipeline.model import likelihood
 from pipeline.model.cvae import Model
 
 Schedule = Literal["constant", "warmup", "cyclical", "capacity"]
+Sigma = Annotated[Number, Field(gt=0)]
 
 
 @params
@@ -22,7 +23,7 @@ class ObjectiveParams:
     """β of reconstruction + β · kl; 1 is the evidence lower bound (`cvae weight`)"""
     likelihood: likelihood.Name
     """p(x∣z,y) of the pixels: docs/treatments.md has the list"""
-    sigma: Annotated[Number, Field(gt=0)]
+    sigma: Sigma
     """of gaussian, in grey values from 0 to 1; half of it acts like a quarter of kl_weight"""
     pixels: Pixels
     """grey | binary (a new Bernoulli draw of each pixel in every epoch; bernoulli only)"""
@@ -94,7 +95,11 @@ def terms(model: Model, images: Tensor, condition: Tensor, noise: Tensor) -> Ter
 
 
 def loss(
-    terms: Terms, kl_weight: float | Tensor, capacity: float | Tensor | None = None, free_bits: float | None = None
+    terms: Terms,
+    kl_weight: float | Tensor,
+    capacity: float | Tensor | None = None,
+    free_bits: float | None = None,
+    share: Tensor | None = None,
 ) -> Tensor:
     """E_x[reconstruction + β · kl] (Higgins 2017, eq. 4); with β = 1, minus the evidence lower bound.
 
@@ -103,8 +108,13 @@ def loss(
 
     With K draws: −E_x[log 1/K Σ exp(−reconstruction − β · kl)]; with β = 1, minus the importance-weighted bound
     (Burda 2016, eq. 8), which lies between the evidence lower bound and log p(x∣y).
+
+    kl_weight may be one of each image, (N,), and share a factor of each image's loss; then without capacity and
+    free_bits.
     """
     beta = kl_weight
+    if share is not None:
+        return (share * (terms.reconstruction + beta * terms.kl)).mean()
     if terms.reconstruction.ndim == 2:
         log_weights = -(terms.reconstruction + beta * terms.kl)
         return (math.log(len(log_weights)) - log_weights.logsumexp(0)).mean()

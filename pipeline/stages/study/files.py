@@ -13,7 +13,7 @@ from pipeline.base.device import pick_device
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, sha256, write_json
 from pipeline.base.params import load, load_key
-from pipeline.base.paths import BEST, JUDGE, PREPARED, SEEDS, STUDY_FIGURES, TRIALS
+from pipeline.base.paths import BEST, CURVE_TABLE, JUDGE, PREPARED, SEEDS, STUDY_FIGURES, TRIALS
 from pipeline.data.splits import Split
 from pipeline.measure.evaluator import QUICK_TRAIN, Draws, Evaluator
 from pipeline.model.cvae import ModelParams, resolve
@@ -30,6 +30,7 @@ from pipeline.study.storage import NoStudy
 from pipeline.study.uses import NAMES, Answer, answers, main_answer
 from pipeline.training.fit import TrainParams
 from pipeline.training.objective import ObjectiveParams
+from pipeline.weight.curve import best_weights
 
 
 def read_setting() -> Setting:
@@ -45,6 +46,7 @@ def read_setting() -> Setting:
         components=load_key(Components, "sample", "components"),
         nll_draws=load_key(Draws, "evaluate", "nll_draws"),
         hashes={"data": sha256(PREPARED), "judge": sha256(JUDGE)},
+        curve=best_weights(pd.read_csv(CURVE_TABLE)) if CURVE_TABLE.exists() else {},
     )
 
 

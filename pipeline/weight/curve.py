@@ -1,0 +1,149 @@
+"""The curve: what one training of a multi-rate CVAE says of every KL weight in a range."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.base.errors import UserError
+from pipeline.base.params import Number, params
+from pipeline.data.splits import CLASSES, Pixels, Split
+from pipeline.measure.evaluator import Evaluator, with_split
+from pipeline.model import multirate
+from pipeline.model.cvae import ModelParams, resolve
+from pipeline.model.likelihood import Name
+from pipeline.model.multirate import MultiRate
+from pipeline.model.samples import SAMPLERS, Sampler, sample, sheet
+from pipeline.training.fit import TrainParams
+from pipeline.training.objective import ELBO, ObjectiveParams
+from pipeline.training.validation import View, labelled
+from pipeline.weight import spectrum
+
+LIMITS = 1e-4, 1000.0  # below, kl is no longer a small part of the loss; above, every latent has long collapsed
+
+
+@params
+class WeightParams:
+    """The section `weight` of params.yaml."""
+
+    range: tuple[Number, Number]
+    """lowest and highest KL weight, drawn log-uniformly for each image"""
+    epochs: Annotated[int, Field(ge=1)]
+    """of the one training"""
+    batch_size: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[Number, Field(gt=0)]
+    """the peak; it then falls to 0 along half a cosine"""
+    balance: Annotated[Number, Field(ge=0, le=1)]
+    """a weight β counts by (1 + β)^−balance; 0: all alike, 1: high weights less"""
+    points: Annotated[int, Field(ge=3)]
+    """weights that are measured"""
+
+    def __post_init__(self) -> None:
+        if not LIMITS[0] <= self.range[0] < self.range[1] <= LIMITS[1]:
+            rule = f"lowest and highest, from {LIMITS[0]:g} to {LIMITS[1]:g}"
+            raise ValueError(f"range must be {rule}, not {list(self.range)}")
+
+    def recipe(self, train: TrainParams) -> TrainParams:
+        """How the one network is trained: as a CVAE, for so many epochs, with this batch and rate."""
+        return replace(train, epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate)
+
+    def weights(self) -> list[float]:
+        """The weights that are measured, at equal ratios, to four digits; the ends of the range are two of them."""
+        inner = [float(f"{weight:.4g}") for weight in np.geomspace(*self.range, self.points)]
+        return [self.range[0], *inner[1:-1], self.range[1]]
+
+
+def aim_of(name: Name, sigma: float, pixels: Pixels) -> ObjectiveParams:
+    """The objective at β = 1, without a schedule: each image's own weight is a factor of it."""
+    return replace(ELBO, likelihood=name, sigma=sigma, pixels=pixels)
+
+
+def build(model: ModelParams, aim: ObjectiveParams, weight: WeightParams, seed: int) -> MultiRate:
+    """An untrained multi-rate CVAE on the CPU. A prior that depends on the encoder gives way to the standard one."""
+    architecture = resolve(model)
+    if architecture.prior == "mixture":
+        architecture = replace(architecture, prior="standard", prior_components=1)
+    return multirate.build(architecture, weight.range, weight.balance, seed, aim.likelihood, aim.sigma)
+
+
+def drawn_view(model: MultiRate, pixels: Pixels) -> View:
+    """The labelled view, with a KL weight for each image.
+
+    Weights are log-uniform. Of a batch, each has its own equal part of log β, which makes gradients less noisy; which
+    image gets which part is random, because the images of a batch are in random order.
+    """
+    low, high = (math.log(weight) for weight in model.drawn_span())
+    plain = labelled(pixels)
+
+    def view(part: Split, source: torch.Generator) -> tuple[Tensor, Tensor]:
+        images, labels = plain(part, source)
+        count, device = len(labels), labels.device
+        place = torch.arange(count, device=device) + torch.rand(count, generator=source, device=device)
+        return images, multirate.condition(labels, low + (high - low) * place / count)
+
+    return view
+
+
+class Point(NamedTuple):
+    """What was measured at one weight: its row of the table, and samples of each digit by sampler, (10, 1, 28, 28)."""
+
+    row: dict[str, float]
+    samples: dict[str, Tensor]
+
+    def figures(self) -> dict[str, float]:
+        """The row's figures as MLflow has them, apart from those of an epoch: `curve/validation/kl`."""
+        return {f"curve/{name}": value for name, value in self.row.items()}
+
+
+def measured(model: MultiRate, weights: Iterable[float], evaluator: Evaluator, components: int) -> Iterator[Point]:
+    """Each weight on the evaluator's split, which must be validation. Names of figures: `validation/prior/frechet`."""
+    digits = torch.arange(CLASSES, device=evaluator.split.labels.device)
+    for weight in weights:
+        at = model.at(weight)
+        density, figures = evaluator.density(at, components), evaluator.fit_figures(at)
+        for name in SAMPLERS:
+            figures |= {f"{name}/{metric}": mean for metric, mean in evaluator.samples(at, density, name).items()}
+        drawn = {str(name): sample(at, density, digits, name, seed=0) for name in SAMPLERS}
+        yield Point({"kl_weight": weight, **with_split("validation", figures)}, drawn)
+
+
+def sheet_of(points: Sequence[Point], sampler: Sampler) -> np.ndarray:
+    """One picture (H, W) uint8: a row per digit, a column per weight, the same noise in each column."""
+    return sheet(torch.stack([point.samples[sampler] for point in points], 1).flatten(0, 1), len(points))
+
+
+def predicted(train: Split, weights: Iterable[float], aim: ObjectiveParams, latents: int) -> pd.DataFrame | None:
+    """What the spectrum of the training images expects: columns kl_weight, kl, active_units.
+
+    None for a likelihood whose spectrum is not known.
+    """
+    try:
+        of = spectrum.of_split(train, aim.likelihood, aim.pixels, aim.sigma)
+    except UserError:
+        return None
+    rows = [(weight, of.rate(weight, latents), of.active(weight, latents)) for weight in weights]
+    return pd.DataFrame(rows, columns=["kl_weight", "kl", "active_units"])
+
+
+def best_weights(table: pd.DataFrame) -> dict[str, float]:
+    """The weight with the lowest frechet by sampler, to two digits: that of a parabola through it and its neighbours.
+
+    In log frechet over log β. At an end of the range it is the end.
+    """
+    return {sampler: float(f"{_lowest(table, f'validation/{sampler}/frechet'):.2g}") for sampler in SAMPLERS}
+
+
+def _lowest(table: pd.DataFrame, figure: str) -> float:
+    x, y = np.log(table["kl_weight"].to_numpy()), np.log(table[figure].to_numpy())
+    lowest = int(y.argmin())
+    if lowest in (0, len(y) - 1):
+        return float(np.exp(x[lowest]))
+    near = slice(lowest - 1, lowest + 2)
+    square, linear, _ = np.polyfit(x[near] - x[lowest], y[near], 2)
+    return float(np.exp(x[lowest] - linear / (2 * square)))

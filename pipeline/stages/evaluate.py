@@ -29,8 +29,11 @@ def main() -> None:
     train, test = load_splits(PREPARED, "train", "test", device=device)
     evaluator = Evaluator(load_judges(JUDGE, device), test, train, aim.pixels, params.seed)
     name = f"evaluation β={aim.kl_weight:g}"  # of a new run, if the training's own is gone
-    with tracking.add_to(trained, name, experiment) as run:
-        figures, per_class = evaluator.evaluate(model, density, params.nll_draws, aim.kl_weight)
+    how = ", ".join(f"{key} {value}" for key, value in plain(params).items())
+    with tracking.add_to(trained, name, experiment, how=how) as run, console.bar("evaluate", 100) as bar:
+        figures, per_class = evaluator.evaluate(
+            model, density, params.nll_draws, aim.kl_weight, lambda share, what: bar(round(95 * share), what)
+        )
         about = {"split": "test", "kl_weight": aim.kl_weight, "likelihood": aim.likelihood}
         about |= evaluator.protocol(model, params.nll_draws, aim.kl_weight)
         write_json(METRICS, {**nested(figures), "protocol": about})
@@ -40,6 +43,7 @@ def main() -> None:
         epochs = [dict(zip(history.columns, row, strict=True)) for row in history.to_numpy().tolist()]
         diagnosis = diagnose(Case(aim, figures, epochs, model.architecture.prior, model.architecture.conditioning))
         write_json(DOCTOR, {"verdict": diagnosis.verdict, **plain(diagnosis)})
+        bar(95, "pictures")
         pictures = sheets(model, density, test, aim.pixels, sampler, shown)
         save_all(evaluation_figures(pictures, figures, per_class, history, aim.kl_weight), FIGURES)
         run.metrics(with_split("test", figures), step=0, of_model=True)
@@ -47,6 +51,7 @@ def main() -> None:
         run.tags({"collapsed": str(figures["collapsed"]).lower(), "doctor": diagnosis.verdict})
         for path in (METRICS, PER_CLASS, DOCTOR, *sorted(FIGURES.glob("*.png"))):
             run.artifact(path, "figures" if path.parent == FIGURES else None)
+        bar(100, "done")
     print(f"{METRICS}, {PER_CLASS}, {DOCTOR} and {FIGURES}/ written; the doctor's verdict: {diagnosis.verdict}")
 
 

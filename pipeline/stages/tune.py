@@ -11,10 +11,11 @@ from pipeline.base import console
 from pipeline.base.params import load
 from pipeline.base.paths import BEST
 from pipeline.stages.study.files import export, read_bench, read_setting
+from pipeline.stages.study.progress import Progress
 from pipeline.stages.study.records import Records, study_run
 from pipeline.stages.study.words import sentences
 from pipeline.study.queue import open_study
-from pipeline.study.search import Ended, Epoch, search
+from pipeline.study.search import search
 from pipeline.tracking import runs as tracking
 
 
@@ -24,20 +25,19 @@ def main() -> None:
     real = evaluator.ceiling()  # raises UserError where the split is too small, before anything is made
     study = open_study(setting, Path(), create=True)
     print(f"study {study.name}: {study.done()} of {trials} trials done, on {train.labels.device}", flush=True)
+    progress = Progress(study)
     with (
         study_run(study, experiment) as parent,
         ExitStack() as runs,
-        console.bar("tune", trials, study.done()) as progress,
+        console.bar("tune", progress.total, progress.done()) as bar,
         closing(search(study, train, evaluator)) as events,
     ):
         records = Records(study, experiment, parent, runs)
         try:
             for event in events:
                 records.follow(event)
-                if isinstance(event, Ended):
-                    progress(study.done(), "")
-                elif isinstance(event, Epoch) and event.figures:
-                    progress(study.done(), news(event))
+                if step := progress.after(event):
+                    bar(*step)
         except KeyboardInterrupt:
             print(f"\n{study.done()} of {trials} trials are done; the same command continues", flush=True)
             raise
@@ -45,12 +45,6 @@ def main() -> None:
             found = export(study, real)
             records.finish()
     print(f"{BEST.parent}/ written.", *sentences(found, study.seeds(), setting), sep="\n")
-
-
-def news(event: Epoch) -> str:
-    """A training that has just been measured, in a few words."""
-    weight, figure = event.candidate.trial.params["kl_weight"], "validation/fitted/frechet"
-    return f"β = {weight:.3g}, seed {event.seed}: fitted frechet {event.figures[figure]:.2f}"
 
 
 if __name__ == "__main__":

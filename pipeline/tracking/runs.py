@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-DESCRIPTION = "mlflow.note.content"
+DESCRIPTION, EVALUATED = "mlflow.note.content", "evaluated_with"
 LONGEST_DIGEST = 36  # MLflow's limit, in characters
 
 
@@ -84,8 +84,11 @@ def start(
     return run
 
 
-def add_to(pointer: Mapping[str, Any], name: str, experiment: str, root: Path = Path()) -> "Run":
+def add_to(pointer: Mapping[str, Any], name: str, experiment: str, root: Path = Path(), how: str = "") -> "Run":
     """Opens a run that has ended, to add to it; its status stays. `pointer` is what `Run.pointer` gave.
+
+    how: in which way an evaluation measured, in words. A run that was evaluated in another way keeps those figures, and
+    a new run below it takes these.
 
     The run is looked for in today's store, by its id or key, then at the server that the pointer names. If it is at
     neither, a new run with that name and experiment is started in today's store, and a line warns.
@@ -102,9 +105,16 @@ def add_to(pointer: Mapping[str, Any], name: str, experiment: str, root: Path = 
         where = " or ".join(dict.fromkeys([shown(today), place] if place.startswith("http") else [shown(today)]))
         console.warn(f"MLflow run {named} is not at {where}: a new run takes the records")
         return start(name, experiment, root=root)
+    known = found[0].data.tags
+    if how and known.get(EVALUATED, how) != how:
+        tags = {EVALUATED: how, "kind": "evaluation", "mlflow.parentRunId": found[0].info.run_id}
+        return start(f"{name}, {how}", experiment, tags=tags, root=root)
     target = Target(found[0].info.run_name, pointer.get("run_key") or found[0].data.tags.get(KEY, pointer["run_id"]))
     target.know(found[0])
-    return Run(Outbox.at(found[1], root), target, adds=True)
+    run = Run(Outbox.at(found[1], root), target, adds=True)
+    if how:
+        run.tags({EVALUATED: how})
+    return run
 
 
 def resume(

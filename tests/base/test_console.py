@@ -54,9 +54,10 @@ def test_a_wide_table_breaks_its_headings(monkeypatch: pytest.MonkeyPatch, capsy
     assert "active_units" in capsys.readouterr().out
 
 
-def test_without_a_terminal_a_bar_prints_a_line_per_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_a_bar_says_each_thing_once(capsys: pytest.CaptureFixture[str]) -> None:
     with console.bar("train", 2) as bar, console.transfer() as progress:
         bar(1, "loss 79.3")
+        bar(2, "loss 79.3")  # which says nothing new
         bar(2, "")
         progress("file", 1, None)
     assert capsys.readouterr().out == "train 1/2  loss 79.3\ntrain 2/2\n"

@@ -16,12 +16,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from imports import ROOT
 
 from pipeline.base.errors import UserError
+from pipeline.base.params import load_key
 from pipeline.data import download
 from pipeline.data.download import NPM, TORCHVISION
 
-NAMES = list(download.CHECKSUMS)
+NAMES = list(download.NAMES)
 FILES = {name: bytes((7 * number + value) % 256 for value in range(2000)) for number, name in enumerate(NAMES)}
 PACKED = {f"{name}.gz": gzip.compress(content) for name, content in FILES.items()}
 SUMS = {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}
@@ -105,6 +107,20 @@ def test_a_folder_or_a_server_gives_packed_and_plain_files(
         for number, named in enumerate(["~/my mirror", (tmp_path / "my mirror").as_uri(), url]):
             assert download.fetch(raw / str(number), [named], SUMS) == named
             assert_whole(raw / str(number))
+
+
+def test_a_relative_mirror_is_one_of_the_project_also_in_dvcs_copy_of_it(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of(tmp_path / "my mirror", FILES)
+    (tmp_path / ".dvc/tmp/exps/tmp1").mkdir(parents=True)
+    for number, place in enumerate((".", ".dvc/tmp/exps/tmp1")):
+        monkeypatch.chdir(tmp_path / place)
+        assert download.fetch(raw / str(number), ["my mirror"], SUMS) == "my mirror"
+
+
+def test_the_checksums_of_mnist_are_in_git() -> None:
+    assert download.read_checksums(ROOT / load_key(str, "data", "checksums", ROOT / "params.yaml")).keys() == set(NAMES)
 
 
 def test_a_query_stays_behind_the_file_name_and_secrets_are_not_shown(raw: Path) -> None:

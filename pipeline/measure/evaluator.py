@@ -116,14 +116,19 @@ class Evaluator:
         """The same for real training images in place of samples: the best that samples can reach."""
         return _means(self._ceiling_by_class())
 
-    def sample_figures(self, model: CVAE, density: Density) -> Evaluation:
+    def sample_figures(self, model: CVAE, density: Density, told: Told = lambda *_: None) -> Evaluation:
         """The sample metrics of both samplers and of real images, judge_accuracy, and the density's own figures.
 
         fitted/log_density, fitted/log_density_train: log p(z∣y) under the density in nats per latent, for the split
         and for training images. If the second is much higher, the density has memorised training images.
         """
-        tables = {str(name): self._samples_by_class(model, density, name) for name in SAMPLERS}
+        tables: dict[str, pd.DataFrame] = {}
+        for place, name in enumerate(SAMPLERS):
+            told(place / 4, f"samples of the {name} sampler")
+            tables[name] = self._samples_by_class(model, density, name)
+        told(2 / 4, "real images")
         tables["real"] = self._ceiling_by_class()
+        told(3 / 4, "density")
         figures = {f"{name}/{metric}": mean for name, table in tables.items() for metric, mean in _means(table).items()}
         figures["fitted/log_density"] = self._log_density(model, density, self.split)
         figures["fitted/log_density_train"] = self._log_density(model, density, self._training_split)
@@ -138,8 +143,7 @@ class Evaluator:
 
         k, kl_weight: as in `nll`. told: is called with the share of the work that is done, and with what comes next.
         """
-        told(0, "samples")
-        sampled = self.sample_figures(model, density)
+        sampled = self.sample_figures(model, density, lambda share, what: told(OF_SAMPLES * share, what))
         told(OF_SAMPLES, "reconstruction")
         figures = self.fit_figures(model)
         figures |= self.nll(model, k, kl_weight, lambda share: told(OF_SAMPLES + (1 - OF_SAMPLES) * share, "nll"))

@@ -39,7 +39,8 @@ class Records:
                 run.metrics(event.record.figures, event.record.step)
                 run.image("samples_prior", samples.preview(event.model), event.record.step)
             if event.figures:
-                run.metrics(candidate.figures, event.record.step)  # the means over the seeds so far
+                # The means over the seeds so far, each at a step of its own: a run that goes on writes no step twice.
+                run.metrics(candidate.figures, event.record.step + len(candidate.seeds) - 1)
         elif isinstance(event, Ended):
             if event.strip is not None:
                 run.image("samples_prior_and_fitted", event.strip, candidate.epochs)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.spectrum --epochs 20 0.3 1 3 10
 
-Trains the strong model at the weights given and measures it on validation. It trains with a warm-up of the weight over the first
-half: from a cold start, a model near the collapse learns for many epochs that its latents could be of use. Adds a row
-for each weight to docs/lab/spectrum.csv, with the seconds that the whole population took.
+Trains the strong model at the weights given, and measures it on validation. The weight warms up over the first half:
+from a cold start, a model near the collapse learns for many epochs that its latents could be of use. Adds a row for
+each weight to docs/lab/spectrum.csv, with the seconds that the whole population took.
 """
 
 import argparse

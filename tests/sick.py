@@ -21,6 +21,7 @@ def healthy(*losses: float, **figures: float) -> Case:
     """A case with nothing to find unless the changes make it; `__` stands for the slash in a figure's name."""
     good = {
         "reconstruction": 80.0, "kl": 20.0, "active_units": 12, "judge_accuracy": 0.995, "grey_floor": 30.0,
+        "spectrum/active_units": 16,
         "effective_samples": 40.0,
         "prior/class_accuracy": 0.95, "prior/diversity": 0.9, "prior/frechet": 3.0,
         "fitted/class_accuracy": 0.98, "fitted/diversity": 0.9, "fitted/frechet": 2.5, "real/frechet": 0.8,
@@ -53,6 +54,8 @@ CASES = [
     ("collapsed", healthy(kl=0.09), healthy(kl=0.11)),
     ("collapsed", healthy(active_units=0), healthy(active_units=1)),
     ("collapsed", healthy(prior__diversity=0.1, fitted__diversity=0.19), healthy(prior__diversity=0.1)),
+    ("latents_missed", healthy(active_units=11), healthy(active_units=12)),
+    ("latents_missed", healthy(active_units=1, spectrum__active_units=2), healthy(spectrum__active_units=0)),
     ("label_ignored", healthy(prior__class_accuracy=0.19), healthy(prior__class_accuracy=0.21)),
     ("prior_hole", healthy(prior__frechet=5.1), healthy(prior__frechet=4.9)),
     # Samples that are better than real images count as equally good.

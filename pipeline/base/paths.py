@@ -31,6 +31,7 @@ SPECTRUM = Path("reports/weight/spectrum.json")
 CURVE = Path("models/curve.safetensors")
 CURVE_TABLE = Path("reports/weight/curve.csv")
 CURVE_FIGURE = Path("reports/weight/curve.png")
+SPECTRUM_FIGURE = Path("reports/weight/spectrum.png")
 
 ARTICLE = Path("reports/article")
 

@@ -17,7 +17,9 @@ from pipeline.base.paths import HISTORY, JUDGE, MODEL, PREPARED, RUN
 from pipeline.cli.options import model_file
 
 if TYPE_CHECKING:
+    from pipeline.data.splits import Split
     from pipeline.measure.doctor import Case, Diagnosis
+    from pipeline.training.objective import ObjectiveParams
 
 CURVES = ("validation/reconstruction", "validation/kl")
 HEADLINE = (
@@ -76,6 +78,7 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> Gathered
         judges = load_judges(JUDGE, device) if JUDGE.exists() else None
         evaluator = Evaluator(judges, validation, train, aim.pixels, seed=0)
         figures = evaluator.fit_figures(saved.model)
+        figures |= _spectrum(train, aim, saved.model.latent_size)
         if judges is not None:
             figures |= evaluator.sample_figures(saved.model, saved.density).figures
         measured = f"measured on {len(validation):,} validation images"
@@ -88,6 +91,18 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> Gathered
     architecture = saved.model.architecture
     case = Case(aim, figures, history, architecture.prior, architecture.conditioning)
     return Gathered(str(path), measured, case, hints)
+
+
+def _spectrum(train: "Split", aim: "ObjectiveParams", latents: int) -> dict[str, float]:
+    """What the spectrum of the data expects of a model; nothing where it is not known."""
+    from pipeline.weight.spectrum import of_split
+
+    try:
+        found = of_split(train, aim.likelihood, aim.pixels, aim.sigma)
+        active = found.active(aim.kl_weight, latents)
+    except UserError:
+        return {}
+    return {"spectrum/collapse_weight": found.collapse(latents), "spectrum/active_units": active}
 
 
 def _history(params: Mapping[str, Any]) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 Texts are templates for the values of `_values`. Remedies name keys of params.yaml.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ def _values(case: Case, finding: Finding) -> dict[str, Any]:
     value, weight, epochs = finding.evidence[0].value, case.aim.kl_weight, len(case.history)
     values = {"value": value, "weight": number(weight), "capacity": case.aim.capacity, "epochs": epochs}
     values["twice"] = 2 * epochs
+    values["collapse"] = number(case.figures.get("spectrum/collapse_weight", math.nan))
+    values |= {"active": case.figures.get("active_units"), "expected": case.figures.get("spectrum/active_units")}
     if finding.name == "overfitted":
         losses = case.losses()
         values["best"] = losses.index(min(losses)) + 1
@@ -47,6 +50,11 @@ def _can_raise(case: Case) -> bool:
 
 def _can_lower(case: Case) -> bool:
     return case.aim.kl_weight > 1
+
+
+def _is_beyond_the_spectrum(case: Case) -> bool:
+    """Whether no latent can pay for itself at this weight."""
+    return case.aim.kl_weight > case.figures.get("spectrum/collapse_weight", math.inf)
 
 
 def _has_capacity(case: Case) -> bool:
@@ -66,6 +74,8 @@ WORDS: dict[str, tuple[str, Mapping[str, Callable[[Case], bool] | None]]] = {
     "collapsed": (
         "The latents carry no information, or the decoder ignores them: all samples of a digit are alike.",
         {
+            "lower objective.kl_weight below {collapse}: above it, the spectrum of the data says that no latent can "
+            "pay for itself, however long you train (`cvae spectrum`)": _is_beyond_the_spectrum,
             "lower objective.kl_weight from {weight} to 1, the evidence lower bound, or below (`cvae weight` converts "
             "a weight of the article)": _can_lower,
             "raise objective.capacity": _has_capacity,
@@ -98,6 +108,15 @@ WORDS: dict[str, tuple[str, Mapping[str, Callable[[Case], bool] | None]]] = {
             "raise objective.capacity from {capacity:g}": _has_capacity,
             "lower objective.kl_weight from {weight}": lambda case: case.aim.kl_weight > 0.3,
             "use a larger model (model.preset strong, or a larger model.latent_size)": None,
+        },
+    ),
+    "latents_missed": (
+        "{active:g} latents are active. The spectrum of the data says that {expected:g} pay at this weight (`cvae "
+        "spectrum`): training has not found the others.",
+        {
+            "train longer (train.epochs)": None,
+            "let the KL weight rise from 0 (objective.schedule warmup)": lambda c: c.aim.schedule == "constant",
+            CONCATENATE: _adds_label,
         },
     ),
     "under_trained": (

@@ -14,7 +14,7 @@ import typer
 
 from pipeline.base import console, terminal
 from pipeline.base.errors import UserError
-from pipeline.cli import complete, curve, doctor, draw, report, reproduce, study, sync, values, weight
+from pipeline.cli import complete, curve, doctor, draw, report, reproduce, spectrum, study, sync, values, weight
 
 NAME = "cvae"
 ABOUT = """\
@@ -30,6 +30,7 @@ Train a conditional VAE on MNIST and find out which KL weight, and why.
   cvae interpolate 3 8 --out way.gif  also: traverse, morph
   cvae complete INPUT.png --mask top  what the hidden half could be
   cvae weight --like keras            β of another loss's KL weight
+  cvae spectrum                       what each KL weight can give, untrained
   cvae curve                          what one training says of every weight
   cvae study                          the trials; `promote` takes the best
   cvae reproduce article              the collapse that the article avoids
@@ -54,6 +55,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "morph": draw.morph,
     "complete": complete.complete,
     "weight": weight.weight,
+    "spectrum": spectrum.spectrum,
     "report": report.report,
     "params": values.params,
     "compare": report.compare,

@@ -179,6 +179,13 @@ CHECKS = {
         Sign("reconstruction share of −elbo", "above", 0.9, _reconstruction_share),
         Sign("kl_weight", "above", 1.0, lambda case: case.aim.kl_weight),
     ), unless="collapsed"),
+    # The data has directions that pay at this weight, but training has not found them (weight/spectrum.py). Networks
+    # trained to the end have at least 0.87 of the latents that it expects (docs/lab/spectrum.md).
+    "latents_missed": Check("warning", (
+        Sign("active_units ÷ spectrum/active_units", "below", 0.75,
+             lambda case: case["active_units"] / max(case["spectrum/active_units"], 1)),
+        Sign("spectrum/active_units", "above", 0),
+    ), unless="collapsed"),
     # More epochs will help. The last few epochs would not show it: the learning rate falls to 0, so every run ends
     # flat. 2 nats are a fiftieth of the default's −elbo. The default's share is 0.09 after 10 epochs, 0.26 after 4.
     "under_trained": Check("warning", (

@@ -6,7 +6,7 @@ PCA (Tipping & Bishop 1999) as the decoder (Lucas 2019). docs/spectrum.md derive
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from pipeline.model.likelihood import LEAST_VARIANCE
 
 FLOOR = 1e-3  # least p (1 − p) of a pixel: one that is lit in a few images of a class would otherwise count for much
 SOLVED = ("bernoulli", "gaussian", "sigma_learned", "sigma_optimal")  # the likelihoods whose spectrum is known
+WEIGHTS = tuple(10 ** (step / 20) for step in range(-40, 41))  # of a table or a figure: 0.01 to 100
 HALVINGS = 100  # of an interval that holds a solution: its ends then meet in float64
 
 
@@ -112,6 +113,14 @@ def of_split(train: Split, likelihood: str, pixels: Pixels = "grey", sigma: floa
     rows = [of_images(train.of_class(digit).images, pixels, variance) for digit in range(CLASSES)]
     shares = torch.tensor(counts, dtype=torch.float64) / len(train)
     return Spectrum(torch.stack(rows), shares, PIXELS if likelihood.startswith("sigma_") else None)
+
+
+def expected(spectrum: Spectrum, weights: Sequence[float], latents: int) -> list[dict[str, float]]:
+    """A row for each weight: `kl_weight`, `kl` (nats per image) and `active_units` of a model with so many latents."""
+    return [
+        {"kl_weight": beta, "kl": spectrum.rate(beta, latents), "active_units": spectrum.active(beta, latents)}
+        for beta in weights
+    ]
 
 
 def check(likelihood: str) -> None:

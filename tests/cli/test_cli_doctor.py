@@ -48,6 +48,7 @@ def test_the_doctor_measures_what_the_files_allow_and_names_what_is_missing(proj
     assert "measured on 120 validation images" in out
     assert "✗ collapsed (severe)" in out
     assert "prior_hole (lacks prior/frechet)" in out
+    assert "lacks spectrum" not in out
     assert "dvc repro judge" in out
 
     add_judge(project)

@@ -1,0 +1,64 @@
+"""`cvae spectrum` and its stage, called as a user does, and their figure."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from bands import banded
+from commands import Cvae, assert_refused
+
+from pipeline.base.params import write
+from pipeline.base.paths import PREPARED, SPECTRUM, SPECTRUM_FIGURE
+from pipeline.show.spectrum import spectrum_figure
+from pipeline.stages import spectrum as stage
+from pipeline.stages.saved import save_splits
+from pipeline.weight.spectrum import of_split
+
+
+def add_data(project: Path) -> None:
+    save_splits(project / PREPARED, {"train": banded(12, 0)})
+
+
+def test_the_command_says_where_each_class_collapses_and_which_weight_meets_a_budget(project: Path, cvae: Cvae) -> None:
+    assert_refused(project, cvae, "spectrum", "run `dvc repro prepare` first")
+    add_data(project)
+    found = of_split(banded(12, 0), "bernoulli")
+    out = cvae("spectrum --latents 3").out
+    assert f"{found.collapse():.4g}" in out
+    assert "With 3 latents, bernoulli on grey pixels" in out
+    assert f"at β = {found.weight_for(2, 3):.3g}, with 3 latents" in cvae("spectrum --latents 3 --nats 2").out
+    assert_refused(project, cvae, "spectrum --nats 0", "a budget must be a positive number of nats")
+
+
+def test_the_stage_writes_what_the_command_prints_and_a_figure(project: Path) -> None:
+    add_data(project)
+    write({("model", "latent_size"): 3}, project / "params.yaml")
+    stage.main()
+    written = json.loads(SPECTRUM.read_text(encoding="utf-8"))
+    found = of_split(banded(12, 0), "bernoulli")
+    assert written["latent_size"] == 3
+    assert written["collapse"] == max(written["collapse_by_class"]) == pytest.approx(found.collapse())
+    for row in written["expected"]:
+        assert row["kl"] == pytest.approx(found.rate(row["kl_weight"], 3))
+    assert SPECTRUM_FIGURE.exists()
+
+
+def test_a_likelihood_without_a_spectrum_stops_the_command_but_not_the_pipeline(project: Path, cvae: Cvae) -> None:
+    add_data(project)
+    write({("objective", "likelihood"): "discretized_logistic"}, project / "params.yaml")
+    assert_refused(project, cvae, "spectrum", "no closed form for objective.likelihood discretized_logistic")
+    stage.main()
+    assert "discretized_logistic" in json.loads(SPECTRUM.read_text(encoding="utf-8"))["unknown"]
+    assert SPECTRUM_FIGURE.exists()
+
+
+def test_the_figure_draws_trainings_over_what_is_expected() -> None:
+    expected = pd.DataFrame({"kl_weight": [0.1, 1.0], "kl": [9.0, 5.0], "active_units": [3, 2]})
+    trials = pd.DataFrame({"kl_weight": [0.5, 2.0], "validation/kl": [7.0, 4.0]})
+    kl, active = spectrum_figure(expected, 8.0, trials).axes
+    assert [np.asarray(line.get_ydata()).tolist() for line in kl.lines[:2]] == [[9, 5], [7, 4]]
+    assert np.asarray(kl.lines[1].get_xdata()).tolist() == [0.5, 2]
+    assert len(active.lines) == 2  # without a column of its own, nothing is drawn but what is expected
+    assert all(np.asarray(axes.lines[-1].get_xdata())[0] == 8 for axes in (kl, active))

@@ -73,3 +73,11 @@ def test_a_program_says_how_long_it_took(tmp_path: Path) -> None:
     screen = on_terminal(tmp_path, [sys.executable, "-m", "pipeline.stages.check"])
     assert (screen.status, screen.lines[-2].split()[:2]) == (0, ["check", "took"])
     assert screen.lines[-2].endswith(" s")
+
+
+def test_another_pipeline_on_pythonpath_is_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "pipeline.py").write_text("raise SystemExit('another project')\n", encoding="utf-8")
+    # As the installed script starts: the folder of the editable project comes after PYTHONPATH.
+    script = f"import sys; sys.path.append({str(ROOT)!r}); import cvae; sys.argv = ['cvae', '--version']; cvae.main()"
+    screen = on_terminal(tmp_path, [sys.executable, "-c", script], PYTHONPATH=str(tmp_path))
+    assert (screen.status, screen.text[:7]) == (0, "cvae 0.")

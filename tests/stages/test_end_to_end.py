@@ -366,6 +366,10 @@ def test_experiments_that_differ_in_their_evaluation_alone_have_runs_of_their_ow
     assert fewer["tags.mlflow.parentRunId"] == trained
     assert fewer["tags.evaluated_with"] == "nll_draws 3, seed 0"
     assert before[trained]["tags.evaluated_with"] == "nll_draws 20, seed 0"
+    project.run("dvc", "exp", "run", "--temp", "--name", "fewest", "-S", "evaluate.nll_draws=2", "evaluate")
+    table = project.run("dvc", "exp", "show", "--only-changed", "--no-pager")
+    assert "fewest" in table
+    assert max(map(len, table.splitlines())) <= 160
     assert runs[trained]["metrics.test/nll"] == before[trained]["metrics.test/nll"] != fewer["metrics.test/nll"]
 
 

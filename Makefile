@@ -40,7 +40,7 @@ treatments: $(READY)  ## measure every likelihood, prior and sampler for docs/la
 results:  ## copy what the pages quote from reports/ into docs/results/
 	@cp reports/metrics.json reports/per_class.csv reports/history.csv reports/judge.json reports/doctor.json \
 		reports/figures/samplers.png docs/results/default/
-	@cp reports/study/trials.csv reports/study/best.json reports/study/figures/*.png docs/results/study/
+	@cp reports/study/trials.csv reports/study/seeds.csv reports/study/best.json reports/study/figures/*.png docs/results/study/
 
 test: $(READY)  ## run all tests
 	@pytest $(SIDE_BY_SIDE)

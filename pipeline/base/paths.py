@@ -10,6 +10,7 @@ JUDGE = Path("models/judge.safetensors")
 MODEL = Path("models/cvae.safetensors")
 RUN = Path("models/run.json")
 SMALL = Path("docs/results/small/cvae.safetensors")  # in git: what `cvae sample` uses before any training
+PUBLISHED = Path("docs/results/study")  # in git: the study that the pages quote
 COMPLETER = Path("models/completer.safetensors")
 NETWORK = Path("models/completion_network.safetensors")
 COMPLETION_RUN = Path("models/completion_run.json")

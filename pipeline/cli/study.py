@@ -8,6 +8,7 @@ import typer
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
+from pipeline.base.paths import JUDGE, PREPARED, PUBLISHED
 
 
 def study(
@@ -18,12 +19,24 @@ def study(
     ± is the standard error over seeds, on validation. ★ marks the best weight for a use, ≈ those that can't be told
     apart from it (95 %, all comparisons taken together).
     """
+    import pandas as pd
+
     from pipeline.stages.study import words
-    from pipeline.stages.study.files import read_results, read_setting
+    from pipeline.stages.study.files import Results, read_results, read_setting
     from pipeline.study.uses import answers
 
-    setting = read_setting()
-    results = read_results(setting)
+    try:
+        setting = read_setting()
+        results, name = read_results(setting), setting.name()
+    except UserError:
+        if (PREPARED.exists() and JUDGE.exists()) or not (PUBLISHED / "seeds.csv").exists():
+            raise
+        setting = read_setting(needs_files=False)  # a fresh clone
+        seeds, table = (pd.read_csv(PUBLISHED / f"{file}.csv") for file in ("seeds", "trials"))
+        results, name = (
+            Results(None, seeds, table, f"from {PUBLISHED}, as no study was run here yet"),
+            "of this project",
+        )
     found = answers(results.seeds, setting) if len(results.seeds) else {}
     said = words.sentences(found, results.seeds, setting) if found else ["No weight has been trained yet."]
     if markdown:
@@ -36,7 +49,7 @@ def study(
     if results.promoted is not None:
         note += f"; trial {results.promoted} was promoted"
     headings, rows = words.table(found, results.table, setting)
-    console.table(f"Study {setting.name()}: {results.where}", headings, rows, note=note)
+    console.table(f"Study {name}: {results.where}", headings, rows, note=note)
 
 
 def promote(

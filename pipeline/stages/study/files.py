@@ -33,10 +33,10 @@ from pipeline.training.objective import ObjectiveParams
 from pipeline.weight.curve import best_weights
 
 
-def read_setting() -> Setting:
-    """The study of params.yaml. Raises UserError where a value is wrong or a stage has not run yet."""
+def read_setting(needs_files: bool = True) -> Setting:
+    """The study of params.yaml. Raises UserError where a value is wrong or, if needed, a stage has not run yet."""
     for path, stage in ((PREPARED, "prepare"), (JUDGE, "judge")):
-        if not path.exists():
+        if needs_files and not path.exists():
             raise UserError(f"{path} not found: run `dvc repro {stage}` first")
     return Setting(
         tune=load(TuneParams, "tune"),
@@ -45,7 +45,7 @@ def read_setting() -> Setting:
         train=load(TrainParams, "train"),
         components=load_key(Components, "sample", "components"),
         nll_draws=load_key(Draws, "evaluate", "nll_draws"),
-        hashes={"data": sha256(PREPARED), "judge": sha256(JUDGE)},
+        hashes={"data": sha256(PREPARED), "judge": sha256(JUDGE)} if needs_files else {},
         curve=best_weights(pd.read_csv(CURVE_TABLE)) if CURVE_TABLE.exists() else {},
     )
 

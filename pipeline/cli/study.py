@@ -62,6 +62,7 @@ def promote(
 
     It is rounded as far as the study can't tell the difference. Where today's weight can't be told apart from the best,
     nothing changes. What else the study tried is written too. `dvc repro` then trains with it.
+    In MLflow, the trial's model (or today's, where nothing changes) becomes models:/cvae-mnist@champion.
 
     \b
     cvae promote
@@ -81,6 +82,7 @@ def promote(
     chosen, why = promotion(setting, results, trial, use)
     if chosen is None:
         print(f"params.yaml: objective.kl_weight stays {setting.aim.kl_weight:g}. {why}")
+        _register(_trained())
         return
     changes = {(name.partition(".")[0], name.partition(".")[2]): value for name, value in chosen.params.items()}
     before = params.write(changes)
@@ -93,3 +95,21 @@ def promote(
         stores = dict.fromkeys([tracking_uri(Path()), chosen.tracking_uri])  # the folder may have moved
         tracking.tag(chosen.run_id, {"promoted": "true"}, list(stores))
     print(f"{why} `dvc repro` trains with it; on validation: {console.figures(chosen.values)}.")
+    _register(chosen.run_id)
+
+
+def _trained() -> str | None:
+    """The MLflow run of today's model; None before any training."""
+    from pipeline.base.paths import RUN
+
+    if not RUN.exists():
+        return None
+    return str(json.loads(RUN.read_text(encoding="utf-8"))["run_id"])
+
+
+def _register(run_id: str | None) -> None:
+    """Makes the model of a run MLflow's champion, and says so."""
+    from pipeline.tracking.registry import crown
+
+    said = crown(run_id) if run_id else None
+    print(f"{said}." if said else "Its model was not kept, so none is registered in MLflow.")

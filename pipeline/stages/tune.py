@@ -43,7 +43,7 @@ def main() -> None:
             raise
         with study.turn():  # the processes of one study end at the same time
             found = export(study, real)
-            records.finish()
+            records.finish(found)
     print(f"{BEST.parent}/ written.", *sentences(found, study.seeds(), setting), sep="\n")
 
 

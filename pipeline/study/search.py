@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.data.splits import CLASSES, Split
+from pipeline.data.splits import Split
 from pipeline.measure.evaluator import Evaluator, with_split
 from pipeline.model.cvae import CVAE, Architecture, build
-from pipeline.model.samples import SAMPLERS, sample, sheet
+from pipeline.model.density import Density
+from pipeline.model.samples import SAMPLERS, strip
 from pipeline.study.queue import Candidate, State, Study
 from pipeline.study.space import Setting
 from pipeline.study.uses import undecided
@@ -33,13 +34,14 @@ class Began:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of one trial with one seed; figures: what was measured after the last one."""
+    """One epoch of one trial with one seed; figures, density: what was measured and fitted after the last one."""
 
     candidate: Candidate
     seed: int
     record: Record
     figures: dict[str, float]
     model: CVAE
+    density: Density | None
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _race(study: Study, batch: list[Candidate], train: Split, evaluator: Evaluat
 
 
 class Trained(NamedTuple):
-    """One epoch of one member. figures, strip: after the last one, unless it failed: diverged, or can't be measured."""
+    """One epoch of one member. figures, density: after the last one, unless it failed: diverged, can't be measured."""
 
     member: int
     record: Record
@@ -123,7 +125,7 @@ class Trained(NamedTuple):
     seconds: float
     failed: bool
     figures: dict[str, float]
-    strip: np.ndarray | None
+    density: Density | None
 
 
 def train_together(
@@ -146,13 +148,13 @@ def train_together(
             began = time.perf_counter()
             measured = _measure(setting, evaluator, model, weights[member]) if last and not record.diverged else None
             seconds = record.figures["time/seconds"] / len(records) + time.perf_counter() - began
-            figures, strip = measured or ({}, None)
+            figures, density = measured or ({}, None)
             if measured:
                 figures = {name: record.figures[name] for name in OF_FIT} | figures
             failed = record.diverged or (last and measured is None)
             if failed:
                 members.drop([member])
-            yield Trained(member, record, model, seconds, failed, figures, strip)
+            yield Trained(member, record, model, seconds, failed, figures, density)
 
 
 def _train(
@@ -170,10 +172,10 @@ def _train(
             continue
         if found.figures:
             candidate.keep(seed, found.figures)
-            if found.strip is not None and len(candidate.seeds) == 1:
-                candidate.strip = found.strip
-                study.keep_strip(candidate, found.strip)
-        yield Epoch(candidate, seed, found.record, found.figures, found.model)
+            if found.density is not None and len(candidate.seeds) == 1:
+                candidate.strip = strip(found.model, found.density)
+                study.keep_strip(candidate, candidate.strip)
+        yield Epoch(candidate, seed, found.record, found.figures, found.model, found.density)
     return failed
 
 
@@ -184,8 +186,8 @@ def _end(study: Study, candidate: Candidate, state: State) -> Ended:
 
 def _measure(
     setting: Setting, evaluator: Evaluator, model: CVAE, kl_weight: float
-) -> tuple[dict[str, float], np.ndarray] | None:
-    """A candidate's figures on validation, of both samplers' samples, and its strip; None if any is not finite."""
+) -> tuple[dict[str, float], Density] | None:
+    """A candidate's figures on validation, of both samplers' samples, and its density; None if any is not finite."""
     try:
         density = evaluator.density(model, setting.components)
         figures = {
@@ -196,10 +198,8 @@ def _measure(
         figures["active_units"] = evaluator.active_units(model)
         few = replace(evaluator, split=evaluator.split[:NLL_IMAGES])
         figures |= few.nll(model, setting.nll_draws, kl_weight)
-        labels = torch.arange(CLASSES, device=model.mu.weight.device)
-        images = [sample(model, density, labels, sampler, seed=0) for sampler in SAMPLERS]
     except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]  # from values that are not finite
         return None
     if not all(map(math.isfinite, figures.values())):
         return None
-    return with_split("validation", figures), sheet(torch.cat(images), CLASSES)
+    return with_split("validation", figures), density

@@ -171,9 +171,8 @@ class Setting:
 
     def params(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The params of a trial that tries `values`, by the names that a training of its own would record."""
-        train = replace(self.train, epochs=self.tune.epochs)
-        recorded = flat({"model": self.architecture, "objective": self.aim, "train": train})
-        return recorded | full_names(values)
+        sections = {"model": self.shape(values), "objective": self.aim, "train": self.train}
+        return flat(sections) | {"train.epochs": self.tune.epochs} | full_names(values)
 
 
 def full_names(values: Mapping[str, Any]) -> dict[str, Any]:

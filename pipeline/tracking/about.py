@@ -27,13 +27,18 @@ def as_file(values: Mapping[str, Any]) -> str:
     """Values by names such as `train.epochs`, as the text of a file like params.yaml."""
     from ruamel.yaml import YAML
 
+    text = io.StringIO()
+    YAML(typ="safe", pure=True).dump(by_section(values), text)
+    return text.getvalue()
+
+
+def by_section(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`{"train.epochs": 20}` as `{"train": {"epochs": 20}}`."""
     sections: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         section, _, key = name.partition(".")
         sections.setdefault(section, {})[key] = list(value) if isinstance(value, tuple) else value
-    text = io.StringIO()
-    YAML(typ="safe", pure=True).dump(sections, text)
-    return text.getvalue()
+    return sections
 
 
 def _committed() -> dict[str, Any]:

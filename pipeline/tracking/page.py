@@ -53,7 +53,8 @@ def comparison(client: Client, experiment: str, study: str) -> str:
         close = did_you_mean(study, names) or (f": there are {', '.join(names)}" if names else "")
         raise UserError(f"there is no study {study} in this experiment{close}")
     only = f"tags.study = '{study}' and tags.kind = 'trial'"
-    view = _save(client, experiment, f"Trials of {study}", _state(only, None))
+    state = _state(only, None) | {"runListHidden": True}  # room for the charts
+    view = _save(client, experiment, f"Trials of {study}", state)
     query = f"viewStateShareKey={view}&compareRunsMode=CHART&workflowType=machine_learning"
     return f"/#/experiments/{experiment}/runs?{query}"
 
@@ -95,9 +96,14 @@ def _state(only: str, grouping: Mapping[str, Any] | None) -> dict[str, Any]:
         "hideEmptyCharts": True,
         "autoRefreshEnabled": True,
         "compareRunCharts": _charts(),
-        "compareRunSections": [{"uuid": name, "name": name, "display": True, "isReordered": True} for name in SECTIONS],
+        "compareRunSections": [_section(name) for name in SECTIONS],
         "isAccordionReordered": True,  # keeps our order of sections
     }
+
+
+def _section(name: str) -> dict[str, Any]:
+    columns = {SECTIONS[0]: 2, SECTIONS[1]: 1}.get(name, 3)
+    return {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": columns}
 
 
 def _charts() -> list[dict[str, Any]]:

@@ -1,16 +1,23 @@
 """What MLflow records of a study: a run for the study, and below it one for each trial."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from pipeline.base.files import home
 from pipeline.base.params import flat
-from pipeline.base.paths import BEST, SEEDS, STUDY_FIGURES, TRIALS
-from pipeline.model import samples
+from pipeline.base.paths import BEST, CHECKPOINTS, PREPARED, SEEDS, STUDY_FIGURES, TRIALS
+from pipeline.model.samples import SAMPLERS
+from pipeline.stages.saved import save_cvae
+from pipeline.stages.study import words
 from pipeline.study.queue import Candidate, Study
 from pipeline.study.search import Began, Ended, Epoch, Event
+from pipeline.study.space import full_names
+from pipeline.study.uses import Answer
 from pipeline.tracking import runs as tracking
+from pipeline.tracking.about import by_section
 from pipeline.tracking.local import tracking_uri
 from pipeline.training.fit import Diverged
 
@@ -24,55 +31,109 @@ class Records:
     parent: tracking.Run
     open: ExitStack
     runs: dict[int, tracking.Run] = field(default_factory=dict)  # of the trials in training
+    step: int = 0  # the last one of a training
 
     def follow(self, event: Event) -> None:
         """Records an event in its trial's run, under the names that a training's run has."""
         candidate, number = event.candidate, event.candidate.trial.number
         if isinstance(event, Began):
             self.runs[number] = self.open.enter_context(self._trial_run(candidate))
-            self.runs[number].params(self.study.setting.params(candidate.trial.params))
         run = self.runs[number]
         if run.wait_for_id() not in ("", candidate.trial.user_attrs.get("run_id")):  # empty while MLflow is down
             candidate.remember_run(run.run_id, run.uri)
         if isinstance(event, Epoch):
-            if event.seed == self.study.setting.rounds()[0]:  # the curves of a training of its own
-                run.metrics(event.record.figures, event.record.step)
-                run.image("samples_prior", samples.preview(event.model), event.record.step)
-            if event.figures:
-                # The means over the seeds so far, each at a step of its own: a run that goes on writes no step twice.
-                run.metrics(candidate.figures, event.record.step + len(candidate.seeds) - 1)
+            self.step = event.record.step
+            if event.seed == self.study.setting.rounds()[0]:
+                self._first_seed(event, run)
         elif isinstance(event, Ended):
+            run.metrics(candidate.figures, self.step)  # the means over the seeds end the first one's curves
             if event.strip is not None:
-                run.image("samples_prior_and_fitted", event.strip, candidate.epochs)
+                run.samples(event.strip, "0123456789", SAMPLERS)
             run.tags({"state": event.state, "seeds": len(candidate.seeds)})
             error = Diverged(f"diverged in epoch {candidate.epochs}") if event.state == "FAIL" else None
             self.runs.pop(number).end(error)
 
-    def finish(self) -> None:
-        """Adds the exported files. Ends the runs that killed processes left open and whose trials nobody continued."""
-        table = self.study.table()
+    def finish(self, found: Mapping[str, Answer]) -> None:
+        """Says what the study found, adds the exported files and the best trials' models.
+
+        Ends the runs that killed processes left open and whose trials nobody continued.
+        """
+        table, best = self.study.table(), self.study.choose()
         failed = table["state"] == "FAILED"
         for run_id in set(table[failed]["run_id"].dropna()) - set(table[~failed]["run_id"].dropna()):
             tracking.close(run_id)
         for path in (TRIALS, SEEDS, BEST, *sorted(STUDY_FIGURES.glob("*.png"))):
             self.parent.artifact(path, "figures" if path.parent == STUDY_FIGURES else None)
         self.parent.tags({"trials": self.study.done()})
+        said = words.sentences(found, self.study.seeds(), self.study.setting)
+        tables = words.markdown(*words.of_uses(found)), words.markdown(*words.table(found, table, self.study.setting))
+        self.parent.describe("\n\n".join([*said, *tables]))
+        row: dict[str, Any] = {str(name): value for name, value in table.set_index("trial").loc[best.number].items()}
+        figures = {name: row[name] for name in row if name.startswith("validation/") and not name.endswith("_error")}
+        self.parent.metrics(figures | {"best/kl_weight": best.kl_weight}, step=0)
+        strip = self.study.strip(best.number)
+        if strip is not None:
+            self.parent.samples(strip, "0123456789", SAMPLERS)
+        self._keep_models({best.number, *(answer.trial for answer in found.values())})
+
+    def _first_seed(self, event: Epoch, run: tracking.Run) -> None:
+        """The curves of a training of its own, and its model on disk until the study knows its best trials."""
+        last = event.density is not None
+        curves = {
+            name: value
+            for name, value in event.record.figures.items()
+            if not name.startswith("time/") and not (last and name.startswith("validation/"))
+        }
+        run.metrics(curves, event.record.step)
+        if event.density is not None:
+            setting = self.study.setting
+            params = by_section(setting.params(event.candidate.trial.params))
+            params["model"] |= {"preset": "strong"}  # which would give what is blank, and nothing is
+            params["sample"] = {"components": setting.components}
+            save_cvae(self._file(event.candidate.trial.number), event.model, event.density, params)
+
+    def _keep_models(self, trials: set[int]) -> None:
+        """Packs the models of the best trials into their runs. What other processes trained is theirs to add."""
+        for path in sorted(self._file(0).parent.glob("*.safetensors")):
+            number = int(path.stem)
+            known = self.study.trials()[number].user_attrs
+            if number in trials and "run_id" in known:
+                with tracking.add_to(known, f"trial {number}", self.experiment) as run:
+                    run.model(path)
+            elif number not in self.runs:
+                path.unlink()
+
+    def _file(self, number: int) -> Path:
+        return home(Path.cwd()) / CHECKPOINTS / self.study.name / f"{number}.safetensors"
 
     def _trial_run(self, candidate: Candidate) -> tracking.Run:
         """The run of the trial's interrupted try, if there was one, or else a new one."""
-        trial, parent = candidate.trial, self.parent.run_id
+        trial, setting, parent = candidate.trial, self.study.setting, self.parent.run_id
         name = f"trial {trial.number} β={trial.params['kl_weight']:.3g}"
-        tags = {"study": self.study.name, "trial": trial.number, "kind": "trial", "mlflow.parentRunId": parent}
+        tags = {**_tags(self.study, "trial"), "trial": trial.number, "mlflow.parentRunId": parent}
         known = trial.user_attrs
         if "run_id" in known and "tracking_uri" in known:
             return tracking.resume(known["run_id"], known["tracking_uri"], name, self.experiment, tags=tags)
-        return tracking.start(name, self.experiment, tags=tags, wait=False)
+        every = setting.params(trial.params)
+        # What the preset gave is not shown: only what was tried.
+        shown = {key: value for key, value in every.items() if not key.startswith("model.")}
+        run = tracking.start(
+            name, self.experiment, tags=tags, wait=False, params=shown | full_names(trial.params), resolved=every,
+            about=f"{name} of study {self.study.name}: {setting.tune.epochs} epochs, with one or more seeds. "
+            "Curves are of the first seed; figures on validation are means over the seeds.",
+        )  # fmt: skip
+        run.dataset("mnist", setting.hashes["data"], str(PREPARED), "train")
+        return run
+
+
+def _tags(study: Study, kind: str) -> dict[str, str]:
+    return {"study": study.name, "kind": kind, "group": f"study {study.name}"}
 
 
 @contextmanager
 def study_run(study: Study, experiment: str) -> Iterator[tracking.Run]:
     """The study's own run: the one that it remembers, if it is in today's store, or else a new one."""
-    name, uri, tags = f"study {study.name}", tracking_uri(Path()), {"study": study.name, "kind": "study"}
+    name, uri, tags = f"study {study.name}", tracking_uri(Path()), _tags(study, "study")
     with ExitStack() as stack:
         with study.turn():  # of processes that start together, only the first makes a run
             notes = study.inner.user_attrs
@@ -80,8 +141,10 @@ def study_run(study: Study, experiment: str) -> Iterator[tracking.Run]:
             if before:
                 run = tracking.resume(before, uri, name, experiment, tags=tags)
             else:
-                params = {key: str(value) for key, value in flat({"tune": study.setting.tune}).items()}
-                run = tracking.start(name, experiment, params=params, tags=tags)
+                about = f"A study of the KL weight with {study.setting.tune.trials} trials. It has not ended yet."
+                params = flat({"tune": study.setting.tune})
+                run = tracking.start(name, experiment, params=params, tags=tags, about=about)
+                run.dataset("mnist", study.setting.hashes["data"], str(PREPARED), "train")
             stack.enter_context(run)
             if run.run_id != before:
                 study.inner.set_user_attr("mlflow_run", run.run_id)

@@ -1,0 +1,50 @@
+"""MLflow's registered model: the promoted one is `champion`, the one before it `challenger`."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.base.errors import UserError
+from pipeline.tracking.local import connect, find, one_line, tracking_uri
+from pipeline.tracking.package import NAMES
+
+NAME = NAMES["samples"]
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+
+def crown(run_id: str, root: Path = Path()) -> str | None:
+    """Registers the model of a run in today's store, and says what was done; None if there is no such run or model.
+
+    Raises UserError if the store cannot be used.
+    """
+    uri = tracking_uri(root)
+    run = find(uri, run_id)
+    if run is None or not (run.outputs and run.outputs.model_outputs):
+        return None
+    with one_line(uri):
+        client = connect(uri)
+        former = _champion(client)
+        model = client.get_logged_model(run.outputs.model_outputs[-1].model_id)
+        if former is not None and former.source == f"models:/{model.model_id}":
+            return f"models:/{NAME}@{CHAMPION} is version {former.version}, as it was"
+        new = client.create_model_version(NAME, f"models:/{model.model_id}", run_id, model_id=model.model_id)
+        client.set_registered_model_alias(NAME, CHAMPION, new.version)
+        said = f"models:/{NAME}@{CHAMPION} is now version {new.version}"
+        if former is not None:
+            client.set_registered_model_alias(NAME, CHALLENGER, former.version)
+            said += f"; version {former.version} is @{CHALLENGER}"
+        return said
+
+
+def _champion(client: Any) -> Any:
+    """The version that is champion, or None. The registered model is made if needed."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(NAME, description="Samples a digit for each row of a request.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise UserError(f"the model {NAME} can't be registered: {error.message}") from error
+    try:
+        return client.get_model_version_by_alias(NAME, CHAMPION)
+    except MlflowException:
+        return None

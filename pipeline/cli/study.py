@@ -49,7 +49,8 @@ def study(
     if results.promoted is not None:
         note += f"; trial {results.promoted} was promoted"
     headings, rows = words.table(found, results.table, setting)
-    console.table(f"Study {name}: {results.where}", headings, rows, note=note)
+    best = [place for place, row in enumerate(rows) if any("★" in str(cell) for cell in row)]
+    console.table(f"Study {name}: {results.where}", headings, rows, note=note, best=best)
 
 
 def promote(

@@ -149,11 +149,11 @@ def rate_distortion(table: pd.DataFrame) -> "Figure":
     if len(known):
         _named(axes, spread(known, NAMED), x, y)
         right, bottom, top = known[x].max() * 1.08 + 1, known[y].min() - 12, known[y].max() + 12
-        kl, reconstruction = np.meshgrid(np.linspace(0, right), np.linspace(bottom, top))
+        kl, reconstruction = np.meshgrid(np.linspace(-right / 50, right), np.linspace(bottom, top))
         lines = axes.contour(
             kl, reconstruction, -(kl + reconstruction), 10, colors="#dfe4ea", linewidths=0.8, linestyles="-", zorder=0
         )
-        axes.set(xlim=(0, right), ylim=(bottom, top))
+        axes.set(xlim=(-right / 50, right), ylim=(bottom, top))  # room for the collapse, whose kl is 0
         axes.clabel(lines, fmt="elbo %.0f", fontsize=8, colors=FAINT)
     plain_axes(axes, "rate: kl, nats per image", "distortion: reconstruction, nats per image")
     axes.grid(visible=False)

@@ -54,6 +54,18 @@ def test_a_wide_table_breaks_its_headings(monkeypatch: pytest.MonkeyPatch, capsy
     assert "active_units" in capsys.readouterr().out
 
 
+def test_the_best_rows_are_coloured_where_colours_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    console.table("Study", ("trial", "frechet"), [("0", 2.5), ("1 ★", 1.5)], best=[1])
+    worse, better = (line for line in capsys.readouterr().out.splitlines() if ".5" in line)
+    assert "\x1b[1;32m" in better
+    assert "\x1b[1;32m" not in worse
+
+
 def test_without_a_terminal_a_bar_says_each_thing_once(capsys: pytest.CaptureFixture[str]) -> None:
     with console.bar("train", 2) as bar, console.transfer() as progress:
         bar(1, "loss 79.3")

@@ -46,7 +46,12 @@ def trained(images: Tensor, error: Callable[[Tensor, Tensor], Tensor], beta: flo
     bias, log_var = images.mean(0), torch.zeros(LATENTS, dtype=torch.float64)
     weights = [weight.requires_grad_() for weight in (encode, decode, bias, log_var)]
     optimizer = torch.optim.LBFGS(
-        weights, max_iter=2000, max_eval=8000, tolerance_grad=1e-8, tolerance_change=0, line_search_fn="strong_wolfe"
+        weights,
+        max_iter=2000,
+        max_eval=8000,
+        tolerance_grad=1e-8,
+        tolerance_change=1e-11,
+        line_search_fn="strong_wolfe",
     )
 
     def terms() -> tuple[Tensor, Tensor]:

@@ -26,7 +26,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "train": {"epochs": EPOCHS, "batch_size": 32, "precision": "float32", "device": "cpu", "compile": "never"},
     "sample": {"components": 1},
     "evaluate": {"nll_draws": 5},
-    "tune": {"trials": 4, "epochs": 2, "population": 2, "least_class_accuracy": None, "kl_weight": [0.1, 10]},
+    "tune": {
+        "trials": 3,
+        "epochs": 1,
+        "population": 2,
+        "least_class_accuracy": None,
+        "kl_weight": [0.1, 10],
+        "seeds": 2,
+    },
 }
 
 

@@ -21,7 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import home, shown
+from pipeline.base.files import for_reading, home, shown, sqlite_path
 from pipeline.base.paths import WORKERS
 from pipeline.study import storage
 from pipeline.study.found import SEED, Found, counts, of_seeds
@@ -29,6 +29,7 @@ from pipeline.study.space import Setting, same, widest_gap
 from pipeline.study.storage import NoStudy, quiet
 
 ARTIFACTS = "optuna_artifacts"  # the trials' pictures, where optuna-dashboard looks for them
+MOST_RETRIES = 5  # of a weight that people ask about, whose process was killed each time
 UNLESS_TAKEN = suppress(UpdateFinishedTrialError)  # another process took the trial over, while this one slept
 
 State = Literal["COMPLETE", "FAIL"]
@@ -60,11 +61,13 @@ class Candidate:
             self.trial.set_user_attr(f"{SEED}{seed}", self.seeds[seed])
             self.trial.set_user_attr("seconds", round(self.seconds, 2))
 
-    def remember_run(self, run_id: str, uri: str) -> None:
-        """Names its MLflow run in the trial, so that a second try continues in that run."""
+    def remember_run(self, key: str, run_id: str, address: str) -> None:
+        """Names its MLflow run in the trial, so that a second try continues in that run; run_id may come later."""
+        noted = {"run_key": key, "run_id": run_id, "tracking_uri": address}
         with UNLESS_TAKEN:
-            self.trial.set_user_attr("run_id", run_id)
-            self.trial.set_user_attr("tracking_uri", uri)
+            for name, value in noted.items():
+                if value and self.trial.user_attrs.get(name) != value:
+                    self.trial.set_user_attr(name, value)
 
 
 class Study(Found):
@@ -135,7 +138,9 @@ class Study(Found):
         with self.turn():
             for trial_id in list(self._live):
                 self._live.discard(trial_id)
-                self._fail(trial_id, interrupted=isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit))
+                self._fail(
+                    trial_id, interrupted=isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit), most=1
+                )
 
     def keep_strip(self, candidate: Candidate, strip: np.ndarray) -> None:
         """Keeps a picture (H, W) uint8 with the trial."""
@@ -182,10 +187,10 @@ class Study(Found):
                     self.database.record_heartbeat(trial._trial_id)
         fail_stale_trials(self.inner)  # those of other machines
 
-    def _fail(self, trial_id: int, *, interrupted: bool = False) -> None:
+    def _fail(self, trial_id: int, *, interrupted: bool = False, most: int = MOST_RETRIES) -> None:
         with UNLESS_TAKEN:
             if self.database.set_trial_state_values(trial_id, state=TrialState.FAIL):
-                retry(self.inner, self.database.get_trial(trial_id), interrupted=interrupted)
+                retry(self.inner, self.database.get_trial(trial_id), interrupted=interrupted, most=most)
 
 
 def open_study(setting: Setting, root: Path, *, create: bool, environment: Mapping[str, str] = os.environ) -> Study:
@@ -195,6 +200,8 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
     unless `create`.
     """
     url = storage.storage_url(root, environment)
+    if not create and (path := sqlite_path(url)):
+        url = f"sqlite:///{for_reading(path)}"
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with storage.one_line(url), quiet():
         if not storage.has_studies(url) and not create:
@@ -225,13 +232,17 @@ def _find_or_make(setting: Setting, database: RDBStorage, create: bool) -> optun
     return study
 
 
-def retry(study: optuna.Study, failed: FrozenTrial, *, interrupted: bool = False) -> None:
-    """Puts a failed trial back in the queue: once, but after an interruption any number of times."""
-    if counts(failed) or (not interrupted and "retry_history" in failed.system_attrs):
+def retry(study: optuna.Study, failed: FrozenTrial, *, interrupted: bool = False, most: int = MOST_RETRIES) -> None:
+    """Puts a failed trial back in the queue: once, but after an interruption any number of times.
+
+    most: how often, if people ask about its weight.
+    """
+    before = failed.system_attrs.get("retry_history", [])
+    if counts(failed) or (not interrupted and len(before) >= (most if "asked" in failed.user_attrs else 1)):
         return
     attributes = {"failed_trial": failed.number} | failed.system_attrs
     if not interrupted:
-        attributes["retry_history"] = [failed.number]
+        attributes["retry_history"] = [*before, failed.number]
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,

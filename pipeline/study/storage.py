@@ -62,6 +62,9 @@ def open_storage(url: str, retry: Callable[[optuna.Study, FrozenTrial], None]) -
     `retry` is called for each trial whose heartbeats have stopped.
     """
     path = sqlite_path(url)
+    if path is not None and not (path.exists() and path.stat().st_size):
+        for leftover in ("-wal", "-shm"):  # of a deleted database: SQLite would replay them into the new one
+            path.with_name(path.name + leftover).unlink(missing_ok=True)
     storage = RDBStorage(
         url,
         engine_kwargs={"connect_args": {"timeout": PATIENCE_SECONDS}} if path else {"pool_pre_ping": True},

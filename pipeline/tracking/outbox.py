@@ -76,6 +76,8 @@ class Outbox:
 
     def journal(self, target: Target, ends: bool) -> Journal:
         """A new journal for the records of a run, which `ends` with its process or had ended before."""
+        with self._changed:
+            self._adopt(target.key)
         named = {"name": target.name, "key": target.key, "run_id": target.run_id}
         return Journal.new(self.folder, {"store": self.address, **named, "ends": ends})
 
@@ -105,6 +107,7 @@ class Outbox:
         """Like `wait`, but a store that is down is tried again. Returns how many records are left."""
         with self._changed:
             self._hurried = True
+            self._adopt()
             self._records.extend(self._aside)
             self._aside.clear()
             self._changed.notify_all()
@@ -120,9 +123,9 @@ class Outbox:
             return LOCAL_PATIENCE
         return min(max((time.monotonic() - self._began) / 10, LEAST_PATIENCE), MOST_PATIENCE)
 
-    def _adopt(self) -> None:
+    def _adopt(self, key: str = "*") -> None:
         """Takes over what processes have left that ended before all was sent. A run left open has failed."""
-        for path in sorted(self.folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime):
+        for path in sorted(self.folder.glob(f"{key}-*.jsonl"), key=lambda path: path.stat().st_mtime):
             journal = Journal.adopt(path)
             if journal is None:
                 continue
@@ -132,7 +135,7 @@ class Outbox:
                 continue
             target = Target(head["name"], head["key"], head["run_id"])
             if head["ends"] and all(record["do"] != "end" for record in journal.waiting.values()):
-                journal.append({"do": "end", "status": "FAILED", "at": int(time.time() * 1000)})
+                journal.append({"do": "end", "status": "FAILED", "at": int(time.time() * 1000), "killed": True})
             for number, record in journal.waiting.items():
                 self._records.append(Line(target, journal, number, record, again=True))
             journal.delete_if_done()

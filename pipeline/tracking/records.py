@@ -79,10 +79,6 @@ def _open(it: Delivery) -> None:
     it.to.know(it.client.create_run(experiment, it.record["at"], tags=tags, run_name=it.to.name))
 
 
-def _reopen(it: Delivery) -> None:
-    it.client.update_run(it.to.run_id, status="RUNNING")
-
-
 def _metrics(it: Delivery) -> None:
     from mlflow.entities import Metric
 
@@ -170,12 +166,14 @@ def _new_model(it: Delivery) -> Any:
 
 
 def _end(it: Delivery) -> None:
+    """killed: its process did not end it; another one may have gone on with it and have ended it since."""
+    if it.record.get("killed") and it.client.get_run(it.to.run_id).info.status != "RUNNING":
+        return
     it.client.set_terminated(it.to.run_id, it.record["status"], it.record["at"])
 
 
 SEND: dict[str, Callable[[Delivery], None]] = {
     "open": _open,
-    "reopen": _reopen,
     "metrics": _metrics,
     "params": _params,
     "tags": _tags,

@@ -117,30 +117,8 @@ def add_to(pointer: Mapping[str, Any], name: str, experiment: str, root: Path = 
     return run
 
 
-def resume(
-    run_id: str, uri: str, name: str, experiment: str, *, tags: Mapping[str, Any] | None = None, root: Path = Path()
-) -> "Run":
-    """Opens a run again that `start` made at `uri`, to add to it. It ends like a run of `start`.
-
-    If the run or its SQLite file was deleted, a new run with that name and experiment is started in today's store,
-    and a line warns. Raises UserError if the store at `uri` cannot be used.
-    """
-    today = tracking_uri(root)
-    uri = today if sqlite_path(uri) or uri == shown(today) else uri
-    found = find(uri, run_id)
-    if found is None:
-        console.warn(f"MLflow run {run_id} is no longer at {shown(uri)}: a new run takes the records")
-        return start(name, experiment, tags=tags, root=root)
-    target = Target(found.info.run_name, found.data.tags.get(KEY, run_id))
-    target.know(found)
-    run = Run(Outbox.at(uri, root), target)
-    run._put("reopen")
-    run.tags(tags or {})
-    return run
-
-
 class Run:
-    """An open run, made by `start`, `add_to` or `resume`. The store's failures raise nothing: see outbox.py.
+    """An open run, made by `start` or `add_to`. The store's failures raise nothing: see outbox.py.
 
     adds: it has ended already, and keeps its status. goes_on: a killed process may have sent the same records.
     """
@@ -157,6 +135,11 @@ class Run:
     def key(self) -> str:
         """Ours, known at once; a tag of the run."""
         return self._target.key
+
+    @property
+    def address(self) -> str:
+        """Of its store, for files: without a password, and without the project's folder."""
+        return self._outbox.address
 
     @property
     def run_id(self) -> str:
@@ -180,7 +163,7 @@ class Run:
 
     def pointer(self) -> dict[str, str]:
         """What `add_to` finds the run by. It may lie in files: it holds neither password nor the folder's name."""
-        return {"run_id": self.wait_for_id(), "run_key": self.key, "tracking_uri": self._outbox.address}
+        return {"run_id": self.wait_for_id(), "run_key": self.key, "tracking_uri": self.address}
 
     def __enter__(self) -> "Run":
         return self
@@ -310,15 +293,6 @@ def tag(run_id: str, values: Mapping[str, Any], uris: Sequence[str]) -> None:
                 _tag(connect(uri), run_id, values)
                 return
     console.warn(f"MLflow run {run_id} is not at {' or '.join(map(shown, uris))}: it gets no tag")
-
-
-def close(run_id: str, root: Path = Path()) -> None:
-    """Ends a run as FAILED that a killed process left open. Does nothing if it has ended or does not exist."""
-    uri = tracking_uri(root)
-    with suppress(UserError), one_line(uri):
-        found = find(uri, run_id)
-        if found is not None and found.info.status == "RUNNING":
-            connect(uri).set_terminated(run_id, "FAILED")
 
 
 def _png(image: "np.ndarray") -> bytes:

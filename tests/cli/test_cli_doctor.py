@@ -102,7 +102,7 @@ def test_a_run_is_read_as_far_as_it_goes(store: Path, cvae: Cvae) -> None:
     assert "lacks prior/frechet" in out
     assert "objective.kl_weight=2" in out
 
-    with tracking.resume(one.run_id, one.uri, "a training", "e", root=store) as one:
+    with tracking.add_to(one.pointer(), "a training", "e", store) as one:
         figures = {"kl": 5.0, "prior/class_accuracy": 0.5, "prior/frechet": 90.0, "fitted/frechet": 3.0}
         one.metrics({f"test/{name}": value for name, value in figures.items()}, step=0)
     out = one_line(cvae(f"doctor runs:/{one.run_id}/").out)

@@ -7,13 +7,14 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from drills import Left, Zygote, assert_tidy, assert_whole_records
+from drills import SETTINGS, Left, Zygote, assert_tidy, assert_whole_records, rows
 from imports import ROOT
 
 pytestmark = pytest.mark.slow
@@ -64,6 +65,53 @@ def test_a_killed_evaluation_leaves_the_training_finished_and_the_reports_whole(
         assert_whole_records(folder)
         assert_tidy(folder)
         shutil.rmtree(folder)
+
+
+def test_a_killed_study_keeps_every_finished_training_and_ends_with_its_count(
+    prepared: Path, zygote: Zygote, tmp_path: Path
+) -> None:
+    draw, faults, folder = random.Random(SEED), 0, tmp_path / "project"
+    whole = tmp_path / "whole"
+    shutil.copytree(prepared, whole)
+    seconds = zygote.run(whole, "tune").seconds
+    while faults < FAULTS / 2:
+        shutil.copytree(prepared, folder)
+        kept: dict[tuple[float, str], str] = {}
+        for _ in range(draw.choice([1, 2, 3])):
+            number = draw.choice([signal.SIGKILL, signal.SIGTERM])
+            ended = zygote.run(folder, "tune", draw.uniform(0, seconds), number)
+            faults += 1
+            assert "Traceback" not in ended.said, ended.said
+            found = trained(folder)
+            assert kept.items() <= found.items()
+            kept = found
+            if ended.status == 0:
+                break
+        ended = zygote.run(folder, "tune")
+        assert ended.status == 0, ended.said
+        assert kept.items() <= trained(folder).items()
+        states = [state for (state,) in rows(folder / "optuna.db", "SELECT state FROM trials")]
+        assert states.count("COMPLETE") == SETTINGS["tune"]["trials"]
+        assert not {"RUNNING", "WAITING"} & set(states)
+        assert rows(folder / "mlflow.db", "SELECT name FROM runs WHERE status = 'RUNNING'") == []
+        twice = "SELECT run_uuid, key, step FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1"
+        assert rows(folder / "mlflow.db", twice) == []
+        runs = rows(folder / "mlflow.db", "SELECT name FROM runs WHERE status = 'FINISHED' AND name LIKE 'trial%'")
+        assert len(runs) == SETTINGS["tune"]["trials"]
+        assert_tidy(folder)
+        shutil.rmtree(folder)
+
+
+def trained(folder: Path) -> dict[tuple[float, str], str]:
+    """The figures of each finished training of a study, by weight and seed."""
+    if not (folder / "optuna.db").exists():
+        return {}
+    query = """SELECT param_value, key, value_json FROM trial_params JOIN trial_user_attributes USING (trial_id)
+        WHERE key LIKE 'figures of seed%'"""
+    try:
+        return {(weight, seed): figures for weight, seed, figures in rows(folder / "optuna.db", query)}
+    except sqlite3.OperationalError:  # no tables yet
+        return {}
 
 
 @pytest.mark.parametrize(("stage", "output"), [("prepare", "data/prepared/mnist.safetensors")])

@@ -540,7 +540,7 @@ def test_ctrl_c_ends_a_study_cleanly(project: Project, tmp_path: Path) -> None:
     assert "Traceback" not in rest
     new = {run_id: run for run_id, run in project.runs().items() if run_id not in known}
     assert {str(run["status"]) for run in new.values()} <= {"FINISHED", "KILLED"}
-    assert [run["status"] for run in new.values() if run.get("tags.kind") == "study"] == ["KILLED"]
+    assert [run["status"] for run in project.runs().values() if run.get("tags.kind") == "study"] == ["KILLED"]
     with closing(sqlite3.connect(project.folder / "optuna.db")) as database:
         states = {state for (state,) in database.execute("SELECT state FROM trials")}
     assert states <= {"COMPLETE", "FAIL", "WAITING"}

@@ -80,7 +80,8 @@ def test_programs_that_start_together_and_end_at_once_leave_whole_runs_in_one_ne
         assert database.execute("SELECT count(*) FROM experiments WHERE name = 'e'").fetchone() == (1,)
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".cvae", "mlflow.db"]
+    assert list((tmp_path / ".cvae/outbox").iterdir()) == []
 
 
 def test_a_database_that_cannot_be_written_can_be_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

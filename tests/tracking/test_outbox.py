@@ -104,6 +104,22 @@ def test_what_a_killed_process_could_not_send_is_sent_by_the_next(
     assert outbox_files(root) == []
 
 
+def test_a_run_that_another_process_went_on_with_stays_finished(root: Path) -> None:
+    first = runs.start("trial", "e", root=root)
+    first.wait_for_id()
+    lost = Journal.new(root / ".cvae/outbox", first._journal.head)  # a third process had it, too, and was killed
+    killed(first)
+    with runs.start("trial", "e", key=first.key, root=root) as second:
+        pass
+    assert kept(second).info.status == "FINISHED"
+    lost.release()
+    with runs.start("other", "e", root=root):
+        pass
+    assert second.run_id == first.run_id
+    assert kept(second).info.status == "FINISHED"
+    assert outbox_files(root) == []
+
+
 def test_a_run_of_a_living_process_is_left_alone(root: Path) -> None:
     run = runs.start("train", "e", root=root)
     (held,) = (name for name in outbox_files(root) if name.endswith(".jsonl"))

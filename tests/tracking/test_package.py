@@ -56,7 +56,7 @@ def test_a_packaged_model_samples_without_pickle(root: Path, tmp_path: Path) -> 
     with runs.start("train", "e", root=root) as run:
         run.model(untrained(tmp_path / "cvae.safetensors"))
         run.metrics({"nll": 80.0}, step=1, of_model=True)
-    with runs.resume(run.run_id, run.uri, "train", "e", root=root) as again:
+    with runs.add_to(run.pointer(), "train", "e", root) as again:
         again.metrics({"frechet": 2.0}, step=1, of_model=True)
     model = client(run).get_logged_model(run.model_id)
     assert {metric.key: metric.value for metric in model.metrics} == {"nll": 80.0, "frechet": 2.0}

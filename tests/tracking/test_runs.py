@@ -110,16 +110,13 @@ def test_runs_that_are_open_at_once_end_each_in_its_own_way(root: Path, warnings
     assert not warnings
 
 
-def test_a_run_that_has_ended_is_tagged_and_one_left_open_is_closed(root: Path, warnings: list[str]) -> None:
+def test_a_run_that_has_ended_is_tagged(root: Path, warnings: list[str]) -> None:
     with runs.start("r", "e", root=root) as run:
-        runs.close(run.run_id, root)
-        assert kept(run).info.status == "FAILED"
+        pass
     runs.tag(run.run_id, {"promoted": "true"}, [f"sqlite:///{root}/moved.db", run.uri])
-    runs.close(run.run_id, root)
     assert kept(run).data.tags["promoted"] == "true"
     assert kept(run).info.status == "FINISHED"
     assert not warnings
-    runs.close("0" * 32, root)
     runs.tag("0" * 32, {"promoted": "true"}, [run.uri])
     assert ["gets no tag" in warning for warning in warnings] == [True]
 

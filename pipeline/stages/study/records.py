@@ -18,7 +18,6 @@ from pipeline.study.space import full_names
 from pipeline.study.uses import Answer
 from pipeline.tracking import runs as tracking
 from pipeline.tracking.about import by_section
-from pipeline.tracking.local import tracking_uri
 from pipeline.training.fit import Diverged
 
 
@@ -39,8 +38,9 @@ class Records:
         if isinstance(event, Began):
             self.runs[number] = self.open.enter_context(self._trial_run(candidate))
         run = self.runs[number]
-        if run.wait_for_id() not in ("", candidate.trial.user_attrs.get("run_id")):  # empty while MLflow is down
-            candidate.remember_run(run.run_id, run.uri)
+        if isinstance(event, Epoch) and event.figures:
+            run.wait_for_id()
+        candidate.remember_run(run.key, run.run_id, run.address)
         if isinstance(event, Epoch):
             self.step = event.record.step
             if event.seed == self.study.setting.rounds()[0]:
@@ -54,14 +54,8 @@ class Records:
             self.runs.pop(number).end(error)
 
     def finish(self, found: Mapping[str, Answer]) -> None:
-        """Says what the study found, adds the exported files and the best trials' models.
-
-        Ends the runs that killed processes left open and whose trials nobody continued.
-        """
+        """Says what the study found, adds the exported files and the best trials' models."""
         table, best = self.study.table(), self.study.choose()
-        failed = table["state"] == "FAILED"
-        for run_id in set(table[failed]["run_id"].dropna()) - set(table[~failed]["run_id"].dropna()):
-            tracking.close(run_id)
         for path in (TRIALS, SEEDS, BEST, *sorted(STUDY_FIGURES.glob("*.png"))):
             self.parent.artifact(path, "figures" if path.parent == STUDY_FIGURES else None)
         self.parent.tags({"trials": self.study.done()})
@@ -70,7 +64,7 @@ class Records:
         self.parent.describe("\n\n".join([*said, *tables]))
         row: dict[str, Any] = {str(name): value for name, value in table.set_index("trial").loc[best.number].items()}
         figures = {name: row[name] for name in row if name.startswith("validation/") and not name.endswith("_error")}
-        self.parent.metrics(figures | {"best/kl_weight": best.kl_weight}, step=0)
+        self.parent.metrics(figures | {"best/kl_weight": best.kl_weight}, step=self.study.done())
         strip = self.study.strip(best.number)
         if strip is not None:
             self.parent.samples(strip, "0123456789", SAMPLERS)
@@ -111,14 +105,12 @@ class Records:
         trial, setting, parent = candidate.trial, self.study.setting, self.parent.run_id
         name = f"trial {trial.number} β={trial.params['kl_weight']:.3g}"
         tags = {**_tags(self.study, "trial"), "trial": trial.number, "mlflow.parentRunId": parent}
-        known = trial.user_attrs
-        if "run_id" in known and "tracking_uri" in known:
-            return tracking.resume(known["run_id"], known["tracking_uri"], name, self.experiment, tags=tags)
         every = setting.params(trial.params)
         # What the preset gave is not shown: only what was tried.
         shown = {key: value for key, value in every.items() if not key.startswith("model.")}
         run = tracking.start(
-            name, self.experiment, tags=tags, wait=False, params=shown | full_names(trial.params), resolved=every,
+            name, self.experiment, tags=tags, key=trial.user_attrs.get("run_key", ""), wait=False,
+            params=shown | full_names(trial.params), resolved=every,
             about=f"{name} of study {self.study.name}: {setting.tune.epochs} epochs, with one or more seeds. "
             "Curves are of the first seed; figures on validation are means over the seeds.",
         )  # fmt: skip
@@ -133,20 +125,16 @@ def _tags(study: Study, kind: str) -> dict[str, str]:
 @contextmanager
 def study_run(study: Study, experiment: str) -> Iterator[tracking.Run]:
     """The study's own run: the one that it remembers, if it is in today's store, or else a new one."""
-    name, uri, tags = f"study {study.name}", tracking_uri(Path()), _tags(study, "study")
+    name, tags = f"study {study.name}", _tags(study, "study")
     with ExitStack() as stack:
         with study.turn():  # of processes that start together, only the first makes a run
-            notes = study.inner.user_attrs
-            before = notes.get("mlflow_run") if notes.get("mlflow_uri") == uri else None
-            if before:
-                run = tracking.resume(before, uri, name, experiment, tags=tags)
-            else:
-                about = f"A study of the KL weight with {study.setting.tune.trials} trials. It has not ended yet."
-                params = flat({"tune": study.setting.tune})
-                run = tracking.start(name, experiment, params=params, tags=tags, about=about)
+            before = study.inner.user_attrs.get("run_key", "")
+            about = f"A study of the KL weight with {study.setting.tune.trials} trials. It has not ended yet."
+            params = {} if before else flat({"tune": study.setting.tune})
+            run = stack.enter_context(
+                tracking.start(name, experiment, params=params, tags=tags, about=about, key=before)
+            )
+            if not before:
                 run.dataset("mnist", study.setting.hashes["data"], str(PREPARED), "train")
-            stack.enter_context(run)
-            if run.run_id != before:
-                study.inner.set_user_attr("mlflow_run", run.run_id)
-                study.inner.set_user_attr("mlflow_uri", uri)
+                study.inner.set_user_attr("run_key", run.key)
         yield run

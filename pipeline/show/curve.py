@@ -55,7 +55,7 @@ def curve_figure(
     for axes in grids:
         logarithmic(axes.xaxis)
         plain_axes(axes, "KL weight β", "")
-    legend(figure)
+    legend(figure, columns=4)
     return figure
 
 

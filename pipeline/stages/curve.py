@@ -40,7 +40,7 @@ def main() -> None:
     about = {"experiment": experiment, "params": flat({"weight": weight, "train": params})}
     with recording("curve", training, params.epochs, hashes, notes, name="curve", **about) as (run, _, follow):
         follow(fit(training, train, validation, params, aim, drawn_view(training.model, pixels)), None)
-        save_curve(CURVE, training.model, saved)
+        save_curve(CURVE, training.model, saved | {"data": hashes["data"]})
         points = list(measured(training.model, weight.weights(), evaluator, components))
         for step, point in enumerate(points):
             run.metrics(point.figures(), step)

@@ -117,7 +117,7 @@ def load_cvae(path: Path, device: "torch.device | str" = "cpu") -> Saved:
 
 
 def save_curve(path: Path, model: "MultiRate", params: Mapping[str, Any]) -> None:
-    """The multi-rate CVAE's weights, and the sections `model`, `objective` and `weight` (plain values)."""
+    """The multi-rate CVAE's weights, three sections of params (plain values), and the hash of the data."""
     _write(path, "curve", _prefixed(MODEL, model.state_dict()), params)
 
 
@@ -134,6 +134,12 @@ def load_curve(path: Path, device: "torch.device | str" = "cpu") -> "tuple[Multi
         model = build(parse(ModelParams, params["model"], "model"), aim, weight, seed=0)
         model.load_state_dict(_tensors(file, MODEL))
     return _ready(model, device), params
+
+
+def data_of_curve(path: Path) -> str:
+    """The hash of the prepared data that a curve was trained on. Raises UserError."""
+    with _opened(path, "curve") as (_, params):
+        return str(params["data"])
 
 
 def save_completer(path: Path, model: "Completer") -> None:

@@ -1,12 +1,15 @@
 """What the study says: sentences and tables made from figures, and the weight that is written into params.yaml."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from studies import SETTING, having, refused
 
-from pipeline.stages.study import words
-from pipeline.stages.study.files import Results
+from pipeline.base.paths import CURVE_TABLE
+from pipeline.stages.study import files, words
+from pipeline.stages.study.files import Results, read_curve
 from pipeline.stages.study.promotion import promotion, rounded
 from pipeline.study.space import Setting
 from pipeline.study.uses import answers, summary
@@ -121,3 +124,20 @@ def test_what_cannot_be_promoted_is_refused_in_one_line() -> None:
 @pytest.mark.parametrize(("weight", "low", "high"), [(0.187, 0.1, 0.5), (0.0949, 0.0949, 0.3), (1 / 3, 1 / 3, 1 / 3)])
 def test_rounding_never_leaves_the_interval(weight: float, low: float, high: float) -> None:
     assert low <= rounded(weight, low, high) <= high
+
+
+def test_the_curves_best_weights_are_read_unless_it_is_of_other_data_or_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "data_of_curve", lambda _: "ours")
+    assert read_curve("ours") == {}
+    CURVE_TABLE.parent.mkdir(parents=True)
+    curve = {"kl_weight": [0.1234, 2.0], "validation/fitted/frechet": [4, 9], "validation/prior/frechet": [90, 9]}
+    pd.DataFrame(curve).to_csv(CURVE_TABLE)
+    assert read_curve("ours") == {"prior": 2.0, "fitted": 0.12}
+    with refused("curve.csv is the curve of other data than .*: run `dvc repro curve`"):
+        read_curve("theirs")
+    CURVE_TABLE.write_text("kl_weight\n", encoding="utf-8")
+    with refused("curve.csv is no table of a curve .*: run `dvc repro curve`"):
+        read_curve("ours")

@@ -13,14 +13,14 @@ from pipeline.base.device import pick_device
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, sha256, write_json
 from pipeline.base.params import load, load_key
-from pipeline.base.paths import BEST, CURVE_TABLE, JUDGE, PREPARED, SEEDS, STUDY_FIGURES, TRIALS
+from pipeline.base.paths import BEST, CURVE, CURVE_TABLE, JUDGE, PREPARED, SEEDS, STUDY_FIGURES, TRIALS
 from pipeline.data.splits import Split
 from pipeline.measure.evaluator import QUICK_TRAIN, Draws, Evaluator
 from pipeline.model.cvae import ModelParams, resolve
 from pipeline.model.density import Components
 from pipeline.show.study import study_figures
 from pipeline.show.style import save_all
-from pipeline.stages.saved import load_judges, load_splits
+from pipeline.stages.saved import data_of_curve, load_judges, load_splits
 from pipeline.study.found import state
 from pipeline.study.queue import Study, open_study
 from pipeline.study.race import ERROR_RATE
@@ -38,6 +38,7 @@ def read_setting(needs_files: bool = True) -> Setting:
     for path, stage in ((PREPARED, "prepare"), (JUDGE, "judge")):
         if needs_files and not path.exists():
             raise UserError(f"{path} not found: run `dvc repro {stage}` first")
+    data = sha256(PREPARED) if needs_files else ""
     return Setting(
         tune=load(TuneParams, "tune"),
         architecture=resolve(load(ModelParams, "model")),
@@ -45,9 +46,24 @@ def read_setting(needs_files: bool = True) -> Setting:
         train=load(TrainParams, "train"),
         components=load_key(Components, "sample", "components"),
         nll_draws=load_key(Draws, "evaluate", "nll_draws"),
-        hashes={"data": sha256(PREPARED), "judge": sha256(JUDGE)} if needs_files else {},
-        curve=best_weights(pd.read_csv(CURVE_TABLE)) if CURVE_TABLE.exists() else {},
+        hashes={"data": data, "judge": sha256(JUDGE)} if needs_files else {},
+        curve=read_curve(data) if needs_files else {},
     )
+
+
+def read_curve(data: str) -> dict[str, float]:
+    """Where the curve is best, by sampler; empty without a curve.
+
+    data: the hash of the study's data. Raises UserError where the curve was trained on other data.
+    """
+    if not CURVE_TABLE.exists():
+        return {}
+    if data_of_curve(CURVE) != data:
+        raise UserError(f"{CURVE_TABLE} is the curve of other data than {PREPARED}: run `dvc repro curve`")
+    try:
+        return best_weights(pd.read_csv(CURVE_TABLE))
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{CURVE_TABLE} is no table of a curve ({error}): run `dvc repro curve`") from error
 
 
 def read_bench(setting: Setting) -> tuple[Split, Evaluator]:

@@ -27,12 +27,14 @@ TRIALS = Path("reports/study/trials.csv")
 SEEDS = Path("reports/study/seeds.csv")
 BEST = Path("reports/study/best.json")
 STUDY_FIGURES = Path("reports/study/figures")
+STUDY_SHEETS = Path("reports/study/sheets")  # of each trial: digits from both samplers
 
 SPECTRUM = Path("reports/weight/spectrum.json")
 CURVE = Path("models/curve.safetensors")
 CURVE_TABLE = Path("reports/weight/curve.csv")
 CURVE_FIGURE = Path("reports/weight/curve.png")
 SPECTRUM_FIGURE = Path("reports/weight/spectrum.png")
+EXPLORE = Path("reports/explore.html")
 
 ARTICLE = Path("reports/article")
 

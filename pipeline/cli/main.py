@@ -14,7 +14,20 @@ import typer
 
 from pipeline.base import console, terminal
 from pipeline.base.errors import UserError
-from pipeline.cli import complete, curve, doctor, draw, report, reproduce, spectrum, study, sync, values, weight
+from pipeline.cli import (
+    complete,
+    curve,
+    doctor,
+    draw,
+    explore,
+    report,
+    reproduce,
+    spectrum,
+    study,
+    sync,
+    values,
+    weight,
+)
 
 NAME = "cvae"
 ABOUT = """\
@@ -32,6 +45,7 @@ Train a conditional VAE on MNIST and find out which KL weight, and why.
   cvae weight --like keras            β of another loss's KL weight
   cvae spectrum                       what each KL weight can give, untrained
   cvae curve                          what one training says of every weight
+  cvae explore                        a page to slide the weight, for the browser
   cvae study                          the trials; `promote` takes the best
   cvae reproduce article              the collapse that the article avoids
   cvae ui                             compare runs in the browser
@@ -60,6 +74,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "params": values.params,
     "compare": report.compare,
     "curve": curve.curve,
+    "explore": explore.explore,
     "study": study.study,
     "promote": study.promote,
     "doctor": doctor.doctor,

@@ -134,11 +134,16 @@ def styles(model: CVAE, density: Density, count: int, sampler: Sampler, seed: in
         digits = torch.arange(CLASSES, device=density.means.device)[:, None].expand(-1, count)
         return torch.stack([latents(model, None, labels, "prior", seed) for labels in digits], 1)
     mean, covariance = density.moments()
-    values, axes = torch.linalg.eigh(covariance)
-    root = axes * values.clamp_min(0).sqrt().unsqueeze(-2) @ axes.mT  # the symmetric root, which rotates no axis
+    root = symmetric_root(covariance)
     source = torch.Generator(mean.device).manual_seed(seed)
     noise = torch.randn(count, mean.shape[-1], generator=source, device=mean.device)
     return mean + torch.einsum("cij,nj->nci", root, noise)
+
+
+def symmetric_root(covariances: Tensor) -> Tensor:
+    """R = Rᵀ with R R = Σ, of covariances (..., latent, latent). Unlike a Cholesky factor, it rotates no axis."""
+    values, axes = torch.linalg.eigh(covariances)
+    return axes * values.clamp_min(0).sqrt().unsqueeze(-2) @ axes.mT
 
 
 def morph(model: CVAE, z: Tensor, steps: int = 1) -> Tensor:

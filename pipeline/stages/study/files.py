@@ -13,11 +13,12 @@ from pipeline.base.device import pick_device
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, sha256, write_json
 from pipeline.base.params import load, load_key
-from pipeline.base.paths import BEST, CURVE, CURVE_TABLE, JUDGE, PREPARED, SEEDS, STUDY_FIGURES, TRIALS
+from pipeline.base.paths import BEST, CURVE, CURVE_TABLE, JUDGE, PREPARED, SEEDS, STUDY_FIGURES, STUDY_SHEETS, TRIALS
 from pipeline.data.splits import Split
 from pipeline.measure.evaluator import QUICK_TRAIN, Draws, Evaluator
 from pipeline.model.cvae import ModelParams, resolve
 from pipeline.model.density import Components
+from pipeline.show.pictures import save_png
 from pipeline.show.study import study_figures
 from pipeline.show.style import save_all
 from pipeline.stages.saved import data_of_curve, load_judges, load_splits
@@ -152,4 +153,18 @@ def export(study: Study, real: Mapping[str, float]) -> dict[str, Answer]:
     spans = {name: (answer.interval[0], answer.kl_weight, answer.interval[1]) for name, answer in uses.items()}
     figures = study_figures(table, objectives, real, spans, front, study.importances(), study.strip)
     save_all(figures, STUDY_FIGURES)
+    _save_sheets(study)
     return found
+
+
+def _save_sheets(study: Study) -> None:
+    """Each trained trial's digits as NUMBER_WEIGHT.png; pictures of former studies go."""
+    stale = set(STUDY_SHEETS.glob("*.png"))
+    for trial in study.trials():
+        sheet = study.strip(trial.number)
+        if sheet is not None:
+            path = STUDY_SHEETS / f"{trial.number}_{trial.params['kl_weight']:.4g}.png"
+            save_png(path, sheet)
+            stale.discard(path)
+    for path in stale:
+        path.unlink()

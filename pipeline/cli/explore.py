@@ -1,0 +1,35 @@
+"""`cvae explore` writes the page to play with, also with the samples of other runs beside the study's."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RUNS = "models to show beside the study's trials: safetensors files, or runs:/RUN_ID of MLflow"
+
+
+def explore(
+    runs: Annotated[list[str] | None, typer.Option("--runs", metavar="MODEL", help=RUNS)] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="the file to write")] = None,
+) -> None:
+    """Write the page that slides the KL weight.
+
+    \b
+    cvae explore
+    cvae explore --runs runs:/RUN_ID --runs models/cvae.safetensors --out mine.html
+    """
+    from pipeline.base.paths import EXPLORE
+    from pipeline.stages.explore import of_study, write_page
+
+    write_page([*of_study(), *map(_of_model, runs or [])], out or EXPLORE)
+
+
+def _of_model(name: str) -> dict[str, str]:
+    from pipeline.cli.options import model_file
+    from pipeline.model.samples import strip
+    from pipeline.show.page import png
+    from pipeline.stages.saved import load_cvae
+
+    model, density, params = load_cvae(model_file(name))
+    weight = params["objective"]["kl_weight"]
+    return {"name": f"β = {weight:g}", "words": name, "png": png(strip(model, density))}

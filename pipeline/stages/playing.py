@@ -1,0 +1,124 @@
+"""What the page to play with holds of a multi-rate CVAE: its layers, and densities that travel with the KL weight."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from pipeline.base.errors import UserError
+from pipeline.base.params import Number, load_key
+from pipeline.data.splits import CLASSES, Pixels, Split
+from pipeline.model import multirate
+from pipeline.model.density import Components, Density, fit_density
+from pipeline.model.multirate import MultiRate, Told
+from pipeline.model.samples import symmetric_root
+from pipeline.show.page import halves, layer, small_layer, text
+
+OF_USE = {"draw_fitted": "fitted", "draw_prior": "prior"}  # the sampler of each use of the study
+
+
+@torch.no_grad()
+def network(model: MultiRate, weights: Sequence[float]) -> dict[str, Any]:
+    """The layers as the page reads them, told each of `weights`, which rise. Raises UserError for convolutions.
+
+    Between two of the weights, the page mixes linearly what a layer is told.
+    """
+    cvae = model.cvae
+    if cvae.architecture.architecture != "mlp" or cvae.architecture.conditioning != "concat":
+        raise UserError(
+            "the page can show dense layers with the label beside z alone: "
+            "set model.architecture to mlp and model.conditioning to concat, and run `dvc repro explore`"
+        )
+    parts: dict[str, Any] = {
+        "encoder": [part for part in cvae.encoder.modules() if isinstance(part, Told)],
+        "mu": cvae.mu,
+        "log_var": cvae.log_var,
+        "decoder": [part for part in cvae.decoder if isinstance(part, Told)],
+        "pixels": cvae.pixels,
+    }
+    logs = torch.tensor(weights, dtype=torch.float64).log().to(model.dtype)
+    context = model.context(multirate.condition(torch.zeros(len(weights)), logs))
+    told = [part for part in cvae.modules() if isinstance(part, Told)]
+    changes = dict(zip(map(id, told), context.changes, strict=True))
+
+    def kept(part: Told | list[Told], packed: Callable[[np.ndarray, np.ndarray], dict[str, str]]) -> Any:
+        if isinstance(part, list):
+            return [kept(one, packed) for one in part]
+        change = changes[id(part)]
+        plain: nn.Linear = part.layer
+        return packed(plain.weight.detach().numpy(), plain.bias.detach().numpy()) | {
+            "scale": halves(change.scale.numpy()),
+            "shift": halves(change.shift.numpy()),
+        }
+
+    # The encoder reads a drawing, which is rough. The decoder's pixels are looked at.
+    forms = {name: layer if name in ("decoder", "pixels") else small_layer for name in parts}
+    return {"weights": list(weights)} | {name: kept(part, forms[name]) for name, part in parts.items()}
+
+
+def densities(
+    model: MultiRate, weights: Sequence[float], train: Split, pixels: Pixels, components: int
+) -> list[Density]:
+    """A density for each weight, fitted to training images. A component changes little from one weight to the next."""
+    found: list[Density] = []
+    for weight in weights:
+        found.append(fit_density(model.at(weight), train, pixels, components, 0, found[-1] if found else None))
+    return found
+
+
+def packed(fitted: Sequence[Density], weights: Sequence[float]) -> dict[str, Any]:
+    """Densities as the page reads them; of each class also mean and symmetric root of the covariance, for styles."""
+    means, covariances = (torch.stack(part) for part in zip(*(each.moments() for each in fitted), strict=True))
+    roots = torch.stack([each.roots for each in fitted])
+    rows, columns = torch.tril_indices(roots.shape[-1], roots.shape[-1])
+    tensors: dict[str, Tensor] = {
+        "shares": torch.stack([each.weights for each in fitted]),
+        "means": torch.stack([each.means for each in fitted]),
+        "roots": roots[..., rows, columns],
+        "style_means": means,
+        "style_roots": symmetric_root(covariances),
+    }
+    return {"weights": list(weights)} | {name: halves(tensor.cpu().numpy()) for name, tensor in tensors.items()}
+
+
+def examples(split: Split) -> list[dict[str, Any]]:
+    """One image of each digit, to start a drawing from."""
+    rows = [int((split.labels == digit).nonzero()[0, 0]) for digit in range(CLASSES)]
+    return [{"label": digit, "pixels": text(split.images[row].numpy().tobytes())} for digit, row in enumerate(rows)]
+
+
+def content(
+    model: MultiRate,
+    params: Mapping[str, Any],
+    train: Split,
+    validation: Split,
+    curve: pd.DataFrame,
+    spectrum: Mapping[str, Any],
+    best: Mapping[str, Any],
+    runs: Sequence[Mapping[str, str]],
+) -> dict[str, Any]:
+    """All that the page reads. Figures are those of validation; curve, spectrum, best: as their stages wrote them."""
+    figures = {str(name).removeprefix("validation/"): list(column) for name, column in curve.items()}
+    weights = figures["kl_weight"]
+    every_other = [*weights[:-1:2], weights[-1]]
+    pixels = params["objective"]["pixels"]
+    fitted = densities(model, every_other, train, pixels, load_key(Components, "sample", "components"))
+    uses = best.get("uses", {})
+    intervals = {sampler: uses[use]["interval"] for use, sampler in OF_USE.items() if use in uses}
+    return {
+        "range": list(model.span),
+        "weight": load_key(Number, "objective", "kl_weight"),
+        "network": network(model, weights),
+        "densities": packed(fitted, every_other),
+        "curve": figures,
+        "collapse": spectrum["collapse"],
+        "intervals": intervals,
+        "examples": examples(validation),
+        "runs": list(runs),
+        "figures_words": f"Measured at {len(weights)} weights on {len(validation):,} validation images.",
+        "about": "Made by `dvc repro explore`: one multi-rate CVAE, trained on MNIST for all weights at once. Weights "
+        "between the measured ones are interpolated. Completions are pseudo-Gibbs samples of the same network.",
+    }

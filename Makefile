@@ -1,6 +1,6 @@
 # `make repro` and `make test` do all the set-up they need; what is up to date is left alone.
 .DEFAULT_GOAL := help
-.PHONY: help setup repro completions treatments results bench bench-quick test test-unit check ui lock
+.PHONY: help setup repro completions treatments results bench bench-quick test test-unit faults check ui lock
 
 PYTHON ?= python3
 # `make setup CPU_ONLY=1` leaves these out, also when it runs again. Torch can't start without its other CUDA libraries.
@@ -47,6 +47,9 @@ test: $(READY)  ## run all tests
 
 test-unit: $(READY)  ## run the quick tests: no training on MNIST, no DVC, no server
 	@pytest $(SIDE_BY_SIDE) -m "not slow"
+
+faults: $(READY)  ## kill stages at random moments, and serve badly (FAULTS=1000: so many kills); docs/trust.md
+	@FAULTS=$(or $(FAULTS),100) pytest tests/faults -rP
 
 check: $(READY)  ## lint, format and types
 	@ruff check .

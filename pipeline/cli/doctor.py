@@ -114,9 +114,9 @@ def _history(params: Mapping[str, Any]) -> list[dict[str, float]]:
     try:
         trained = json.loads(RUN.read_text(encoding="utf-8"))["hashes"]["params"]
         rows = pd.read_csv(HISTORY).to_dict("records")
-    except (OSError, ValueError, KeyError, TypeError):
+        return [{str(name): float(row[name]) for name in row} for row in rows] if trained == digest(params) else []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
-    return [{str(name): float(row[name]) for name in row} for row in rows] if trained == digest(params) else []
 
 
 def of_run(uri: str) -> Gathered:

@@ -24,6 +24,16 @@ def report() -> None:
     figures = _read(METRICS)
     if "protocol" not in figures:
         raise UserError(f"{METRICS} holds no evaluation: run `dvc repro evaluate` first")
+    try:
+        _show(figures)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        files = f"{METRICS}, {DOCTOR} or {BEST}"
+        raise UserError(
+            f"{files} lacks a figure of this version ({error!r}): run `dvc repro`, which makes them anew"
+        ) from None
+
+
+def _show(figures: dict[str, Any]) -> None:
     protocol = figures["protocol"]
     console.table(
         f"Samples, measured on {protocol['images']:,} {protocol['split']} images",
@@ -75,9 +85,11 @@ def _read(path: Path) -> dict[str, Any]:
     """A JSON file's object; empty where there is no file."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         raise UserError(f"{path} is broken: delete it and run `dvc repro`") from None
     return content
 

@@ -15,12 +15,15 @@ from pipeline.completion import model as completion
 from pipeline.data.splits import CLASSES, SIDE
 from pipeline.model import samples
 from pipeline.stages.saved import Saved, kind, load_completer, load_cvae
+from pipeline.tracking.package import bad_requests
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT: samples.Sampler = "fitted"
-MOST_COMPLETIONS = 1000
+MOST_ROWS = 10_000  # of a request
+MOST_COMPLETIONS = 1000  # of a picture
+MOST_PICTURES = 10_000  # pictures × completions of a request
 LAST_SEED = 2**63 - 1
 
 
@@ -39,6 +42,8 @@ class Generator:
         if "digit" not in frame:
             raise UserError("the table needs a column `digit`")
         digits = frame["digit"].tolist()
+        if len(digits) > MOST_ROWS:
+            raise UserError(f"a request may have {MOST_ROWS:,} rows, not {len(digits):,}")
         seeds = frame["seed"].tolist() if "seed" in frame else [secrets.randbits(63) for _ in digits]
         samplers = frame["sampler"].tolist() if "sampler" in frame else [DEFAULT] * len(digits)
         images = [self._sample(*row) for row in zip(digits, seeds, samplers, strict=True)]
@@ -72,6 +77,10 @@ class Completer:
         pictures = np.asarray(pictures, np.float32)
         if pictures.shape[1:] != (SIDE, SIDE):
             raise UserError(f"pictures must be (N, {SIDE}, {SIDE}), not {pictures.shape}")
+        if len(pictures) * count > MOST_PICTURES:
+            raise UserError(
+                f"a request may ask for {MOST_PICTURES:,} completions in all, not {len(pictures) * count:,}"
+            )
         hidden = pictures == -1
         if not (hidden | ((pictures >= 0) & (pictures <= 1))).all():
             raise UserError("a pixel must be from 0 to 1, or −1 where it is hidden")
@@ -86,14 +95,30 @@ class Completer:
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:
-    if not low <= value <= high or value != int(value):
+    try:
+        fits = low <= value <= high and value == int(value)
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
         raise UserError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
     return int(value)
 
 
-def _load_pyfunc(path: str) -> Generator | Completer:
+class Served:
+    """What MLflow's server asks. A bad request is its own kind of error: any other one gets a stack trace there."""
+
+    def __init__(self, model: Generator | Completer) -> None:
+        self.model = model
+
+    def predict(self, data: Any, params: dict[str, Any] | None = None) -> np.ndarray:
+        """What the model predicts. Raises MlflowException with one sentence, which the server answers with 400."""
+        with bad_requests():
+            return self.model.predict(data, params)
+
+
+def _load_pyfunc(path: str) -> Served:
     """MLflow calls this with the path of the weights inside the model's folder."""
     weights = Path(path)
     if kind(weights) == "completion":
-        return Completer(load_completer(weights))
-    return Generator(load_cvae(weights))
+        return Served(Completer(load_completer(weights)))
+    return Served(Generator(load_cvae(weights)))

@@ -2,6 +2,8 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +81,18 @@ def _why_none(run: Any) -> str:
     if kind == "study":
         return "it is a study, whose best trial has one"
     return "its training did not end"
+
+
+@contextmanager
+def bad_requests() -> Iterator[None]:
+    """Turns what is wrong with a request into MLflow's error, which its server answers with 400 and one sentence."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+    try:
+        yield
+    except (UserError, TypeError, ValueError) as error:
+        raise MlflowException(str(error), error_code=BAD_REQUEST) from error
 
 
 def download_model(uri: str, root: Path) -> Path:

@@ -1,9 +1,11 @@
 """What the packaged completer answers and what it refuses."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 
 from pipeline.base.errors import UserError
 from pipeline.cli import serve
@@ -19,7 +21,7 @@ HALF[:, :14] = -1
 @pytest.fixture
 def completer(tmp_path: Path) -> serve.Completer:
     save_completer(tmp_path / "completer.safetensors", completion.build(3, 16, 0))
-    served = serve._load_pyfunc(str(tmp_path / "completer.safetensors"))
+    served = serve._load_pyfunc(str(tmp_path / "completer.safetensors")).model
     assert isinstance(served, serve.Completer)
     return served
 
@@ -40,6 +42,10 @@ def test_only_hidden_pixels_are_completed_by_seed_and_digit(completer: serve.Com
     ("pictures", "params", "reason"),
     [
         (HALF, {"count": 10**9}, "count must be a whole number from 1 to 1000"),
+        (HALF, {"count": "many"}, "count must be a whole number"),
+        (HALF, {"count": None}, "count must be a whole number"),
+        (HALF, {"count": 3.5}, "count must be a whole number"),
+        (np.repeat(HALF, 20, 0), {"count": 1000}, "10,000 completions in all, not 40,000"),
         (HALF, {"digit": 10}, "digit \\(−1: any\\) must be a whole number from -1 to 9, not 10"),
         (HALF, {"seed": 0.5}, "seed must be"),
         (HALF[:, :20], {}, "must be \\(N, 28, 28\\), not \\(2, 20, 28\\)"),
@@ -50,7 +56,10 @@ def test_only_hidden_pixels_are_completed_by_seed_and_digit(completer: serve.Com
     ],
 )
 def test_a_bad_request_is_refused(
-    completer: serve.Completer, pictures: np.ndarray, params: dict[str, int], reason: str
+    completer: serve.Completer, pictures: np.ndarray, params: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(UserError, match=reason):
         completer.predict(pictures, params)
+    with pytest.raises(MlflowException, match=reason) as caught:  # to which the server adds no stack trace
+        serve.Served(completer).predict(pictures, params)
+    assert caught.value.error_code == "BAD_REQUEST"

@@ -98,7 +98,7 @@ def read_results(setting: Setting) -> Results:
             if json.loads(BEST.read_text(encoding="utf-8"))["study"] != setting.name():
                 raise KeyError(setting.name())
             table, seeds = pd.read_csv(TRIALS), pd.read_csv(SEEDS)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
         else:
             return Results(None, seeds, table, f"from {TRIALS}, its database is not here")

@@ -1,0 +1,77 @@
+"""Files that hold something else: `cvae` says what is wrong in one line, or does without them."""
+
+import os
+from pathlib import Path
+
+import pytest
+from commands import Cvae
+
+GARBAGE = {
+    "empty": b"",
+    "null": b"null",
+    "a list": b"[]",
+    "an object": b"{}",
+    "half a file": b'{"protocol": {"im',
+    "brackets": b"[" * 100_000,
+    "zeros": b"\0" * 1000,
+    "no text": b"\xff\xfe\x00",
+    "no figures": b'{"protocol": {"images": "many"}, "prior": null}',
+    "other types": b'{"protocol": [], "prior": 3, "collapsed": "no"}',
+}
+
+
+def assert_one_line(status: int, said: str, name: str) -> None:
+    assert status == 2
+    assert said.startswith("error: ")
+    assert name in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+def test_a_report_of_something_else_is_refused_with_the_remedy(project: Path, cvae: Cvae, content: str) -> None:
+    (project / "reports").mkdir()
+    (project / "reports/metrics.json").write_bytes(GARBAGE[content])
+    status, _, said = cvae("report")
+    assert_one_line(status, said, "metrics.json")
+    assert "run `dvc repro" in said
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+def test_weights_of_something_else_are_refused_with_the_remedy(project: Path, cvae: Cvae, content: str) -> None:
+    (project / "models/cvae.safetensors").write_bytes(GARBAGE[content])
+    for words in ("sample 8", "doctor"):
+        status, _, said = cvae(words)
+        assert_one_line(status, said, "cvae.safetensors")
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+def test_the_doctor_does_without_a_history_of_something_else(project: Path, cvae: Cvae, content: str) -> None:
+    (project / "reports").mkdir()
+    for name in ("models/run.json", "reports/history.csv"):
+        (project / name).write_bytes(GARBAGE[content])
+    assert cvae("doctor").status == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("epochs", "9" * 400, "train.epochs is beyond"),
+        ("batch_size", "-" + "9" * 30, "train.batch_size is beyond"),
+        ("device", "meta", "train.device 'meta' can't be used"),
+    ],
+)
+def test_a_value_that_no_machine_can_use_is_refused(
+    project: Path, cvae: Cvae, key: str, value: str, words: str
+) -> None:
+    lines = (project / "params.yaml").read_text(encoding="utf-8").splitlines()
+    place = next(i for i in range(lines.index("train:"), len(lines)) if lines[i].startswith(f"  {key}:"))
+    lines[place] = f"  {key}: {value}"
+    (project / "params.yaml").write_text("\n".join(lines), encoding="utf-8")
+    status, _, said = cvae("params" if "beyond" in words else "doctor")
+    assert_one_line(status, said, words)
+
+
+def test_a_pipe_is_not_waited_for(project: Path, cvae: Cvae) -> None:
+    os.mkfifo(project / "picture.png")
+    status, _, said = cvae("complete picture.png --mask top")
+    assert_one_line(status, said, "picture.png")

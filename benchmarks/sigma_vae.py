@@ -39,6 +39,7 @@ def main() -> None:
     names = ("validation/kl", *(f"validation/{name}" for name in COLUMNS))
     print("| | seeds | " + " | ".join(name.removeprefix("validation/") for name in names) + " |")
     cells = (plus_minus(means[name], means[f"{name}_error"]) for name in names)
+    print("|---" * (len(names) + 2) + "|")
     print(f"| σ-VAE | {len(rows)} | " + " | ".join(cells) + " |")
 
 

@@ -52,6 +52,7 @@ def test_the_answer_is_said_in_sentences_made_from_the_figures() -> None:
     assert text["reconstruct"].startswith("For reconstructing images, take 0.05 (reconstruction 59.96 ±0.01)")
     assert "at β = 0.1 you lose 2.1 nats an image" in text["reconstruct"]
     assert "anything from 0.3 to 1 does" in text["explain"]
+    assert text["balance"].startswith("For all of these in balance, take 1 (where draw_prior loses 34% of its range)")
 
 
 def test_one_seed_tells_nothing_apart_and_says_so() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pipeline.study.space import Setting
@@ -57,7 +58,7 @@ def _said(name: str, answer: Answer, rows: pd.DataFrame) -> str:
         figure = USES[name].figure
         text += f"{', ' if low < high else ''}{figure.rpartition('/')[2]} {measured(answer, figure)}"
     else:
-        text += f"{', ' if low < high else ''}the smallest worst loss of the four"
+        text += f"{', ' if low < high else ''}where {_share(rows, answer.kl_weight)}"
     text += ")"
     outside = [clause for clause in (_below(name, answer, rows, below), _above(name, answer, rows, above)) if clause]
     text += "".join(f"; {clause}" for clause in outside) + "."
@@ -100,12 +101,23 @@ def _below(name: str, answer: Answer, rows: pd.DataFrame, below: float | None) -
 
 def _worse(name: str, answer: Answer, rows: pd.DataFrame, at: float) -> str:
     if name not in USES:
-        return "one of them loses more"
+        return _share(rows, at)
     figure = USES[name].figure
     value = rows[figure][rows["kl_weight"] == at].iloc[0]
     if "frechet" in figure:
         return f"frechet is {value / answer.values[figure]:.1f} times as high"
     return f"you lose {value - answer.values[figure]:.1f} nats an image"
+
+
+def _share(rows: pd.DataFrame, at: float) -> str:
+    """The use that a weight serves worst, and how much of the way from the best weight to the worst one it loses."""
+    losses = {}
+    for name, use in USES.items():
+        values = np.log(rows[use.figure]) if "frechet" in use.figure else rows[use.figure]
+        lost = (values - values.min()) / max(values.max() - values.min(), 1e-12)
+        losses[name] = float(lost[rows["kl_weight"] == at].iloc[0])
+    worst = max(losses, key=lambda name: losses[name])
+    return f"{worst} loses {losses[worst]:.0%} of its range"
 
 
 def table(found: Mapping[str, Answer], frame: pd.DataFrame, setting: Setting) -> tuple[list[str], list[list[str]]]:

@@ -1,6 +1,8 @@
 """What the page to play with holds of a multi-rate CVAE: its layers, and densities that travel with the KL weight."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.base.errors import UserError
+from pipeline.base.files import replacing
 from pipeline.base.params import Number, load_key
+from pipeline.base.paths import BEST, CURVE, CURVE_TABLE, PREPARED, SPECTRUM, STUDY_SHEETS, TRIALS
 from pipeline.data.splits import CLASSES, Pixels, Split
+from pipeline.measure.evaluator import QUICK_TRAIN
 from pipeline.model import multirate
 from pipeline.model.density import Components, Density, fit_density
 from pipeline.model.multirate import MultiRate, Told
 from pipeline.model.samples import symmetric_root
-from pipeline.show.page import halves, layer, small_layer, text
+from pipeline.show.page import halves, layer, page, small_layer, text
+from pipeline.stages.saved import load_curve, load_splits
 
 OF_USE = {"draw_fitted": "fitted", "draw_prior": "prior"}  # the sampler of each use of the study
 
@@ -114,7 +120,7 @@ def content(
         "network": network(model, weights),
         "densities": packed(fitted, every_other),
         "curve": figures,
-        "collapse": spectrum["collapse"],
+        "collapse": spectrum.get("collapse"),  # none, for some likelihoods
         "intervals": intervals,
         "examples": examples(validation),
         "runs": list(runs),
@@ -122,3 +128,43 @@ def content(
         "about": "Made by `dvc repro explore`: one multi-rate CVAE, trained on MNIST for all weights at once. Weights "
         "between the measured ones are interpolated. Completions are pseudo-Gibbs samples of the same network.",
     }
+
+
+def write_page(runs: Sequence[Mapping[str, str]], out: Path) -> None:
+    """Writes the page with these runs side by side, each with name, words and png. Raises UserError."""
+    model, params = load_curve(CURVE)
+    train, validation = load_splits(PREPARED, "train", "validation")
+    curve = pd.read_csv(_there(CURVE_TABLE, "curve"))
+    spectrum, best = read(SPECTRUM, "spectrum"), read(BEST, "tune")
+    html = page(content(model, params, train[:QUICK_TRAIN], validation, curve, spectrum, best, runs))
+    with replacing(out) as part:
+        part.write_text(html, encoding="utf-8")
+    print(f"{out} written, {len(html) / 1e6:.1f} MB: open it in a browser")
+
+
+def of_study() -> list[dict[str, str]]:
+    """The samples of the study's trials, from the lowest weight to the highest."""
+    frechet = pd.read_csv(_there(TRIALS, "tune")).set_index("trial")["validation/fitted/frechet"]
+    found = []
+    for path in STUDY_SHEETS.glob("*.png"):
+        number, weight = path.stem.split("_")
+        words = f"trial {number}, fitted frechet {frechet[int(number)]:.3g}"
+        found.append((float(weight), {"name": f"β = {weight}", "words": words, "png": text(path.read_bytes())}))
+    return [run for _, run in sorted(found, key=lambda pair: pair[0])]
+
+
+def _there(path: Path, stage: str) -> Path:
+    if not path.exists():
+        raise UserError(f"{path} not found: run `dvc repro {stage}` first")
+    return path
+
+
+def read(path: Path, stage: str) -> dict[str, Any]:
+    """A JSON file of a stage. Raises UserError where it is not there, or holds no object."""
+    try:
+        found = json.loads(_there(path, stage).read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: delete it, and run `dvc repro {stage}`")
+    return found

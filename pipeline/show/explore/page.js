@@ -9,7 +9,7 @@ const LATENTS = network.latents;
 const element = (id) => document.getElementById(id);
 
 const state = {
-  weight: data.weight, sampler: "fitted", seed: 0, sameStyle: false, moved: new Float32Array(LATENTS),
+  weight: Math.min(Math.max(data.weight, data.range[0]), data.range[1]), sampler: "fitted", seed: 0, sameStyle: false, moved: new Float32Array(LATENTS),
   ink: new Float32Array(PIXELS), hidden: new Uint8Array(PIXELS), tool: "draw", label: null, example: 0,
   chains: null, cursor: null,
 };

@@ -145,6 +145,7 @@ def export(study: Study, real: Mapping[str, float]) -> dict[str, Answer]:
         "uses": {name: asdict(answer) for name, answer in uses.items()},
         "front": front,
         "study": study.name,
+        "run": {"run_id": "", "run_key": study.inner.user_attrs.get("run_key", "")},  # the study's own in MLflow
         "protocol": protocol,
         "real": dict(real),
     }

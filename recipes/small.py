@@ -13,7 +13,7 @@ from pipeline.base import console
 from pipeline.base.files import write_json
 from pipeline.base.params import load, load_key, plain
 from pipeline.base.paths import JUDGE, PREPARED, SMALL
-from pipeline.measure.evaluator import EvaluateParams, Evaluator, nested
+from pipeline.measure.evaluator import EvaluateParams, Evaluator, summary
 from pipeline.model.cvae import ModelParams, build, resolve
 from pipeline.model.density import Components, Density, fit_density
 from pipeline.stages.saved import load_cvae, load_judges, load_splits, save_cvae
@@ -39,12 +39,12 @@ def main() -> None:
     save_cvae(SMALL, training.model.half(), half, saved)
 
     model, density, _ = load_cvae(SMALL)
-    evaluator = Evaluator(load_judges(JUDGE), test, train, aim.pixels, measured.seed)
-    figures, _ = evaluator.evaluate(model, density, measured.nll_draws, aim.kl_weight)
+    evaluator = Evaluator(load_judges(JUDGE), test, train, aim.pixels, measured.seed, measured.sample_sets)
+    found = evaluator.evaluate(model, density, measured.nll_draws, aim.kl_weight)
     about = {"split": "test", "kl_weight": aim.kl_weight, "likelihood": aim.likelihood}
     protocol = about | evaluator.protocol(model, measured.nll_draws, aim.kl_weight)
-    write_json(SMALL.with_name("metrics.json"), {**nested(figures), "protocol": protocol})
-    print(f"{SMALL}: frechet {figures['fitted/frechet']:.2f}, nll {figures['nll']:.1f}")
+    write_json(SMALL.with_name("metrics.json"), summary(found, protocol))
+    print(f"{SMALL}: frechet {found.figures['fitted/frechet']:.2f}, nll {found.figures['nll']:.1f}")
 
 
 if __name__ == "__main__":

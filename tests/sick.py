@@ -91,4 +91,5 @@ CASES = [
     ("grey_pixels", healthy(grey_floor=41), aimed(healthy(grey_floor=41), pixels="binary")),
     ("nll_loose", healthy(effective_samples=9.9), healthy(effective_samples=10.1)),
     ("judge_unfit", healthy(judge_accuracy=0.979), healthy(judge_accuracy=0.981)),
+    ("judge_unfit", healthy(judge_accuracy_plain=0.979), healthy(judge_accuracy_plain=0.981)),
 ]

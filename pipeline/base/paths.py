@@ -17,8 +17,9 @@ COMPLETION_RUN = Path("models/completion_run.json")
 
 JUDGE_REPORT = Path("reports/judge.json")
 HISTORY = Path("reports/history.csv")
-METRICS = Path("reports/metrics.json")
-HEADLINE = Path("reports/headline.json")  # the ten figures that DVC compares
+VALIDATION = Path("reports/validation.json")  # the figures that models are compared by
+METRICS = Path("reports/metrics.json")  # the same on test
+HEADLINE = Path("reports/headline.json")  # ten of validation's figures, which DVC compares
 PER_CLASS = Path("reports/per_class.csv")
 DOCTOR = Path("reports/doctor.json")
 FIGURES = Path("reports/figures")

@@ -133,7 +133,7 @@ def of_run(uri: str) -> Gathered:
     if not objective:
         raise UserError(f"{uri} ({run.name}) is no training of this project: it has no params of an objective")
     aim = parse(ObjectiveParams, objective, f"{uri}: objective")
-    split = "test/" if "test/kl" in run.metrics else "validation/"
+    split = "validation/"  # never test: people change what they train by what they read here
     figures = {name.removeprefix(split): run.metrics[name] for name in run.metrics if name.startswith(split)}
     if run.metrics and not figures:
         raise UserError(f"{uri} ({run.name}) has none of this version's figures: train it again")

@@ -164,7 +164,7 @@ WORDS: dict[str, tuple[str, Mapping[str, Callable[[Case], bool] | None]]] = {
         {"raise evaluate.nll_draws": None},
     ),
     "judge_unfit": (
-        "The judge misreads too many real images, so the sample metrics, and findings that use them, are uncertain.",
+        "A judge misreads too many real images, so the sample metrics, and findings that use them, are uncertain.",
         {"raise judge.epochs": None},
     ),
 }

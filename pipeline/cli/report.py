@@ -4,7 +4,9 @@
 """
 
 import json
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,41 +14,32 @@ import typer
 
 from pipeline.base import console, terminal
 from pipeline.base.errors import UserError
-from pipeline.base.paths import BEST, DOCTOR, FIGURES, HEADLINE, JUDGE, METRICS
+from pipeline.base.paths import BEST, DOCTOR, FIGURES, HEADLINE, JUDGE, METRICS, VALIDATION
 
 OF_SAMPLES = ("class_accuracy", "diversity", "frechet", "coverage")
 OF_FIT = ("reconstruction", "kl", "elbo", "nll", "effective_samples", "active_units", "bits_per_dimension")
+BIAS = 400  # ÷ images of a class: the frechet of two sets of real images (docs/metrics.md)
+SINGLE = "Another seed trains another network: the frechet of two single trainings must differ by 1.3 or so to count."
 WORKSPACE = "workspace"
 
 
 def report() -> None:
     """Show the headline figures of the last evaluation."""
-    figures = _read(METRICS)
-    if "protocol" not in figures:
-        raise UserError(f"{METRICS} holds no evaluation: run `dvc repro evaluate` first")
+    figures, of_test = _evaluation(VALIDATION), _evaluation(METRICS)
     try:
         _show(figures)
+        print("\nAt the end, test. Choose nothing by it.")
+        _tables(of_test)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        files = f"{METRICS}, {DOCTOR} or {BEST}"
+        files = f"{VALIDATION}, {METRICS}, {DOCTOR} or {BEST}"
         raise UserError(
             f"{files} lacks a figure of this version ({error!r}): run `dvc repro`, which makes them anew"
         ) from None
 
 
 def _show(figures: dict[str, Any]) -> None:
-    protocol = figures["protocol"]
-    console.table(
-        f"Samples, measured on {protocol['images']:,} {protocol['split']} images",
-        ("sampler", *OF_SAMPLES),
-        [(name, *(figures[name][column] for column in OF_SAMPLES)) for name in ("prior", "fitted", "real")],
-        note="real: training images in place of samples, the best that samples could reach",
-    )
-    fit = [name for name in OF_FIT if name in figures]
-    console.table(
-        f"Fit, nats per image ({protocol['pixels']} pixels, nll with k = {protocol['nll_draws']})",
-        ("β", *fit),
-        [(f"{protocol['kl_weight']:g}", *(figures[name] for name in fit))],
-    )
+    _tables(figures)
+    console.say(SINGLE)
     if figures["collapsed"]:
         said = "the latents are unused, or all samples of a class look alike. Lower the KL weight."
         console.say(f"{terminal.painted('COLLAPSED:', 'red', sys.stdout)} {said}")
@@ -61,6 +54,44 @@ def _show(figures: dict[str, Any]) -> None:
     hints["Try"] = "cvae try objective.kl_weight=1, then cvae compare"
     for name, text in hints.items():
         console.say(f"{name:<11}{text}", " " * 11)
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    figures = _read(path)
+    if "protocol" not in figures:
+        raise UserError(f"{path} holds no evaluation: run `dvc repro evaluate` first")
+    return figures
+
+
+def plus_minus(value: float, deviation: float) -> str:
+    """`5.43 ±0.21`: both to the second digit of the deviation, and at most to a thousandth."""
+    digits = min(max(1 - math.floor(math.log10(deviation)), 0), 3) if deviation > 0 else 3
+    return f"{value:.{digits}f} ±{deviation:.{digits}f}"
+
+
+def _tables(figures: Mapping[str, Any]) -> None:
+    """The figures of one split: samples, then the fit."""
+    protocol, deviation = figures["protocol"], figures.get("standard_deviation", {})
+    sets, per_class = protocol.get("sample_sets", 1), protocol["images"] / 10
+
+    def cell(sampler: str, name: str) -> str:
+        value, spread = figures[sampler][name], deviation.get(sampler, {}).get(name)
+        return console.number(value) if spread is None else plus_minus(value, spread)
+
+    console.table(
+        f"Samples, measured on {protocol['images']:,} {protocol['split']} images",
+        ("sampler", *OF_SAMPLES),
+        [(name, *(cell(name, column) for column in OF_SAMPLES)) for name in ("prior", "fitted", "real")],
+        note=(f"means of {sets} sample sets ± standard deviation between them; " if sets > 1 else "")
+        + "real: training images in place of samples, the best that samples could reach. "
+        f"About {BIAS / per_class:.2g} of any frechet comes from finite sets: {BIAS} ÷ {per_class:,.0f} images a class",
+    )
+    fit = [name for name in OF_FIT if name in figures]
+    console.table(
+        f"Fit, nats per image ({protocol['pixels']} pixels, nll with k = {protocol['nll_draws']})",
+        ("β", *fit),
+        [(f"{protocol['kl_weight']:g}", *(figures[name] for name in fit))],
+    )
 
 
 def ui(
@@ -99,7 +130,7 @@ def compare(
         list[str] | None, typer.Argument(metavar="[REV]...", help="commits, branches or experiments")
     ] = None,
 ) -> None:
-    """Show headline figures on test, side by side.
+    """Show headline figures on validation, side by side.
 
     Without names: the workspace, the last commit, and the experiments made from it.
 
@@ -120,11 +151,12 @@ def compare(
     columns = list(dict.fromkeys(column for figures in rows.values() for column in figures))
     # A figure a row and a revision a column, so that ten figures of a few revisions fit 80 characters.
     console.table(
-        "Headline figures on test",
+        "Headline figures on validation",
         ("figure", *rows),
         [(column, *(figures.get(column, "–") for figures in rows.values())) for column in columns],
         note=f"no evaluation in {', '.join(missing)}" if missing else "",
     )
+    console.say(SINGLE)
     by_judge: dict[str | None, list[str]] = {}
     for name in rows:
         by_judge.setdefault(_judge(name), []).append(name)
@@ -134,7 +166,7 @@ def compare(
 
 
 def _headline(name: str) -> dict[str, Any]:
-    """The ten figures of a revision; empty where it was not evaluated, or DVC's cache does not hold it."""
+    """The ten figures of a revision on validation; empty where it has none, or DVC's cache does not hold them."""
     from dvc.api import open as opened
     from dvc.exceptions import DvcException
     from dvc.scm import RevError

@@ -210,8 +210,11 @@ CHECKS = {
     "grey_pixels": Check("note", (Sign("grey_floor ÷ reconstruction", "above", 0.5, _grey_share),)),
     # A few latents decide the bound, which is then loose, and not equally loose for two models.
     "nll_loose": Check("note", (Sign("effective_samples", "below", FEW),)),
-    # The judge's own errors can then move class_accuracy by a fiftieth.
-    "judge_unfit": Check("warning", (Sign("judge_accuracy", "below", 0.98),)),
+    # The tolerant judge's errors can then move class_accuracy by a fiftieth, the plain one's blur its features.
+    "judge_unfit": Check("warning", (
+        Sign("judge_accuracy", "below", 0.98,
+             lambda case: min(case["judge_accuracy"], case.figures.get("judge_accuracy_plain", 1.0))),
+    )),
 }  # fmt: skip
 
 

@@ -46,13 +46,19 @@ class EvaluateParams:
     nll_draws: Draws
     seed: Annotated[int, Field(ge=0, le=2**31)]
     """of samples and of the bound"""
+    sample_sets: Annotated[int, Field(ge=1)]
+    """sets of samples, each with noise of its own; figures are their means"""
 
 
 class Evaluation(NamedTuple):
-    """All figures by name, and the sample metrics of each digit: a row per sampler and digit."""
+    """All figures by name, and the sample metrics of each digit: a row per sampler and digit.
+
+    deviation: standard deviation of the sample figures between sample sets, by the same names; empty for one set.
+    """
 
     figures: dict[str, float]
     per_class: pd.DataFrame
+    deviation: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Evaluator:
     """Measures any number of models on one split, all with the same noise.
 
     judges: without them, only `fit_figures` and `nll` can be measured. train: training images, for the ceiling and for
-    fitting densities. All tensors lie on one device.
+    fitting densities. All tensors lie on one device. sets: sample sets, over which sample figures are averaged.
     """
 
     judges: Judges | None
@@ -68,6 +74,7 @@ class Evaluator:
     train: Split
     pixels: Pixels
     seed: int
+    sets: int = 1
 
     def reseeded(self, seed: int) -> "Evaluator":
         """The same with other noise; what real images say is not measured again."""
@@ -110,31 +117,33 @@ class Evaluator:
 
     def samples(self, model: CVAE, density: Density | None, sampler: Sampler) -> dict[str, float]:
         """The sample metrics, without the sampler in their names: means over the digits. `prior` needs no density."""
-        return _means(self._samples_by_class(model, density, sampler))
+        return self._samples(model, density, sampler).figures
 
     def ceiling(self) -> dict[str, float]:
         """The same for real training images in place of samples: the best that samples can reach."""
-        return _means(self._ceiling_by_class())
+        return self._ceiling.figures
 
     def sample_figures(self, model: CVAE, density: Density, told: Told = lambda *_: None) -> Evaluation:
-        """The sample metrics of both samplers and of real images, judge_accuracy, and the density's own figures.
+        """The sample metrics of both samplers and of real images, the judges' accuracies, the density's own figures.
 
         fitted/log_density, fitted/log_density_train: log p(z∣y) under the density in nats per latent, for the split
         and for training images. If the second is much higher, the density has memorised training images.
         """
-        tables: dict[str, pd.DataFrame] = {}
+        parts: dict[str, Evaluation] = {}
         for place, name in enumerate(SAMPLERS):
             told(place / 4, f"samples of the {name} sampler")
-            tables[name] = self._samples_by_class(model, density, name)
+            parts[name] = self._samples(model, density, name)
         told(2 / 4, "real images")
-        tables["real"] = self._ceiling_by_class()
+        parts["real"] = self._ceiling
         told(3 / 4, "density")
-        figures = {f"{name}/{metric}": mean for name, table in tables.items() for metric, mean in _means(table).items()}
+        figures = _joined({name: part.figures for name, part in parts.items()})
+        deviation = _joined({name: part.deviation for name, part in parts.items()})
         figures["fitted/log_density"] = self._log_density(model, density, self.split)
         figures["fitted/log_density_train"] = self._log_density(model, density, self._training_split)
         figures["judge_accuracy"] = float(self._real.accuracy())
-        per_class = pd.concat(tables, names=["sampler"]).reset_index("sampler")
-        return Evaluation(figures, per_class.reset_index(drop=True))
+        figures["judge_accuracy_plain"] = float((self._real.plain.labels == self._real.digits).double().mean())
+        per_class = pd.concat({name: part.per_class for name, part in parts.items()}, names=["sampler"])
+        return Evaluation(figures, per_class.reset_index("sampler").reset_index(drop=True), deviation)
 
     def evaluate(
         self, model: CVAE, density: Density, k: int, kl_weight: float, told: Told = lambda *_: None
@@ -150,7 +159,7 @@ class Evaluator:
         figures |= sampled.figures
         diversity = max(figures[f"{name}/diversity"] for name in SAMPLERS)
         figures["collapsed"] = figures["active_units"] == 0 or diversity < COLLAPSED_DIVERSITY
-        return Evaluation(figures, sampled.per_class)
+        return sampled._replace(figures=figures)
 
     def protocol(self, model: CVAE, k: int, kl_weight: float) -> dict[str, Any]:
         """How figures were measured, for the record: figures of different protocols must not be compared."""
@@ -162,29 +171,42 @@ class Evaluator:
             "nll_width": bound.width(kl_weight),
             "neighbours": metrics.NEIGHBOURS,
             "seed": self.seed,
+            "sample_sets": self.sets,
         }
 
     @cached_property
     def _real(self) -> Judged:
-        return self._judged(self.split.images, self.split.labels)
+        return self._judged(self.split)
 
     @cached_property
     def _training_split(self) -> Split:
         return same_classes(self.train, self.split.labels, self.seed)
 
-    def _ceiling_by_class(self) -> pd.DataFrame:
-        return compare(self._real, self._judged(self._training_split.images, self._training_split.labels))
+    @cached_property
+    def _ceiling(self) -> Evaluation:
+        return self._averaged(lambda seed: same_classes(self.train, self.split.labels, seed))
 
-    def _samples_by_class(self, model: CVAE, density: Density | None, sampler: Sampler) -> pd.DataFrame:
+    def _samples(self, model: CVAE, density: Density | None, sampler: Sampler) -> Evaluation:
         """As many samples of each class as the split has images."""
         digits = self.split.labels
-        return compare(self._real, self._judged(sample(model, density, digits, sampler, self.seed), digits))
+        return self._averaged(lambda seed: Split(sample(model, density, digits, sampler, seed), digits))
 
-    def _judged(self, images: Tensor, digits: Tensor) -> Judged:
+    def _averaged(self, draw: Callable[[int], Split]) -> Evaluation:
+        """The sample metrics of several sets, each of which `draw` makes from a seed."""
+        seeds = [self.seed, *(epoch_seed(self.seed, 3 + index) for index in range(self.sets - 1))]
+        tables = [compare(self._real, self._judged(draw(seed))) for seed in seeds]
+        means = pd.DataFrame([table.drop(columns="digit").mean() for table in tables])
+        deviation = _floats(means.std()) if self.sets > 1 else {}
+        by_class = pd.concat(tables).groupby("digit", as_index=False).mean()
+        return Evaluation(_floats(means.mean()), by_class, deviation)
+
+    def _judged(self, split: Split) -> Judged:
         if self.judges is None:
             raise ValueError("samples need judges")
-        images = to_unit(images)
-        return Judged(images.flatten(1), self.judges.tolerant.read(images), self.judges.plain.read(images), digits)
+        images = to_unit(split.images)
+        return Judged(
+            images.flatten(1), self.judges.tolerant.read(images), self.judges.plain.read(images), split.labels
+        )
 
     def _log_density(self, model: CVAE, density: Density, split: Split) -> float:
         # Other noise than that of the latents the density was fitted to.
@@ -232,7 +254,7 @@ def with_split(split: str, figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def nested(figures: Mapping[str, float]) -> dict[str, Any]:
-    """The form of reports/metrics.json: `fitted/frechet` becomes `{"fitted": {"frechet": …}}`."""
+    """`fitted/frechet` becomes `{"fitted": {"frechet": …}}`."""
     found: dict[str, Any] = {}
     for name, value in figures.items():
         *groups, last = name.split("/")
@@ -243,5 +265,18 @@ def nested(figures: Mapping[str, float]) -> dict[str, Any]:
     return found
 
 
-def _means(by_class: pd.DataFrame) -> dict[str, float]:
-    return {str(name): float(value) for name, value in by_class.drop(columns="digit").mean().items()}
+def summary(evaluation: Evaluation, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """The form of reports/metrics.json: nested figures, their standard deviations between sample sets, the protocol."""
+    return {
+        **nested(evaluation.figures),
+        "standard_deviation": nested(evaluation.deviation),
+        "protocol": dict(protocol),
+    }
+
+
+def _joined(groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {f"{group}/{name}": value for group, figures in groups.items() for name, value in figures.items()}
+
+
+def _floats(row: "pd.Series[float]") -> dict[str, float]:
+    return {str(name): float(value) for name, value in row.items()}

@@ -9,6 +9,7 @@ penultimate features are the space of the other sample metrics.
 import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from pipeline.training.schedule import Step
 FEATURES = 64
 READ_BATCH = 500
 WARMUP = 0.2  # share of all steps in which the learning rate rises to its peak
+FEWER = 0.6  # share of the epochs that the tolerant judge needs after the plain one
 DECAY = 0.1  # weight decay; without it the features, and so every Fréchet distance, are larger
 
 # The augmentation of training images. Each amount is uniform and independent for each image. The plain judge's are
@@ -164,6 +166,23 @@ def fit(
         yield JudgeRecord(epoch=epoch + 1, loss=loss, accuracy=accuracy)
     judge.load_state_dict(best)
     judge.eval()
+
+
+def fit_both(judges: Judges, train: Split, validation: Split, params: JudgeParams) -> Iterator[tuple[str, JudgeRecord]]:
+    """Trains the plain judge, then the tolerant one, which starts from the plain one's weights and needs fewer epochs.
+
+    Yields a judge's name and its record after each of the `epochs_of_both`.
+    """
+    for record in fit(judges.plain, train, validation, params, tolerant=False):
+        yield "plain", record
+    judges.tolerant.load_state_dict(judges.plain.state_dict())
+    fewer = replace(params, epochs=epochs_of_both(params) - params.epochs)
+    for record in fit(judges.tolerant, train, validation, fewer):
+        yield "tolerant", record
+
+
+def epochs_of_both(params: JudgeParams) -> int:
+    return params.epochs + math.ceil(FEWER * params.epochs)
 
 
 def augment(images: Tensor, source: torch.Generator, tolerant: bool) -> Tensor:

@@ -11,7 +11,7 @@ from cost import cpu_seconds
 from imports import ROOT
 
 from pipeline.base.files import write_json
-from pipeline.base.paths import BEST, DOCTOR, METRICS, SPECTRUM
+from pipeline.base.paths import BEST, DOCTOR, METRICS, SPECTRUM, VALIDATION
 from pipeline.cli.main import COMMANDS, STAGES
 
 
@@ -102,14 +102,20 @@ def test_a_weight_is_told_what_the_spectrum_expects_where_it_is_known(project: P
 def test_the_report_shows_the_headline_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae) -> None:
     of_samples = {"class_accuracy": 0.98765, "diversity": 0.9, "frechet": 2.36, "coverage": 0.94}
     fit = {"reconstruction": 68.7, "kl": 35.41, "elbo": -104.1, "nll": 99.37, "active_units": 15, "collapsed": True}
-    protocol = {"split": "test", "images": 10_000, "kl_weight": 0.2, "pixels": "grey", "nll_draws": 500}
+    protocol = {"split": "validation", "images": 5000, "kl_weight": 0.2, "pixels": "grey", "nll_draws": 500}
+    figures = fit | dict.fromkeys(("prior", "fitted", "real"), of_samples) | {"protocol": protocol}
+    several = {"protocol": protocol | {"sample_sets": 3}, "standard_deviation": {"fitted": {"frechet": 0.123}}}
     monkeypatch.chdir(tmp_path)
-    write_json(METRICS, fit | dict.fromkeys(("prior", "fitted", "real"), of_samples) | {"protocol": protocol})
+    write_json(VALIDATION, figures | several)
+    write_json(METRICS, figures | {"protocol": protocol | {"split": "test", "images": 10_000}})
     write_json(DOCTOR, {"verdict": "prior_hole"})
     write_json(BEST, {"interval": [0.1, 0.25], "values": {"validation/fitted/frechet": 4.551}})
     out = cvae("report").out
-    shown = ("prior", "fitted", "real", "0.9877", "99.37", "10,000 test", "COLLAPSED", "prior_hole", "0.25", "4.551")
-    assert [word for word in shown if word not in out] == []
+    shown = ("prior", "fitted", "real", "0.9877", "99.37", "5,000 validation", "prior_hole", "0.25", "4.551")
+    words = (*shown, "2.36 ±0.12", "3 sample sets", "COLLAPSED", "400 ÷ 500")
+    assert [word for word in words if word not in one_line(out)] == []
+    assert out.index("10,000 test") > max(map(out.index, shown)), "test comes last"
+    assert out.count("test") == 2
     METRICS.write_text("{", encoding="utf-8")
     assert "reports/metrics.json is broken" in cvae("report").err
 

@@ -8,7 +8,7 @@ from imports import ROOT
 from terminals import cvae_on_terminal, on_terminal
 
 from pipeline.base.files import write_json
-from pipeline.base.paths import BEST, DOCTOR, METRICS
+from pipeline.base.paths import BEST, DOCTOR, METRICS, VALIDATION
 
 
 @pytest.fixture
@@ -18,6 +18,9 @@ def evaluated(tmp_path: Path) -> Path:
     fit = {"reconstruction": 68.7, "kl": 35.41, "elbo": -104.1, "nll": 99.37, "active_units": 15, "collapsed": True}
     protocol = {"split": "test", "images": 10_000, "kl_weight": 0.2, "pixels": "grey", "nll_draws": 500}
     figures = fit | dict.fromkeys(("prior", "fitted", "real"), of_samples) | {"protocol": protocol}
+    several = protocol | {"split": "validation", "sample_sets": 3}
+    deviation = dict.fromkeys(("prior", "fitted", "real"), dict.fromkeys(of_samples, 0.0123))
+    write_json(tmp_path / VALIDATION, figures | {"protocol": several, "standard_deviation": deviation})
     write_json(tmp_path / METRICS, figures)
     write_json(tmp_path / DOCTOR, {"verdict": "prior_hole"})
     write_json(tmp_path / BEST, {"interval": [0.1, 0.25], "values": {"validation/fitted/frechet": 4.551}})

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import cache
 
 import pandas as pd
@@ -12,7 +13,7 @@ from torch import nn
 
 from pipeline.base.errors import UserError
 from pipeline.data.splits import Pixels, Split, to_unit
-from pipeline.measure.evaluator import Evaluation, Evaluator, compare, grey_floor, nested, same_classes
+from pipeline.measure.evaluator import Evaluation, Evaluator, compare, grey_floor, nested, same_classes, summary
 from pipeline.measure.metrics import OF_SAMPLES, Judged
 from pipeline.model import likelihood
 from pipeline.model.cvae import CVAE, Architecture, build
@@ -68,7 +69,7 @@ def test_there_is_every_figure_and_they_can_be_written_as_json() -> None:
     for result in (healthy(), collapsed()):
         assert result.figures.keys() == samples | {
             "reconstruction", "kl", "elbo", "active_units", "nll", "effective_samples", "grey_floor", "collapsed",
-            "judge_accuracy", "fitted/log_density", "fitted/log_density_train",
+            "judge_accuracy", "judge_accuracy_plain", "fitted/log_density", "fitted/log_density_train",
         }  # fmt: skip
         assert json.loads(json.dumps(nested(result.figures), allow_nan=False)) == nested(result.figures)
     figures = {"nll": 1.0, "real/frechet": 2.0, "real/recall": 3.0}
@@ -76,7 +77,7 @@ def test_there_is_every_figure_and_they_can_be_written_as_json() -> None:
 
 
 def test_a_headline_is_the_mean_of_a_row_per_sampler_and_digit_and_a_part_measures_the_same() -> None:
-    figures, table = healthy()
+    figures, table, _ = healthy()
     means = table.groupby("sampler").mean()
     for sampler in ("prior", "fitted", "real"):
         assert table[table["sampler"] == sampler]["digit"].tolist() == list(range(10))
@@ -102,6 +103,21 @@ def test_a_likelihood_has_bits_sigma_or_a_floor_only_where_they_mean_something(n
     assert ("sigma" in fit) == (name in ("gaussian", "sigma_learned", "sigma_optimal"))
     assert ("grey_floor" in fit) == (name == "bernoulli")
     assert "grey_floor" not in evaluator("binary").fit_figures(model)
+
+
+def test_several_sample_sets_are_averaged_and_say_how_much_they_differ() -> None:
+    some = replace(evaluator(), sets=3)
+    figures, table, deviation = some.sample_figures(lively(), DENSITY)
+    alone = [replace(evaluator(), seed=seed).samples(lively(), DENSITY, "prior") for seed in (0, 3, 4)]
+    frechet = pd.Series([one["frechet"] for one in alone])
+    assert frechet[0] == healthy().figures["prior/frechet"]
+    assert figures["prior/frechet"] == pytest.approx(frechet.mean())
+    assert deviation["prior/frechet"] == pytest.approx(frechet.std())
+    assert deviation["real/frechet"] > 0
+    assert table[table["sampler"] == "prior"]["frechet"].mean() == pytest.approx(frechet.mean())
+    assert healthy().deviation == {}
+    found = summary(Evaluation(figures, table, deviation), {"sample_sets": 3})
+    assert found["standard_deviation"]["prior"]["frechet"] == deviation["prior/frechet"]
 
 
 def test_no_bernoulli_explains_grey_pixels_better_than_the_floor() -> None:
@@ -164,7 +180,7 @@ def test_a_model_that_uses_the_latents_is_not_collapsed_and_real_images_are_the_
 
 def test_the_same_seed_measures_the_same_and_the_global_generator_is_left_alone() -> None:
     before = torch.random.get_rng_state()
-    figures, table = evaluator().evaluate(lively(), DENSITY, K, 1.0)
+    figures, table, _ = evaluator().evaluate(lively(), DENSITY, K, 1.0)
     assert figures == healthy().figures
     pd.testing.assert_frame_equal(table, healthy().per_class)
     assert torch.equal(torch.random.get_rng_state(), before)

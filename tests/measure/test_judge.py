@@ -1,6 +1,7 @@
 """The judge: a seeded fit that keeps its best weights, its augmentation, and its accuracy."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +11,19 @@ from torch import Tensor
 from benchmarks.judge import blurred
 from pipeline.data import splits as data
 from pipeline.data.splits import CLASSES, SIDE, Split
-from pipeline.measure.judge import FEATURES, Judge, JudgeParams, JudgeRecord, augment, build, fit
+from pipeline.measure import metrics
+from pipeline.measure.judge import (
+    FEATURES,
+    Judge,
+    JudgeParams,
+    JudgeRecord,
+    Judges,
+    augment,
+    build,
+    epochs_of_both,
+    fit,
+    fit_both,
+)
 
 TINY = JudgeParams(epochs=3, batch_size=32, learning_rate=3e-3, seed=0)
 
@@ -109,6 +122,40 @@ def test_augmentation_moves_blurs_and_fades() -> None:
     steepest = ink.diff(dim=1).abs().amax((1, 2)) / contrast
     assert steepest.min() < 0.35
     assert 0.3 < (steepest > 0.7).float().mean() < 0.8
+
+
+@pytest.mark.slow
+def test_frechet_rises_steeply_with_blur_noise_and_wrong_digits(mnist: dict[str, Split]) -> None:
+    """In the plain judge's features, real images that are ever worse are ever further from other real images."""
+    judges, params = Judges(build(0), build(0)), JudgeParams(epochs=3, batch_size=64, learning_rate=0.005, seed=0)
+    records = [name for name, _ in fit_both(judges, mnist["train"][:8000], mnist["validation"][:200], params)]
+    assert records == ["plain"] * 3 + ["tolerant"] * 2
+    assert len(records) == epochs_of_both(params)
+    some, other = mnist["train"][10_000:14_000], mnist["train"][20_000:24_000]
+    source, x = torch.Generator().manual_seed(0), data.to_unit(some.images)
+
+    def noisy(deviation: float) -> Tensor:
+        return (x + deviation * torch.randn(x.shape, generator=source)).clamp(0, 1)
+
+    def mixed(share: float) -> Tensor:
+        """Some of the images are any others', so nine of ten of them show another digit."""
+        wrong = torch.rand(len(x), 1, 1, 1, generator=source) < share
+        return torch.where(wrong, x[torch.randperm(len(x), generator=source)], x)
+
+    def frechet(judge: Judge, images: Tensor) -> float:
+        real, fake = judge.read(other.images).features, judge.read(images).features
+        return sum(float(metrics.frechet(real[other.labels == c], fake[some.labels == c])) for c in range(CLASSES))
+
+    blurs, noises, shares = (0.5, 0.8, 1.2), (0.05, 0.1, 0.2), (0.03, 0.1, 0.3)
+    ladders = ([blurred(x, sigma) for sigma in blurs], [*map(noisy, noises)], [*map(mixed, shares)])
+    untouched = {judge: frechet(judge, x) for judge in judges}
+    for images in ladders:
+        ladder = [untouched[judges.plain], *(frechet(judges.plain, one) for one in images)]
+        assert all(worse > 1.5 * better for better, worse in pairwise(ladder)), ladder
+        assert ladder[-1] > 20 * ladder[0], ladder
+    # The tolerant judge forgives blur.
+    rise = [frechet(judge, ladders[0][1]) / untouched[judge] for judge in judges]
+    assert rise[1] > 3 * rise[0]
 
 
 @pytest.mark.slow

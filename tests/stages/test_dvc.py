@@ -65,13 +65,15 @@ def test_a_stage_declares_the_params_it_reads(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_declares_the_files_it_names(stage: str) -> None:
-    """Every name that a stage imports from base.paths is a dep or an output of it."""
+    """Every path that a stage imports from base.paths, or writes as `paths.NAME`, is a dep or an output of it."""
     names = {
         alias.name
         for node in nodes(stage)
         if isinstance(node, ast.ImportFrom) and node.module == "pipeline.base.paths"
         for alias in node.names
     }
+    attributes = [node for node in nodes(stage) if isinstance(node, ast.Attribute)]
+    names |= {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "paths"}
     declared: set[str] = set()
     for kind in ("deps", "outs", "metrics", "plots"):
         declared |= {next(iter(item)) if isinstance(item, dict) else item for item in STAGES[stage].get(kind, [])}

@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "model": {"latent_size": 4, "encoder_hidden": [128], "decoder_hidden": [128]},
     "train": {"epochs": EPOCHS, "batch_size": 64, "learning_rate": 0.005, "precision": "float32", "device": "cpu"},
     "sample": {"components": 2},
-    "evaluate": {"nll_draws": 20},
+    "evaluate": {"nll_draws": 20, "sample_sets": 2},
     "weight": {"epochs": 8, "batch_size": 64, "learning_rate": 0.005, "points": 5},
     "completion": {"latent_size": 4, "hidden": 64, "epochs": 8, "network_epochs": 4, "batch_size": 32},
     "tune": {"trials": 6, "epochs": 3, "seeds": 2, "kl_weight": [0.1, 10], "least_class_accuracy": None},
@@ -198,15 +198,18 @@ def test_every_report_is_there_and_the_model_has_learned(project: Project) -> No
     assert figures["judge_accuracy"] > 0.8
     assert figures["fitted"]["class_accuracy"] > 0.3
     assert not figures["collapsed"]
+    compared = project.json("reports/validation.json")
+    assert [found["protocol"]["images"] for found in (figures, compared)] == [497, 200]
+    assert figures["standard_deviation"]["fitted"]["frechet"] > 0
     table = project.csv("reports/per_class.csv")
     assert len(table) == 30
-    assert table.groupby("sampler")["frechet"].mean()["fitted"] == pytest.approx(figures["fitted"]["frechet"])
+    assert table.groupby("sampler")["frechet"].mean()["fitted"] == pytest.approx(compared["fitted"]["frechet"])
     pictures = project.files("reports/figures")
     assert {"samples.png", "samplers.png", "reconstructions.png", "traversal.png", "latent_space.png"} < pictures
 
 
 def test_ten_headline_figures_are_compared_the_weight_first(project: Project) -> None:
-    headline, figures = project.json("reports/headline.json"), project.json("reports/metrics.json")
+    headline, figures = project.json("reports/headline.json"), project.json("reports/validation.json")
     assert len(headline) == 10
     assert next(iter(headline)) == "kl_weight"
     assert headline["fitted/frechet"] == figures["fitted"]["frechet"]
@@ -227,6 +230,8 @@ def test_one_run_holds_training_and_evaluation(project: Project) -> None:
     figures = project.json("reports/metrics.json")
     assert run["status"] == "FINISHED"
     assert run["metrics.test/fitted/frechet"] == pytest.approx(figures["fitted"]["frechet"])
+    compared = project.json("reports/validation.json")
+    assert run["metrics.validation/fitted/frechet"] == pytest.approx(compared["fitted"]["frechet"])
     last = project.csv("reports/history.csv")["validation/elbo"].iloc[-1]
     assert run["metrics.validation/elbo"] == pytest.approx(last)
     assert run["tags.doctor"] == project.json("reports/doctor.json")["verdict"]
@@ -256,6 +261,7 @@ def test_the_study_leaves_a_table_a_best_weight_and_pictures(project: Project) -
 def test_each_trial_is_a_run_below_the_studys_under_the_names_of_a_training(project: Project) -> None:
     runs = project.runs()
     trained = runs[project.json("models/run.json")["run_id"]]
+    epochs = project.csv("reports/history.csv").columns
     (parent,) = (run_id for run_id, run in runs.items() if run.get("tags.kind") == "study")
     for row in project.csv("reports/study/trials.csv").to_dict("records"):
         run = runs[row["run_id"]]
@@ -263,8 +269,8 @@ def test_each_trial_is_a_run_below_the_studys_under_the_names_of_a_training(proj
         assert (run["status"], run["tags.state"]) == ("FINISHED", row["state"])
         assert float(run["params.objective.kl_weight"]) == pytest.approx(row["kl_weight"])
         assert run["metrics.validation/fitted/frechet"] == pytest.approx(row["validation/fitted/frechet"])
-        of_training = {name for name in trained if re.match(r"metrics\.(?!test/|time/)|params\.", name)}
-        assert of_training <= run.keys()
+        assert {name for name in trained if name.startswith("params.")} <= run.keys()
+        assert {f"metrics.{name}" for name in epochs if "/" in name and not name.startswith("time/")} <= run.keys()
 
 
 def test_git_sees_no_weights_even_without_dvcs_ignore_files(project: Project, tmp_path: Path) -> None:
@@ -364,8 +370,8 @@ def test_experiments_that_differ_in_their_evaluation_alone_have_runs_of_their_ow
     (fewer,) = (run for run_id, run in runs.items() if run_id not in before)
     assert fewer["tags.dvc_exp_name"] == "fewer"
     assert fewer["tags.mlflow.parentRunId"] == trained
-    assert fewer["tags.evaluated_with"] == "nll_draws 3, seed 0"
-    assert before[trained]["tags.evaluated_with"] == "nll_draws 20, seed 0"
+    assert fewer["tags.evaluated_with"] == "nll_draws 3, seed 0, sample_sets 2"
+    assert before[trained]["tags.evaluated_with"] == "nll_draws 20, seed 0, sample_sets 2"
     project.run("dvc", "exp", "run", "--temp", "--name", "fewest", "-S", "evaluate.nll_draws=2", "evaluate")
     table = project.run("dvc", "exp", "show", "--only-changed", "--no-pager")
     assert "fewest" in table

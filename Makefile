@@ -38,7 +38,7 @@ treatments: $(READY)  ## measure every likelihood, prior and sampler for docs/la
 	@python -m benchmarks.treatments_report
 
 results:  ## copy what the pages quote from reports/ into docs/results/
-	@cp reports/metrics.json reports/per_class.csv reports/history.csv reports/judge.json reports/doctor.json \
+	@cp reports/validation.json reports/metrics.json reports/per_class.csv reports/history.csv reports/judge.json reports/doctor.json \
 		reports/figures/samplers.png docs/results/default/
 	@cp reports/study/trials.csv reports/study/seeds.csv reports/study/best.json reports/study/figures/*.png docs/results/study/
 

@@ -20,7 +20,7 @@ SHOWN = 5  # completions of each picture
 def main() -> None:
     params = load(EvaluateCompletionParams, "evaluate_completion")
     device = pick_device(load_key(str, "train", "device"))
-    experiment = load(tracking.TrackingParams, "tracking").experiment
+    experiment = f"{load(tracking.TrackingParams, 'tracking').experiment}-completion"
     trained = load_pointer(COMPLETION_RUN, "completion")
     completer, network = load_completer(COMPLETER, device), load_completer(NETWORK, device)
     reader = load_judges(JUDGE, device).tolerant.read

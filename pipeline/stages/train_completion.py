@@ -22,7 +22,7 @@ def main() -> None:
     params = load(CompletionParams, "completion")
     name, precision = load_key(str, "train", "device"), load_key(Precision, "train", "precision")
     compiling = load_key(Compile, "train", "compile")
-    experiment = load(tracking.TrackingParams, "tracking").experiment
+    experiment = f"{load(tracking.TrackingParams, 'tracking').experiment}-completion"
     device = pick_device(name)
     split, validation = load_splits(PREPARED, "train", "validation", device=device)
     hashes = {"data": sha256(PREPARED), "params": digest(plain(params), precision, compiling)}
@@ -44,6 +44,7 @@ def main() -> None:
         print(f"completion {model} of {size:,} weights, on {device} in {notes['precision']}")
         values = {f"completion.{key}": value for key, value in plain(params).items()}
         about = {"name": f"completion {model}", "experiment": experiment, "params": values}
+        about["about"] = f"The completion {model}: {size:,} weights, trained for {epochs} epochs."
         with recording(model, training, epochs, hashes, notes, **about) as (run, rows, follow):
             follow(fit(training, split, validation, recipe, AIM, view), None)
             save_completer(path, training.model)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.recording            # five trainings of small data in a new folder each: about a minute
 
-Each training is a process of its own with a new MLflow database, as a user starts it. Prints medians and the machine's
-load. Before: from the start of the process to the first epoch's line, without the epoch itself. After: from the last
-epoch's line to the end of the process.
+Each training is a process of its own, as a user starts it: some with a new MLflow database, which MLflow takes seconds to
+create beside the training, some with one that is there. Prints medians and the machine's load. Before: from the start
+of the process to the first epoch's line, without the epoch itself. After: from the last epoch's line to the end.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from pipeline.base.params import write
 from pipeline.base.paths import PREPARED
 from pipeline.data.splits import Split
 from pipeline.stages.saved import save_splits
+from pipeline.tracking.local import DATABASE, connect
 
 EPOCHS, IMAGES, BATCH = 3, 2000, 100
 
@@ -30,13 +31,16 @@ EPOCHS, IMAGES, BATCH = 3, 2000, 100
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = [measure() for _ in range(parser.parse_args().rounds)]
-    before, after = (statistics.median(values) for values in zip(*rounds, strict=True))
-    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    print(f"before the first record {before:.1f} s, after the last {after:.1f} s (medians of {len(rounds)}; {load})")
+    count = parser.parse_args().rounds
+    for is_new in (True, False):
+        rounds = [measure(is_new) for _ in range(count)]
+        before, after = (statistics.median(values) for values in zip(*rounds, strict=True))
+        kind = "a new database" if is_new else "a database that is there"
+        load = f"medians of {count}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+        print(f"{kind}: before the first record {before:.1f} s, after the last {after:.1f} s ({load})", flush=True)
 
 
-def measure() -> tuple[float, float]:
+def measure(is_new: bool) -> tuple[float, float]:
     """Seconds before and after of one training in a new folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -46,6 +50,8 @@ def measure() -> tuple[float, float]:
         images = torch.randint(256, (IMAGES, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         few = Split(images[:500].clone(), digits[:500].clone())
         save_splits(folder / PREPARED, {"train": Split(images, digits), "validation": few})
+        if not is_new:
+            connect(f"sqlite:///{folder.resolve()}/{DATABASE}")
         environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
         environment["PYTHONPATH"] = str(Path.cwd())
         began = time.perf_counter()

@@ -35,7 +35,7 @@ def test_the_ui_shows_the_experiment_and_ends_with_all_its_processes(
         port = taken.getsockname()[1]
         server.ui(root, port, open_browser=True, experiment="e")
     address, _, page = opened[0].partition("/#")
-    assert page == f"/experiments/{run.experiment_id}?workflowType=machine_learning"
+    assert page.startswith(f"/experiments/{run.experiment_id}/runs?viewStateShareKey=")
     assert not address.endswith(f":{port}")
     with pytest.raises(URLError):
         urllib.request.urlopen(address)

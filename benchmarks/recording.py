@@ -2,9 +2,9 @@
 
     python -m benchmarks.recording            # five trainings of small data in a new folder each: about a minute
 
-Each training is a process of its own, as a user starts it: some with a new MLflow database, which MLflow takes seconds to
-create beside the training, some with one that is there. Prints medians and the machine's load. Before: from the start
-of the process to the first epoch's line, without the epoch itself. After: from the last epoch's line to the end.
+Each training is a process of its own, as a user starts it. Some have a new MLflow database, which takes MLflow seconds
+to create beside the training, some have one that is there. Prints medians and the machine's load. Before: from the
+start of the process to the first line of an epoch, without the epoch. After: from the last epoch's line to the end.
 """
 
 import argparse

@@ -45,7 +45,7 @@ Train a conditional VAE on MNIST and find out which KL weight, and why.
   cvae weight --like keras            β of another loss's KL weight
   cvae spectrum                       what each KL weight can give, untrained
   cvae curve                          what one training says of every weight
-  cvae explore                        a page to slide the weight, for the browser
+  cvae explore                        a page for the browser: slide the weight
   cvae study                          the trials; `promote` takes the best
   cvae reproduce article              the collapse that the article avoids
   cvae ui                             compare runs in the browser

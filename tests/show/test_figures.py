@@ -80,7 +80,7 @@ def test_a_latent_space_of_two_dimensions_is_turned_alone() -> None:
     shown = np.concatenate([np.asarray(axes.collections[-1].get_offsets()) for axes in figure.axes])
     expected = np.linalg.norm(mu[:, None] - mu[None], axis=-1)
     assert np.linalg.norm(shown[:, None] - shown[None], axis=-1) == pytest.approx(expected)
-    assert "100% of their variance" in figure.get_suptitle()
+    assert "100% of the variance" in figure.get_suptitle()
 
 
 def test_bars_are_as_high_as_the_figures_of_each_class_and_sampler(tmp_path: Path) -> None:

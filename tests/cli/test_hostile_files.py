@@ -30,9 +30,10 @@ def assert_one_line(status: int, said: str, name: str) -> None:
 @pytest.mark.parametrize("content", GARBAGE)
 def test_a_report_of_something_else_is_refused_with_the_remedy(project: Path, cvae: Cvae, content: str) -> None:
     (project / "reports").mkdir()
-    (project / "reports/validation.json").write_bytes(GARBAGE[content])
+    for name in ("validation.json", "metrics.json"):
+        (project / "reports" / name).write_bytes(GARBAGE[content])
     status, _, said = cvae("report")
-    assert_one_line(status, said, "validation.json")
+    assert_one_line(status, said, ".json")
     assert "run `dvc repro" in said
 
 

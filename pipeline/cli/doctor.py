@@ -17,6 +17,8 @@ from pipeline.base.paths import HISTORY, JUDGE, MODEL, PREPARED, RUN
 from pipeline.cli.options import model_file
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pipeline.data.splits import Split
     from pipeline.measure.doctor import Case, Diagnosis
     from pipeline.training.objective import ObjectiveParams
@@ -30,12 +32,16 @@ MARK = {"severe": "✗", "warning": "!", "note": "·"}
 
 
 class Gathered(NamedTuple):
-    """What is known of a model. measured: on what, in words. hints: commands that would give the missing figures."""
+    """What is known of a model. measured: on what, in words. hints: commands that would give the missing figures.
+
+    per_class: the sample metrics by sampler and digit, where they were measured here.
+    """
 
     name: str
     measured: str
     case: "Case"
     hints: list[str]
+    per_class: "pd.DataFrame | None" = None
 
 
 def doctor(
@@ -72,7 +78,7 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> Gathered
     saved = load_cvae(path, device := pick_device(load_key(str, "train", "device")))
     aim = parse(ObjectiveParams, saved.params["objective"], f"{path}: objective")
     figures: dict[str, float] = {}
-    measured, hints = "nothing measured", []
+    measured, hints, per_class = "nothing measured", [], None
     if PREPARED.exists():
         train, validation = load_splits(PREPARED, "train", "validation", device=device)
         judges = load_judges(JUDGE, device) if JUDGE.exists() else None
@@ -80,7 +86,8 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> Gathered
         figures = evaluator.fit_figures(saved.model)
         figures |= _spectrum(train, aim, saved.model.latent_size)
         if judges is not None:
-            figures |= evaluator.sample_figures(saved.model, saved.density).figures
+            samples = evaluator.sample_figures(saved.model, saved.density)
+            figures, per_class = figures | samples.figures, samples.per_class
         measured = f"measured on {len(validation):,} validation images"
     if "prior/class_accuracy" not in figures:
         hints.append("`dvc repro judge` trains the judge that reads samples, and gets the images to measure with")
@@ -90,7 +97,7 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> Gathered
         hints.append("`cvae doctor runs:/RUN_ID` reads the epochs that MLflow recorded")
     architecture = saved.model.architecture
     case = Case(aim, figures, history, architecture.prior, architecture.conditioning)
-    return Gathered(str(path), measured, case, hints)
+    return Gathered(str(path), measured, case, hints, per_class)
 
 
 def _spectrum(train: "Split", aim: "ObjectiveParams", latents: int) -> dict[str, float]:
@@ -143,7 +150,9 @@ def of_run(uri: str) -> Gathered:
     if run.has_model and not evaluated:
         of_model = of_file(model_file(uri), run.history)
         case = replace(of_model.case, figures=figures | dict(of_model.case.figures))
-        return Gathered(name, f"not evaluated; its model: {of_model.measured}", case, of_model.hints)
+        return Gathered(
+            name, f"not evaluated; its model: {of_model.measured}", case, of_model.hints, of_model.per_class
+        )
     hint = f"the run holds no model: `dvc exp run -S objective.kl_weight={aim.kl_weight!r}` trains and evaluates one"
     if run.has_model:
         file = f"models/{uri.removeprefix('runs:/').split('/')[0]}.safetensors"

@@ -37,7 +37,7 @@ Train a conditional VAE on MNIST and find out which KL weight, and why.
   dvc repro                           run what changed of the whole pipeline
   cvae try objective.kl_weight=1      train and evaluate another KL weight
   cvae compare                        what was tried, side by side
-  cvae report                         the headline figures
+  cvae report                         the headline figures; --html: a page
   cvae doctor                         what is wrong, and what to change
   cvae sample 0-9 --seed 1            samples on the terminal, or in a PNG
   cvae interpolate 3 8 --out way.gif  also: traverse, morph

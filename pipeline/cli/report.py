@@ -1,4 +1,4 @@
-"""`cvae report` shows the figures of the last evaluation; `cvae compare` those of several revisions.
+"""`cvae report` shows the figures of the last evaluation, or writes a page; `cvae compare` those of several revisions.
 
 `cvae ui` opens MLflow's page on this project's runs.
 """
@@ -23,8 +23,29 @@ SINGLE = "Another seed trains another network: the frechet of two single trainin
 WORKSPACE = "workspace"
 
 
-def report() -> None:
-    """Show the headline figures of the last evaluation."""
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="with --html: safetensors files, runs:/RUN_ID, or workspace"),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="write a page to hand on")] = None,
+) -> None:
+    """Show the headline figures of the last evaluation.
+
+    With --html, one file holds them with samples, the study's answer, the doctor's verdict, and how to reproduce it.
+
+    \b
+    cvae report
+    cvae report --html report.html
+    cvae report --html runs.html workspace runs:/RUN_ID models/other.safetensors
+    """
+    if html is not None:
+        from pipeline.cli.handing import write
+
+        write(html, runs or [])
+        return
+    if runs:
+        raise UserError("give --html FILE.html, too: runs are shown in a page")
     figures, of_test = _evaluation(VALIDATION), _evaluation(METRICS)
     try:
         _show(figures)

@@ -1,14 +1,18 @@
 """`cvae study` says which weight is right for what; `cvae promote` writes it into params.yaml."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
 from pipeline.base.paths import JUDGE, PREPARED, PUBLISHED
+
+if TYPE_CHECKING:
+    from pipeline.study.space import Setting
 
 
 def study(
@@ -63,7 +67,8 @@ def promote(
 
     It is rounded as far as the study can't tell the difference. Where today's weight can't be told apart from the best,
     nothing changes. What else the study tried is written too. `dvc repro` then trains with it.
-    In MLflow, the trial's model (or today's, where nothing changes) becomes models:/cvae-mnist@champion.
+    In MLflow, the trial's model (or today's, where nothing changes) becomes models:/cvae-mnist@champion,
+    and models/CARD.md describes it.
 
     \b
     cvae promote
@@ -84,6 +89,7 @@ def promote(
     if chosen is None:
         print(f"params.yaml: objective.kl_weight stays {setting.aim.kl_weight:g}. {why}")
         _register(_trained())
+        _hand_on(setting, setting.aim.kl_weight, why, None, {})
         return
     changes = {(name.partition(".")[0], name.partition(".")[2]): value for name, value in chosen.params.items()}
     before = params.write(changes)
@@ -97,6 +103,21 @@ def promote(
         tracking.tag(chosen.run_id, {"promoted": "true"}, list(stores))
     print(f"{why} `dvc repro` trains with it; on validation: {console.figures(chosen.values)}.")
     _register(chosen.run_id)
+    row = results.table.set_index("trial").loc[chosen.number].to_dict()
+    _hand_on(setting, chosen.kl_weight, why, chosen.run_id, row)
+
+
+def _hand_on(setting: "Setting", kl_weight: float, why: str, run_id: str | None, row: Mapping[Any, Any]) -> None:
+    """Writes the card of the trial in a row of the study's table; without a row, of today's model."""
+    from pipeline.base.paths import MODEL
+    from pipeline.cli.card import of_today, write_card
+
+    split = "validation/"
+    measured = {name.removeprefix(split): value for name, value in row.items() if name.startswith(split)}
+    model = f"runs:/{run_id}" if run_id else str(MODEL)
+    params = {"likelihood": setting.aim.likelihood, "pixels": setting.aim.pixels}
+    figures = {"validation": measured} if row else of_today(kl_weight)
+    write_card(kl_weight, why, model, figures, params, setting.hashes.get("data", ""), means=bool(row))
 
 
 def _trained() -> str | None:

@@ -30,11 +30,14 @@ def assert_one_line(status: int, said: str, name: str) -> None:
 @pytest.mark.parametrize("content", GARBAGE)
 def test_a_report_of_something_else_is_refused_with_the_remedy(project: Path, cvae: Cvae, content: str) -> None:
     (project / "reports").mkdir()
-    for name in ("validation.json", "metrics.json"):
-        (project / "reports" / name).write_bytes(GARBAGE[content])
-    status, _, said = cvae("report")
-    assert_one_line(status, said, ".json")
-    assert "run `dvc repro" in said
+    (project / "models/run.json").write_text('{"run_id": "", "tracking_uri": ""}', encoding="utf-8")
+    for split in ("validation", "metrics"):
+        (project / f"reports/{split}.json").write_bytes(GARBAGE[content])
+    for words in ("report", "report --html report.html"):
+        status, _, said = cvae(words)
+        assert_one_line(status, said, "validation.json")
+        assert "run `dvc repro" in said
+    assert not (project / "report.html").exists()
 
 
 @pytest.mark.parametrize("content", GARBAGE)

@@ -1,0 +1,290 @@
+"""`cvae report --html`: one HTML file of the workspace or of several runs. Its templates are in the folder handon/."""
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.base.console import number
+from pipeline.base.errors import UserError
+from pipeline.base.files import replacing, sha256
+from pipeline.base.paths import (
+    BEST,
+    CURVE_FIGURE,
+    METRICS,
+    MODEL,
+    PER_CLASS,
+    RUN,
+    SEEDS,
+    VALIDATION,
+)  # fmt: skip
+from pipeline.cli import doctor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.measure.doctor import Case
+
+TEMPLATES = Path(__file__).parent / "handon"
+WORKSPACE = "workspace"
+OF_FIT = ("reconstruction", "kl", "elbo", "nll", "effective_samples", "active_units", "bits_per_dimension")
+OF_SAMPLES = ("class_accuracy", "diversity", "frechet", "coverage")
+SHOWN = (*OF_FIT, *(f"{sampler}/{name}" for sampler in ("prior", "fitted", "real") for name in OF_SAMPLES))
+BROKEN = (KeyError, TypeError, ValueError, AttributeError)  # what a report of something else raises
+
+
+@dataclass(frozen=True)
+class Side:
+    """A run as the page shows it. per_class: rows of a table, ten cells each. test: empty where it is not recorded."""
+
+    name: str
+    measured: str
+    kl_weight: str
+    validation: Mapping[str, float]
+    test: Mapping[str, float]
+    per_class: Mapping[str, Sequence[str]]
+    verdict: str
+    findings: Sequence[Mapping[str, str]]
+    unchecked: str
+    strip: str
+    params: Mapping[str, Any]
+    origin: Mapping[str, str]
+    commands: str
+
+
+def write(out: Path, runs: Sequence[str]) -> None:
+    """Writes the page of the runs: safetensors files, runs:/RUN_ID or `workspace`, the default. Raises UserError."""
+    if out.suffix != ".html":
+        raise UserError(f"--html {out} must end in .html")
+    sides = [_workspace() if run == WORKSPACE else _other(run) for run in runs or [WORKSPACE]]
+    html = page(sides)
+    with replacing(out) as part:
+        part.write_text(html, encoding="utf-8")
+    print(f"{out} written, {len(html) / 1e6:.1f} MB: open it in a browser")
+
+
+def rendered(name: str, **values: Any) -> str:
+    """A template of handon/, filled in; in HTML, values are escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=name.endswith(".html"), undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    return made.get_template(name).render(**values).lstrip("\n")
+
+
+def page(sides: Sequence[Side]) -> str:
+    """The HTML of runs side by side."""
+    from markupsafe import Markup
+
+    from pipeline.show.page import TEMPLATES as EXPLORE
+    from pipeline.show.page import text
+
+    css = "".join(path.read_text(encoding="utf-8") for path in (EXPLORE / "page.css", TEMPLATES / "report.css"))
+    return rendered(
+        "report.html",
+        title=f"Report: {sides[0].name}" if len(sides) == 1 else f"Report: {len(sides)} runs side by side",
+        css=Markup(css),
+        runs=sides,
+        answer=_answer(),
+        study=SEEDS,
+        curve=text(CURVE_FIGURE.read_bytes()) if CURVE_FIGURE.exists() else "",
+        validation=_beside([side.validation for side in sides]),
+        test=_beside([side.test for side in sides]) if any(side.test for side in sides) else {},
+        params=_rows([side.params for side in sides]),
+        origin=_rows([side.origin for side in sides]),
+    )
+
+
+def _beside(runs: Sequence[Mapping[str, float]]) -> dict[str, list[str]]:
+    """A row for each figure that a run has, a cell for each run."""
+    known = [name for name in SHOWN if any(name in figures for figures in runs)]
+    return {name: [number(figures[name]) if name in figures else "–" for figures in runs] for name in known}
+
+
+def _rows(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    names = dict.fromkeys(name for values in runs for name in values)
+    return {name: [_said(values[name]) if name in values else "–" for values in runs] for name in names}
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _answer() -> list[str]:
+    """The study's answer in words; nothing where no study was run here."""
+    if not BEST.exists():
+        return []
+    import pandas as pd
+
+    from pipeline.stages.study import words
+    from pipeline.stages.study.files import read_setting
+    from pipeline.study.uses import answers
+
+    setting = read_setting(needs_files=False)
+    try:
+        seeds = pd.read_csv(SEEDS)
+        return words.sentences(answers(seeds, setting), seeds, setting)
+    except (OSError, IndexError, *BROKEN) as error:
+        raise UserError(f"{SEEDS} is no table of this study ({error}): run `dvc repro tune`") from None
+
+
+def _workspace() -> Side:
+    from pipeline.measure.doctor import Case
+    from pipeline.stages.saved import load_json, load_pointer
+
+    remedy = "run `dvc repro evaluate` first"
+    validation, test = (load_json(path, remedy, "protocol") for path in (VALIDATION, METRICS))
+    pointer = load_pointer(RUN)
+    aim, params, architecture, strip = _opened(MODEL)
+    try:
+        protocol = validation["protocol"]
+        if protocol["kl_weight"] != aim.kl_weight:
+            raise UserError(f"{VALIDATION} is of another model than {MODEL}: run `dvc repro evaluate`")
+        figures = flattened(validation)
+        case = Case(aim, figures, doctor._history(params), architecture.prior, architecture.conditioning)
+        said = f"measured on {protocol['images']:,} {protocol['split']} images"
+        hashes = {f"{name} hash": str(value) for name, value in pointer.get("hashes", {}).items()}
+        found = flattened(test)
+    except BROKEN as error:
+        raise UserError(f"{VALIDATION} or {METRICS} lacks a figure ({error!r}): run `dvc repro evaluate`") from None
+    origin = {**hashes, "MLflow run": pointer["run_id"], "code": _revision()}
+    per_class = _table(PER_CLASS) if PER_CLASS.exists() else None
+    return _side(WORKSPACE, said, case, per_class, found, params, origin, MODEL, strip)
+
+
+def _other(run: str) -> Side:
+    """A file, which is measured here, or a run of MLflow, whose recorded figures are read."""
+    from pipeline.cli.options import model_file
+
+    path = model_file(run)
+    aim, params, architecture, strip = _opened(path)
+    if not run.startswith("runs:/"):
+        gathered = doctor.of_file(path)
+        return _side(gathered.name, gathered.measured, gathered.case, gathered.per_class, {}, params, {}, path, strip)
+
+    from pipeline.measure.doctor import Case
+    from pipeline.tracking.local import connect, named, recorded
+
+    kept = recorded(run, Path(), doctor.CURVES)
+    found, store = named(run, Path())
+    tags, run_id = found.data.tags, found.info.run_id
+    origin = {name.replace("_", " "): tags[name] for name in ("data_hash", "params_hash") if name in tags}
+    origin |= {"MLflow run": run_id, "code": tags.get("mlflow.source.git.commit", "not recorded")}
+    validation = _of_split(kept.metrics, "validation/")
+    if "prior/class_accuracy" in validation:
+        case = Case(aim, validation, kept.history, architecture.prior, architecture.conditioning)
+        measured, per_class = "recorded in MLflow, measured on validation images", _artifact(connect(store), run_id)
+    else:
+        gathered = doctor.of_file(path, kept.history)
+        case, measured, per_class = gathered.case, gathered.measured, gathered.per_class
+    test = _of_split(kept.metrics, "test/")
+    return _side(f"run {kept.name}", measured, case, per_class, test, params, origin, path, strip)
+
+
+def _of_split(metrics: Mapping[str, float], split: str) -> dict[str, float]:
+    return {name.removeprefix(split): value for name, value in metrics.items() if name.startswith(split)}
+
+
+def _artifact(client: Any, run_id: str) -> "pd.DataFrame | None":
+    """The table of digits that an evaluated run keeps; None where it has none."""
+    if PER_CLASS.name not in {one.path for one in client.list_artifacts(run_id)}:
+        return None
+    with tempfile.TemporaryDirectory(prefix="cvae-") as folder:
+        client.download_artifacts(run_id, PER_CLASS.name, folder)
+        return _table(Path(folder, PER_CLASS.name))
+
+
+def _opened(path: Path) -> tuple[Any, dict[str, Any], Any, str]:
+    """What a model aims at, its params, its architecture, and its strip as a PNG in base64. Raises UserError."""
+    from pipeline.base.params import parse
+    from pipeline.model.samples import strip
+    from pipeline.show.page import png
+    from pipeline.stages.saved import load_cvae
+    from pipeline.training.objective import ObjectiveParams
+
+    model, density, params = load_cvae(path)
+    aim = parse(ObjectiveParams, params["objective"], f"{path}: objective")
+    return aim, params, model.architecture, png(strip(model, density))
+
+
+def _side(
+    name: str, measured: str, case: "Case", per_class: "pd.DataFrame | None", test: Mapping[str, float],
+    params: Mapping[str, Any], origin: Mapping[str, str], path: Path, strip: str,
+) -> Side:  # fmt: skip
+    from pipeline.cli.findings import words
+    from pipeline.measure.doctor import diagnose
+    from pipeline.tracking.about import changed
+
+    diagnosis = diagnose(case)
+    findings = [
+        {"name": one.name, "severity": one.severity, **words(case, one)._asdict()} for one in diagnosis.findings
+    ]
+    differing = changed({f"{section}.{key}": v for section, values in params.items() for key, v in values.items()})
+    given = " ".join(f"-S {key}={_said(value)}" for key, value in differing.items())
+    commands = [f"dvc exp run evaluate {given}", "cvae report --html report.html"]
+    code = origin.get("code", "").split()
+    if code and len(code[0]) == 40:
+        commands.insert(0, f"git checkout {code[0]}")
+    return Side(
+        name=name,
+        measured=measured,
+        kl_weight=f"{case.aim.kl_weight:g}",
+        validation=case.figures,
+        test=test,
+        per_class={} if per_class is None else _digits(per_class),
+        verdict=diagnosis.verdict,
+        findings=findings,
+        unchecked=", ".join(f"{check} (lacks {figure})" for check, figure in diagnosis.unchecked.items()),
+        strip=strip,
+        params=differing,
+        origin={**origin, "weights": f"{path.name}, SHA-256 {sha256(path)}"},
+        commands="\n".join(commands),
+    )
+
+
+def flattened(figures: Mapping[str, Any]) -> dict[str, float]:
+    """`{"fitted": {"frechet": 3.6}}` as `{"fitted/frechet": 3.6}`, without protocol and deviations."""
+    flat: dict[str, float] = {}
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            if name not in ("protocol", "standard_deviation"):
+                flat |= {f"{name}/{inner}": float(one) for inner, one in value.items()}
+        else:
+            flat[name] = float(value)
+    return flat
+
+
+def _table(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path)
+        return table.astype(dict.fromkeys(OF_SAMPLES, float))
+    except (OSError, *BROKEN) as error:
+        raise UserError(f"{path} is no table of digits ({error}): run `dvc repro evaluate`") from None
+
+
+def _digits(table: "pd.DataFrame") -> dict[str, list[str]]:
+    """Rows of figures, a cell for each digit. table: a row for each sampler and digit."""
+    rows = {}
+    for sampler in ("fitted", "prior"):
+        of_sampler = table[table["sampler"] == sampler].sort_values("digit")
+        for name in ("class_accuracy", "diversity", "frechet"):
+            rows[f"{sampler}/{name}"] = [number(value) for value in of_sampler[name].tolist()]
+    return rows
+
+
+def _revision() -> str:
+    """The git revision of the code, and whether files differ from it."""
+    try:
+        run = {"capture_output": True, "text": True, "timeout": 10, "check": True}
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout.strip()  # type: ignore[call-overload]
+    except (OSError, subprocess.SubprocessError):
+        return "not in git"
+    return f"{commit}{' with changes that are not committed' if dirty else ''}"

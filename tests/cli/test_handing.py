@@ -1,0 +1,104 @@
+"""The page and the card to hand on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from browser import browser_page, needs_chromium
+from commands import Cvae, assert_refused
+
+from pipeline.base.files import write_json
+from pipeline.base.paths import CURVE_FIGURE, METRICS, PER_CLASS, RUN, VALIDATION
+from pipeline.cli.card import CARD, header, write_card
+from pipeline.cli.handing import OF_SAMPLES
+from pipeline.show.pictures import save_png
+
+MODEL = "models/cvae.safetensors"
+
+
+@pytest.fixture
+def evaluated(project: Path) -> Path:
+    """The project as after `dvc repro evaluate`, with other figures on test than on validation."""
+    for path, split, frechet in ((VALIDATION, "validation", 4.25), (METRICS, "test", 3.75)):
+        samples = {"class_accuracy": 0.9876, "diversity": 0.9, "frechet": frechet, "coverage": 0.94}
+        figures = {"reconstruction": 68.7, "kl": 35.4, "elbo": -104.1, "nll": 95.4, "collapsed": False}
+        protocol = {"split": split, "images": 5000, "kl_weight": 0.2}
+        write_json(path, figures | dict.fromkeys(("prior", "fitted", "real"), samples) | {"protocol": protocol})
+    write_json(RUN, {"run_id": "0a1b", "run_key": "2c3d", "tracking_uri": "", "hashes": {"data": "4e5f"}})
+    rows = [
+        {"sampler": sampler, "digit": digit} | dict.fromkeys(OF_SAMPLES, 0.5 + digit)
+        for sampler in ("prior", "fitted", "real")
+        for digit in range(10)
+    ]
+    pd.DataFrame(rows).to_csv(PER_CLASS, index=False)
+    save_png(CURVE_FIGURE, np.full((40, 60), 200, np.uint8))
+    return project
+
+
+@needs_chromium
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(375, "dark"), (1600, "light")])
+def test_a_page_shows_a_run_beside_a_file(evaluated: Path, cvae: Cvae, width: int, scheme: str) -> None:
+    """Without network, script or console message, and no wider than the window."""
+    assert cvae(f"report --html report.html workspace {MODEL}").status == 0
+    with browser_page(width, scheme) as shown:
+        asked: list[str] = []
+        shown.on("request", lambda request: asked.append(request.url))
+        shown.goto((evaluated / "report.html").as_uri())
+        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+        assert shown.locator("script").count() == 0
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        assert shown.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+        assert shown.locator("img").count() == 3  # two strips and the curve
+        words = shown.inner_text("body")
+        headings = shown.locator("h2").all_inner_texts()
+    assert headings[-1] == "At the end, test"
+    assert words.index("4.25") < words.index("3.75")
+    for word in ("workspace", MODEL, "0a1b", "4e5f", "objective.kl_weight", "dvc exp run evaluate", "9.5"):
+        assert word in words
+
+
+def test_a_bad_page_is_refused_in_one_line_and_nothing_is_written(evaluated: Path, cvae: Cvae) -> None:
+    for words, reason in (
+        ("report --html report.pdf", "must end in .html"),
+        ("report --html params.yaml/report.html", "can't be written"),
+        ("report --html report.html absent.safetensors", "absent.safetensors not found"),
+        ("report --html report.html runs:/0123abcd", "there is no run 0123abcd"),
+        (f"report {MODEL}", "give --html FILE.html"),
+    ):
+        assert_refused(evaluated, cvae, words, reason)
+    figures = json.loads(VALIDATION.read_text(encoding="utf-8"))
+    write_json(VALIDATION, figures | {"protocol": figures["protocol"] | {"kl_weight": 3.0}})
+    assert_refused(evaluated, cvae, "report --html report.html", "is of another model")
+    VALIDATION.unlink()
+    assert_refused(evaluated, cvae, "report --html report.html", "run `dvc repro evaluate` first")
+
+
+def test_a_name_of_a_run_is_text_and_no_markup(evaluated: Path, cvae: Cvae) -> None:
+    odd = evaluated / "<b>&.safetensors"
+    odd.write_bytes((evaluated / MODEL).read_bytes())
+    assert cvae("report --html report.html '<b>&.safetensors'").status == 0
+    html = (evaluated / "report.html").read_text(encoding="utf-8")
+    assert "<b>" not in html
+    assert "&lt;b&gt;&amp;.safetensors" in html
+
+
+def test_a_card_has_the_headings_and_a_result_for_each_split(project: Path) -> None:
+    from ruamel.yaml import YAML
+
+    figures = {"validation": {"fitted/frechet": 4.25, "unknown": 1.0}, "test": {"fitted/frechet": 3.75}}
+    write_card(0.2, "It does best.", MODEL, figures, {"likelihood": "bernoulli"}, "4e5f")
+    _, block, text = (project / CARD).read_text(encoding="utf-8").split("---\n", 2)
+    results = YAML(typ="safe").load(block)["model-index"][0]["results"]
+    assert [(one["dataset"]["split"], one["metrics"][0]["value"]) for one in results] == [
+        ("validation", 4.25),
+        ("test", 3.75),
+    ]
+    assert all(one["metrics"][0]["type"] == "fitted/frechet" and len(one["metrics"]) == 1 for one in results)
+    for heading in ("Model Details", "Uses", "Bias, Risks, and Limitations", "Training Details", "Evaluation"):
+        assert f"## {heading}\n" in text
+    assert "It does best." in text
+    assert "| fitted/frechet | 4.25 |" in text
+    assert "model-index" not in header({})

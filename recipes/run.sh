@@ -28,7 +28,7 @@ def options():
             text = json.dumps(value, separators=(",", ":"))
             print("-S", f"{section}.{key}={text}")
 
-console.run(options)' "recipes/$name.yaml")
+console.run(options, timed=False)' "recipes/$name.yaml")
 
 # DVC keeps experiments in commits, which need a name
 if ! { git config user.name && git config user.email; } >/dev/null 2>&1; then

@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 import ssl
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import for_reading, hide, home, replacing, shown, sqlite_path
+from pipeline.base.params import FILE, read
 from pipeline.tracking.page import best_first
 
 DATABASE = "mlflow.db"
@@ -268,6 +270,18 @@ def named(uri: str, root: Path) -> tuple[Any, str]:
     return run, store
 
 
+def _all_params(run: Any, store: str) -> dict[str, str]:
+    """The values of the run's artifact params.yaml, as MLflow would write them; none if it has none."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    with suppress(MlflowException, OSError), tempfile.TemporaryDirectory(prefix="cvae-") as folder:
+        path = download_artifacts(f"{run.info.artifact_uri}/{FILE}", dst_path=folder, tracking_uri=store)
+        sections = read(Path(path))
+        return {f"{name}.{key}": str(value) for name, values in sections.items() for key, value in values.items()}
+    return {}
+
+
 @dataclass(frozen=True)
 class Recorded:
     """The content of an MLflow run. history: one row per step, with the last value of each requested metric."""
@@ -292,7 +306,7 @@ def recorded(uri: str, root: Path, curves: Sequence[str]) -> Recorded:
                 rows.setdefault(point.step, {})[name] = point.value
     return Recorded(
         name=run.info.run_name,
-        params=dict(run.data.params),
+        params=dict(run.data.params) | _all_params(run, store),
         metrics=dict(run.data.metrics),
         history=[rows[step] for step in sorted(rows)],
         has_model=bool(run.outputs and run.outputs.model_outputs),

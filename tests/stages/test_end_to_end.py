@@ -457,7 +457,7 @@ def test_the_study_comes_last_and_evaluation_can_do_without_it(project: Project)
     def stages(*targets: str) -> list[str]:
         return re.findall(r"Running stage '(\w+)'", project.run("dvc", "repro", "--dry", "--force", *targets))
 
-    assert set(stages()[-3:]) == {"curve", "evaluate", "tune"}
+    assert set(stages()[-4:]) == {"curve", "evaluate", "tune", "explore"}
     assert "tune" not in stages("evaluate")
 
 
@@ -465,6 +465,7 @@ def test_the_best_weight_is_promoted_and_nothing_else_changes(project: Project, 
     project = project.copy(tmp_path / "copy")
     best = project.json("reports/study/best.json")
     assert best["study"] in project.cvae("study")
+    assert "its figures on validation" in project.cvae("doctor", f"runs:/{project.json('models/run.json')['run_id']}")
     before = (project.folder / "params.yaml").read_text(encoding="utf-8").splitlines()
     number, said = str(best["trial"]), project.cvae("promote", "--trial", str(best["trial"]))
     after = (project.folder / "params.yaml").read_text(encoding="utf-8").splitlines()

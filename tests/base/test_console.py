@@ -119,14 +119,14 @@ def test_a_signal_that_comes_where_nothing_can_be_raised_still_ends_the_program(
 
 def test_a_stage_of_a_dvc_that_was_killed_ends(tmp_path: Path) -> None:
     """Its outputs would otherwise come in the way of the next `dvc repro`."""
-    stage = f"""{sys.executable} -c '{PROGRAM.replace("{deed}", "pass")}' 2>said.txt & echo $! >pid.txt; wait"""
+    watched = """open("watched.txt", "w").close()"""  # it watches before it begins
+    stage = f"""{sys.executable} -c '{PROGRAM.replace("{deed}", watched)}' 2>said.txt & echo $! >pid.txt; wait"""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_STAGE": "train"}
     dvc = subprocess.Popen(["sh", "-c", stage], cwd=tmp_path, env=environment)
     until = time.monotonic() + 60
-    while not (tmp_path / "pid.txt").exists() or not (tmp_path / "pid.txt").read_text():
+    while not (tmp_path / "watched.txt").exists():
         assert time.monotonic() < until
         time.sleep(0.05)
-    time.sleep(0.5)  # it watches from its start on
     dvc.kill()
     dvc.wait()
     while "interrupted" not in (tmp_path / "said.txt").read_text():

@@ -20,14 +20,14 @@ from pipeline.stages.saved import load_judges, load_splits, save_curve
 from pipeline.tracking.runs import TrackingParams
 from pipeline.training.fit import TrainParams, fit, start
 from pipeline.training.objective import Sigma
-from pipeline.weight.curve import WeightParams, aim_of, build, drawn_view, measured, predicted, sheet_of
+from pipeline.weight import curve
 
 
 def main() -> None:
-    weight, model_params = load(WeightParams, "weight"), load(ModelParams, "model")
-    params, experiment = weight.recipe(load(TrainParams, "train")), load(TrackingParams, "tracking").experiment
+    weight, model_params = load(curve.WeightParams, "weight"), load(ModelParams, "model")
+    params, experiment = curve.recipe(weight, load(TrainParams, "train")), load(TrackingParams, "tracking").experiment
     name, pixels = load_key(likelihood.Name, "objective", "likelihood"), load_key(Pixels, "objective", "pixels")
-    aim = aim_of(name, load_key(Sigma, "objective", "sigma"), pixels)
+    aim = curve.aim_of(name, load_key(Sigma, "objective", "sigma"), pixels)
     components, device = load_key(Components, "sample", "components"), pick_device(params.device)
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
     evaluator = Evaluator(load_judges(JUDGE, device), validation, train[:QUICK_TRAIN], pixels, params.seed)
@@ -35,21 +35,21 @@ def main() -> None:
     saved = {"model": plain(model_params), "objective": plain(aim), "weight": plain(weight)}
     hashes = {"data": sha256(PREPARED), "params": digest(saved, plain(params))}
     notes = {"device": str(device), "precision": str(pick_precision(params.precision, device)).removeprefix("torch.")}
-    training = start(build(model_params, aim, weight, params.seed), params, device)
+    training = start(curve.build(model_params, aim, weight, params.seed), params, device)
     print("one CVAE for β from {:g} to {:g}, on {device} in {precision}".format(*weight.range, **notes))
     about = {"experiment": experiment, "params": flat({"weight": weight, "train": params})}
     with recording("curve", training, params.epochs, hashes, notes, name="curve", **about) as (run, _, follow):
-        follow(fit(training, train, validation, params, aim, drawn_view(training.model, pixels)), None)
+        follow(fit(training, train, validation, params, aim, curve.drawn_view(training.model, pixels)), None)
         save_curve(CURVE, training.model, saved | {"data": hashes["data"]})
-        points = list(measured(training.model, weight.weights(), evaluator, components))
+        points = list(curve.measured(training.model, curve.measured_weights(weight), evaluator, components))
         for step, point in enumerate(points):
             run.metrics(point.figures(), step)
         with replacing(CURVE_TABLE) as part:
             (table := pd.DataFrame([point.row for point in points])).to_csv(part, index=False)
-        expected = predicted(train, weight.weights(), aim, training.model.latent_size)
+        expected = curve.predicted(train, curve.measured_weights(weight), aim, training.model.latent_size)
         run.image("curve", save(curve_figure(table, real, expected), CURVE_FIGURE), 0)
         for sampler in SAMPLERS:
-            run.image(f"samples_{sampler}_by_weight", sheet_of(points, sampler), 0)
+            run.image(f"samples_{sampler}_by_weight", curve.sheet_of(points, sampler), 0)
         run.artifact(CURVE_TABLE)
     print(f"{CURVE_TABLE} and {CURVE_FIGURE} written: `cvae curve` shows them")
 

@@ -47,8 +47,8 @@ def main() -> None:
         write_json(paths.DOCTOR, {"verdict": diagnosis.verdict, **plain(diagnosis)})
         pictures = sheets(model, density, splits[0], aim.pixels, sampler, shown)
         save_all(evaluation_figures(pictures, figures, per_class, history, beta), paths.FIGURES)
-        # At the last epoch, since the training has recorded validation's kl and others after each.
-        run.metrics(named | of_test, step=int(history["step"].iloc[-1]), of_model=True)
+        new = {name: value for name, value in (named | of_test).items() if name not in history}  # train recorded those
+        run.metrics(new, int(history["step"].iloc[-1]), of_model=True)
         run.table(per_class, "per_class")
         run.tags({"collapsed": str(figures["collapsed"]).lower(), "doctor": diagnosis.verdict})
         for path in (paths.VALIDATION, paths.METRICS, paths.PER_CLASS, paths.DOCTOR, *paths.FIGURES.glob("*.png")):

@@ -278,7 +278,8 @@ def _all_params(run: Any, store: str) -> dict[str, str]:
     with suppress(MlflowException, OSError), tempfile.TemporaryDirectory(prefix="cvae-") as folder:
         path = download_artifacts(f"{run.info.artifact_uri}/{FILE}", dst_path=folder, tracking_uri=store)
         sections = read(Path(path))
-        return {f"{name}.{key}": str(value) for name, values in sections.items() for key, value in values.items()}
+        every = ((f"{name}.{key}", value) for name, values in sections.items() for key, value in values.items())
+        return {name.rstrip("."): str(value) for name, value in every}
     return {}
 
 

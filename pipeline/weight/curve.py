@@ -49,14 +49,16 @@ class WeightParams:
             rule = f"lowest and highest, from {LIMITS[0]:g} to {LIMITS[1]:g}"
             raise ValueError(f"range must be {rule}, not {list(self.range)}")
 
-    def recipe(self, train: TrainParams) -> TrainParams:
-        """How the one network is trained: as a CVAE, for so many epochs, with this batch and rate."""
-        return replace(train, epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate)
 
-    def weights(self) -> list[float]:
-        """The weights that are measured, at equal ratios, to four digits; the ends of the range are two of them."""
-        inner = [float(f"{weight:.4g}") for weight in np.geomspace(*self.range, self.points)]
-        return [self.range[0], *inner[1:-1], self.range[1]]
+def recipe(weight: WeightParams, train: TrainParams) -> TrainParams:
+    """How the one network is trained: as a CVAE, for so many epochs, with this batch and rate."""
+    return replace(train, epochs=weight.epochs, batch_size=weight.batch_size, learning_rate=weight.learning_rate)
+
+
+def measured_weights(weight: WeightParams) -> list[float]:
+    """The weights that are measured, at equal ratios, to four digits; the ends of the range are two of them."""
+    inner = [float(f"{value:.4g}") for value in np.geomspace(*weight.range, weight.points)]
+    return [weight.range[0], *inner[1:-1], weight.range[1]]
 
 
 def aim_of(name: Name, sigma: float, pixels: Pixels) -> ObjectiveParams:

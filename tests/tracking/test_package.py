@@ -62,7 +62,7 @@ def test_a_packaged_model_samples_without_pickle(root: Path, tmp_path: Path) -> 
     assert {metric.key: metric.value for metric in model.metrics} == {"nll": 80.0, "frechet": 2.0}
     folder = Path(model.artifact_location.removeprefix("file://"))
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert suffixes <= {"", ".py", ".json", ".txt", ".yaml", ".safetensors", ".html", ".css", ".js"}
+    assert suffixes <= {"", ".py", ".json", ".txt", ".yaml", ".safetensors", ".html", ".md", ".css", ".js"}
     assert re.search(r"^torch==[\d.]+$", (folder / "requirements.txt").read_text(), re.MULTILINE)
     shape, same, most, file = outside(GENERATE, run, "cvae-mnist", root)
     assert (shape, same) == ([3, 28, 28], True)

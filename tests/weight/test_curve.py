@@ -21,7 +21,17 @@ from pipeline.show.curve import curve_figure
 from pipeline.show.style import save
 from pipeline.stages.saved import load_curve, load_splits, save_curve
 from pipeline.training.fit import fit, start
-from pipeline.weight.curve import Point, WeightParams, best_weights, build, drawn_view, measured, sheet_of
+from pipeline.weight.curve import (
+    Point,
+    WeightParams,
+    best_weights,
+    build,
+    drawn_view,
+    measured,
+    measured_weights,
+    recipe,
+    sheet_of,
+)
 
 TRAIN, VALIDATION = blobs(400, 0), blobs(150, 1)
 MODEL = model_params(latent_size=4, encoder_hidden=(32,), decoder_hidden=(32,))
@@ -35,7 +45,7 @@ def weight_params(**changes: object) -> WeightParams:
 @pytest.fixture(scope="module")
 def trained() -> MultiRate:
     weight = weight_params()
-    params = weight.recipe(train_params())
+    params = recipe(weight, train_params())
     training = start(build(MODEL, objective_params(), weight, params.seed), params, CPU)
     list(fit(training, TRAIN, VALIDATION, params, objective_params(), drawn_view(training.model, "grey")))
     return training.model
@@ -44,7 +54,7 @@ def trained() -> MultiRate:
 @pytest.fixture(scope="module")
 def points(trained: MultiRate) -> list[Point]:
     evaluator = Evaluator(Judges(build_judge(0).eval(), build_judge(1).eval()), VALIDATION, TRAIN, "grey", 0)
-    return list(measured(trained, weight_params().weights(), evaluator, components=2))
+    return list(measured(trained, measured_weights(weight_params()), evaluator, components=2))
 
 
 def test_weights_are_drawn_log_uniformly_for_each_image(trained: MultiRate) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.base.files import home
 from pipeline.base.params import flat
@@ -12,13 +12,18 @@ from pipeline.base.paths import BEST, CHECKPOINTS, PREPARED, SEEDS, STUDY_FIGURE
 from pipeline.model.samples import SAMPLERS
 from pipeline.stages.saved import save_cvae
 from pipeline.stages.study import words
+from pipeline.study.found import state
 from pipeline.study.queue import Candidate, Study
 from pipeline.study.search import Began, Ended, Epoch, Event
 from pipeline.study.space import full_names
 from pipeline.study.uses import Answer
 from pipeline.tracking import runs as tracking
 from pipeline.tracking.about import by_section
+from pipeline.tracking.local import find, tracking_uri
 from pipeline.training.fit import Diverged
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass
@@ -56,19 +61,29 @@ class Records:
     def finish(self, found: Mapping[str, Answer]) -> None:
         """Says what the study found, adds the exported files and the best trials' models."""
         table, best = self.study.table(), self.study.choose()
+        self._end_finished(table)
         for path in (TRIALS, SEEDS, BEST, *sorted(STUDY_FIGURES.glob("*.png"))):
             self.parent.artifact(path, "figures" if path.parent == STUDY_FIGURES else None)
         self.parent.tags({"trials": self.study.done()})
         said = words.sentences(found, self.study.seeds(), self.study.setting)
         tables = words.markdown(*words.of_uses(found)), words.markdown(*words.table(found, table, self.study.setting))
         self.parent.describe("\n\n".join([*said, *tables]))
-        row: dict[str, Any] = {str(name): value for name, value in table.set_index("trial").loc[best.number].items()}
-        figures = {name: row[name] for name in row if name.startswith("validation/") and not name.endswith("_error")}
+        figures = _figures(table, best.number)
         self.parent.metrics(figures | {"best/kl_weight": best.kl_weight}, step=self.study.done())
         strip = self.study.strip(best.number)
         if strip is not None:
             self.parent.samples(strip, "0123456789", SAMPLERS)
         self._keep_models({best.number, *(answer.trial for answer in found.values())})
+
+    def _end_finished(self, table: "pd.DataFrame") -> None:
+        """Ends the runs of finished trials whose process was killed before it could: MLflow has them as FAILED."""
+        for trial in self.study.trials():
+            key = trial.user_attrs.get("run_key", "")
+            run = find(tracking_uri(Path()), "", key) if key and state(trial) == "COMPLETE" else None
+            if run is not None and run.info.status != "FINISHED":
+                with tracking.start(run.info.run_name, self.experiment, key=key) as again:
+                    again.metrics(_figures(table, trial.number), self.step)
+                    again.tags({"state": "COMPLETE"})
 
     def _first_seed(self, event: Epoch, run: tracking.Run) -> None:
         """The curves of a training of its own, and its model on disk until the study knows its best trials."""
@@ -116,6 +131,12 @@ class Records:
         )  # fmt: skip
         run.dataset("mnist", setting.hashes["data"], str(PREPARED), "train")
         return run
+
+
+def _figures(table: "pd.DataFrame", number: int) -> dict[str, float]:
+    """The means over the seeds of a trial."""
+    row: dict[str, Any] = {str(name): value for name, value in table.set_index("trial").loc[number].items()}
+    return {name: row[name] for name in row if name.startswith("validation/") and not name.endswith("_error")}
 
 
 def _tags(study: Study, kind: str) -> dict[str, str]:

@@ -162,6 +162,7 @@ def test_the_track_shows_the_study_s_interval_and_the_words_the_collapse(shown: 
 
 def test_a_drawing_is_read_again_and_its_hidden_part_completed(shown: "Page") -> None:
     shown.click("#clear")
+    shown.wait_for_timeout(400)
     assert "Draw something first" in (shown.text_content("#labels-words") or "")
     box = shown.locator("#pad").bounding_box()
     assert box is not None

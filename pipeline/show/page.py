@@ -30,13 +30,13 @@ def layer(weights: np.ndarray, bias: np.ndarray) -> dict[str, str]:
 
 
 def small_layer(weights: np.ndarray, bias: np.ndarray) -> dict[str, str]:
-    """The same in half the size: 8 bits a weight, with a scale for each output.
+    """The same in half the size: a weight is a number of steps, in 8 bits. Each output has a step size of its own.
 
     A weight's error is at most 1/254 of the largest weight of its output.
     """
-    scales = (np.abs(weights).max(1) / 127).clip(2.0**-14).astype("<f2")
-    steps = (weights / scales[:, None].astype(np.float32)).round().clip(-127, 127).astype(np.int8)
-    return {"weights": text(steps.tobytes()), "scales": halves(scales), "bias": halves(bias)}
+    sizes = (np.abs(weights).max(1) / 127).clip(2.0**-14).astype("<f2")
+    steps = (weights / sizes[:, None].astype(np.float32)).round().clip(-127, 127).astype(np.int8)
+    return {"weights": text(steps.tobytes()), "step_sizes": halves(sizes), "bias": halves(bias)}
 
 
 def halves(numbers: np.ndarray) -> str:

@@ -175,6 +175,9 @@ def test_a_drawing_is_read_again_and_its_hidden_part_completed(shown: "Page") ->
     assert "the network reads a" in (shown.text_content("#labels-words") or "")
     whole = digit_pixels(shown, "#labels")
     assert len(whole) == 10
+    shown.locator("#labels button").nth(4).click()
+    assert len(np.unique(digit_pixels(shown, "#completions"), axis=0)) > 1  # samples of the drawing's latents
+    shown.locator("#labels button").nth(4).click()
     shown.click("#hide-half")
     shown.wait_for_timeout(400)
     assert "visible part" in (shown.text_content("#labels-words") or "")

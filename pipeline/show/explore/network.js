@@ -24,17 +24,17 @@ function halvesOf(text) {
   return numbers;
 }
 
-/** A linear layer: weights (outputs × inputs) in half precision, or in 8 bits with a scale for each output; a bias. */
+/** A linear layer: weights (outputs × inputs) in half precision, or 8-bit steps with a step size for each output; a bias. */
 function layerOf(kept) {
   const bias = halvesOf(kept.bias);
-  if (!kept.scales) {
+  if (!kept.step_sizes) {
     const weights = halvesOf(kept.weights);
     return { inputs: weights.length / bias.length, outputs: bias.length, weights, bias };
   }
-  const steps = new Int8Array(bytesOf(kept.weights).buffer), scales = halvesOf(kept.scales);
+  const steps = new Int8Array(bytesOf(kept.weights).buffer), sizes = halvesOf(kept.step_sizes);
   const inputs = steps.length / bias.length;
   const weights = new Float32Array(steps.length);
-  for (let i = 0; i < steps.length; i++) weights[i] = steps[i] * scales[Math.floor(i / inputs)];
+  for (let i = 0; i < steps.length; i++) weights[i] = steps[i] * sizes[Math.floor(i / inputs)];
   return { inputs, outputs: bias.length, weights, bias };
 }
 

@@ -213,11 +213,9 @@ function nextRound() {
   const q = network.encode(chains.rows, chains.labels, state.weight);
   const z = q.mu.slice();
   const last = !chains.partly || chains.round === ROUNDS - 1;
-  if (!last || chains.partly) {
-    const noise = normals(chains.uniform, z.length);
-    const start = CLASSES * LATENTS; // the labels' own rows end at the mean, completions stay samples
-    for (let i = last ? start : 0; i < z.length; i++) z[i] += Math.exp(q.log_var[i] / 2) * noise[i];
-  }
+  const noise = normals(chains.uniform, z.length);
+  const start = last ? CLASSES * LATENTS : 0; // the labels' own rows end at the mean, the six others at samples
+  for (let i = start; i < z.length; i++) z[i] += Math.exp(q.log_var[i] / 2) * noise[i];
   const pixels = network.decode(z, chains.labels, state.weight);
   const cost = costs(pixels.subarray(0, CLASSES * PIXELS), chains.picture);
   const rate = network.kl(q);
@@ -245,7 +243,7 @@ function showLabels() {
       `network reads a ${best}. Choose a digit to see ${chains.partly ? "six completions of it" : "more of it"}.`;
   const count = chains.labels.length - CLASSES;
   element("completions-title").textContent =
-    count === 0 ? "" : chains.partly ? `Six completions as a ${state.label}` : `Six readings as a ${state.label}`;
+    count === 0 ? "" : chains.partly ? `Six completions as a ${state.label}` : `Six samples of its latents, as a ${state.label}`;
   completionCanvases.forEach((canvas, place) => {
     canvas.hidden = place >= count;
     if (place < count) paint(canvas, rowOf(chains.rows, CLASSES + place));

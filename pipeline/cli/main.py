@@ -20,6 +20,7 @@ from pipeline.cli import (
     doctor,
     draw,
     explore,
+    export,
     report,
     reproduce,
     spectrum,
@@ -46,6 +47,7 @@ Train a conditional VAE on MNIST and find out which KL weight, and why.
   cvae spectrum                       what each KL weight can give, untrained
   cvae curve                          what one training says of every weight
   cvae explore                        a page for the browser: slide the weight
+  cvae export                         the models as ONNX files
   cvae study                          the trials; `promote` takes the best
   cvae reproduce article              the collapse that the article avoids
   cvae ui                             compare runs in the browser
@@ -75,6 +77,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": report.compare,
     "curve": curve.curve,
     "explore": explore.explore,
+    "export": export.export,
     "study": study.study,
     "promote": study.promote,
     "doctor": doctor.doctor,

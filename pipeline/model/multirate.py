@@ -53,7 +53,7 @@ class Told(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: N rows for the N images of the change, or K · N for K draws of each."""
         assert self.change is not None, "encode and decode set it"
-        y = self.layer(x).unflatten(0, (-1, len(self.change.scale)))
+        y = self.layer(x).unflatten(0, (-1, self.change.scale.shape[0]))
         scale, shift = (part.view(*part.shape, *(1,) * (x.ndim - 2)) for part in self.change)
         # A layer without a bias has no place for a shift.
         return (y * scale if self.layer.bias is None else torch.addcmul(shift, y, scale)).flatten(0, 1)

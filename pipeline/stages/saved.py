@@ -160,10 +160,13 @@ def load_completer(path: Path, device: "torch.device | str" = "cpu") -> "Complet
 
 def kind(path: Path) -> str:
     """What a safetensors file of this project holds; empty for any other."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get("kind", "")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("kind", "")
+    except (SafetensorError, OSError):
+        return ""
 
 
 def save_training(path: Path, training: "Training[Any]", notes: Mapping[str, Any]) -> None:

@@ -1,0 +1,54 @@
+"""`cvae export` writes trained models as ONNX files, for other programs and languages."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipeline.base.errors import UserError
+from pipeline.base.paths import COMPLETER, CURVE, MODEL
+
+NEEDED = "pip install -e '.[onnx]'"
+
+
+def export(
+    form: Annotated[Literal["onnx"], typer.Option("--format", help="of the files")] = "onnx",  # noqa: ARG001 (one yet)
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="a safetensors file, or runs:/RUN_ID of MLflow; several are possible"),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="where the files go")] = Path("onnx"),
+) -> None:
+    """Write trained models as ONNX files.
+
+    They are the decoder, the encoder, the fitted sampler and the completer.
+
+    If no model is named: models/cvae.safetensors, and curve and completer where they are trained. Each file is compared
+    with torch by onnxruntime before any is written. Its inputs and outputs are printed, and stand in its metadata.
+
+    \b
+    cvae export
+    cvae export --model models/curve.safetensors --out elsewhere
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"the export needs {error.name}, which is not installed: `{NEEDED}`") from None
+
+    from pipeline.base.files import replacing
+    from pipeline.cli.graphs import OPSET, graph, parts_of
+    from pipeline.cli.options import model_file
+
+    names = model or [str(MODEL), *(str(path) for path in (CURVE, COMPLETER) if path.exists())]
+    graphs = [graph(part) for name in names for part in parts_of(model_file(name))]
+    for one in graphs:
+        path, content = out / f"{one.name}.onnx", one.model.SerializeToString()
+        try:
+            with replacing(path) as part:
+                part.write_bytes(content)
+        except OSError as error:
+            raise UserError(f"--out {out} can't be written ({error.strerror}): name another folder") from None
+        print(f"{path}, {len(content) / 1e6:.1f} MB, {one.difference:.0e} from torch: {one.signature}")
+    print(f"opset {OPSET}; a batch may have any size")

@@ -48,8 +48,8 @@ test: $(READY)  ## run all tests
 test-unit: $(READY)  ## run the quick tests: no training on MNIST, no DVC, no server
 	@pytest $(SIDE_BY_SIDE) -m "not slow"
 
-faults: $(READY)  ## kill stages at random moments, and serve badly (FAULTS=1000: so many kills); docs/trust.md
-	@FAULTS=$(or $(FAULTS),100) pytest tests/faults -rP
+faults: $(READY)  ## kill stages 1,000 times, serve badly, fill disks (FAULTS=100: so many kills); docs/trust.md
+	@FAULTS=$(or $(FAULTS),1000) pytest tests/faults -rP --numprocesses $(WORKERS) --dist worksteal
 
 check: $(READY)  ## lint, format and types
 	@ruff check .

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +17,18 @@ from idx import idx
 from imports import ROOT
 from ruamel.yaml import YAML
 
+from pipeline.base.files import sha256
+from pipeline.data.download import NAMES
+
 EPOCHS = 4
 SETTINGS: dict[str, dict[str, Any]] = {
-    "data": {"validation_size": 60},
+    "data": {"validation_size": 60, "checksums": "SHA256SUMS", "mirrors": ["mirror"]},
     "judge": {"epochs": 1, "batch_size": 32},
     "model": {"latent_size": 2, "encoder_hidden": [16], "decoder_hidden": [16]},
     "train": {"epochs": EPOCHS, "batch_size": 32, "precision": "float32", "device": "cpu", "compile": "never"},
     "sample": {"components": 1},
-    "evaluate": {"nll_draws": 5},
+    "evaluate": {"nll_draws": 5, "sample_sets": 1},
+    "weight": {"epochs": EPOCHS, "batch_size": 32, "points": 3},
     "tune": {
         "trials": 3,
         "epochs": 1,
@@ -103,6 +106,8 @@ def make_project(folder: Path, database: Path, images: np.ndarray, labels: np.nd
     for prefix, rows in {"train": slice(0, train), "t10k": slice(train, None)}.items():
         (folder / f"data/raw/{prefix}-images-idx3-ubyte").write_bytes(idx(images[rows]))
         (folder / f"data/raw/{prefix}-labels-idx1-ubyte").write_bytes(idx(labels[rows]))
+    sums = [f"{sha256(path)}  {path.name}\n" for path in sorted((folder / "data/raw").iterdir())]
+    (folder / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
     yaml = YAML()
     params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for section, values in SETTINGS.items():
@@ -113,18 +118,24 @@ def make_project(folder: Path, database: Path, images: np.ndarray, labels: np.nd
     return folder
 
 
-@dataclass(frozen=True)
-class Left:
-    """What a training leaves, but for times."""
+OUTPUTS = {  # of each stage, the files that are the same after every undisturbed run, but for times
+    "download": [f"data/raw/{name}" for name in NAMES],
+    "prepare": ["data/prepared/mnist.safetensors"],
+    "train": ["models/cvae.safetensors", "reports/history.csv"],
+    "evaluate": [f"reports/{name}" for name in ("metrics.json", "per_class.csv", "doctor.json", "headline.json")],
+    "curve": ["models/curve.safetensors", "reports/weight/curve.csv"],
+    "tune": [],
+}
 
-    weights: bytes
-    history: str
 
-    @classmethod
-    def of(cls, folder: Path) -> "Left":
+def left(folder: Path, stage: str = "train") -> dict[str, bytes | str]:
+    """What a stage leaves, but for times."""
+    found: dict[str, bytes | str] = {name: (folder / name).read_bytes() for name in OUTPUTS[stage]}
+    if stage == "train":
         history = pd.read_csv(folder / "reports/history.csv")
         timed = [name for name in history.columns if str(name).startswith("time/")]
-        return cls((folder / "models/cvae.safetensors").read_bytes(), history.drop(columns=timed).to_csv())
+        found["reports/history.csv"] = history.drop(columns=timed).to_csv()
+    return found
 
 
 def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
@@ -144,13 +155,19 @@ def assert_whole_records(folder: Path, epochs: int = EPOCHS, database: Path | No
     states = dict(rows(database, "SELECT run_uuid, status FROM runs"))
     assert states.pop(run) == "FINISHED"
     assert set(states.values()) <= {"FAILED", "KILLED", "FINISHED"}
-    twice = "SELECT run_uuid, key, step FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1"
-    assert rows(database, twice) == []
+    assert_sound(database)
     names = "('validation/reconstruction', 'validation/kl', 'validation/elbo')"  # an evaluation adds others
     of_training = f"SELECT count(*) FROM metrics WHERE run_uuid = '{run}' AND key IN {names} GROUP BY key"
     assert rows(database, of_training) == [(epochs,)] * 3
     models = rows(database, f"SELECT status FROM logged_models WHERE source_run_id = '{run}'")
     assert models == [(2,)]  # ready
+
+
+def assert_sound(database: Path) -> None:
+    """No run is open, no metric stands twice, and SQLite finds no damage."""
+    assert rows(database, "SELECT name FROM runs WHERE status = 'RUNNING'") == []
+    twice = "SELECT run_uuid, key, step FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1"
+    assert rows(database, twice) == []
     assert rows(database, "PRAGMA integrity_check") == [("ok",)]
 
 

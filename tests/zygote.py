@@ -1,17 +1,22 @@
 """A program that has all imports done and forks a process for each stage, which may be killed at a given moment.
 
-Without it, a drill would spend its time on imports. It reads a JSON object a line and answers with one:
+Without it, a drill would spend its time on imports. What a stage imports late is imported here, too, once a stage has
+come to its end: the next one finds it. It reads a JSON object a line and answers with one:
 {"stage": "train", "folder": …, "environment": {…}, "after": 0.3, "signal": 9} → {"status": 0 or −9, "seconds": …}.
 """
 
+import gc
 import importlib
 import json
 import os
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-STAGES = ("prepare", "judge", "train", "evaluate", "tune")
+STAGES = ("download", "prepare", "judge", "train", "evaluate", "curve", "tune")
+LEARNT = "learnt.txt"
 LIMIT_SECONDS = 300.0  # what takes longer hangs
 
 
@@ -24,17 +29,20 @@ def main() -> None:
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
+        gc.freeze()  # or the children's collections would copy all memory
         began, child = time.monotonic(), os.fork()
         if child == 0:
             _work(order, stages[order["stage"]])
         status = _watched(child, began, order)
-        print(json.dumps({"status": status, "seconds": time.monotonic() - began}), flush=True)
+        seconds = time.monotonic() - began
+        _learn(Path(order["folder"], LEARNT))
+        print(json.dumps({"status": status, "seconds": seconds}), flush=True)
 
 
 def _work(order: dict[str, Any], stage: Any) -> None:
     from pipeline.base import console
 
-    status = 1
+    status, known = 1, set(sys.modules)
     try:
         os.chdir(order["folder"])
         os.environ |= order["environment"]
@@ -49,7 +57,17 @@ def _work(order: dict[str, Any], stage: Any) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        Path(LEARNT).write_text("\n".join(name for name in sys.modules if name not in known))
         os._exit(status)
+
+
+def _learn(path: Path) -> None:
+    """Imports the modules that a child needed."""
+    if path.exists():
+        for name in path.read_text().split():
+            with suppress(Exception):  # made by a program, or none that can be imported alone
+                importlib.import_module(name)
+        path.unlink()
 
 
 def _watched(child: int, began: float, order: dict[str, Any]) -> int:

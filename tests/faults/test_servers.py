@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from drills import EPOCHS, Left, Zygote, assert_whole_records
+from drills import EPOCHS, Zygote, assert_whole_records, left
 from servers import Tracking, bad
 
 pytestmark = pytest.mark.slow
@@ -79,7 +79,7 @@ def test_a_bad_server_stops_no_training_and_gets_its_records_later(
     assert ended.status == 0, ended.said
     assert "cvae sync" in ended.said
     print(f"{behaviour}: {ended.seconds - usual:.1f} s more than {usual:.1f} s")
-    assert Left.of(folder) == Left.of(whole)
+    assert left(folder) == left(whole)
     # The server is mended, at the same address for all that the records know.
     for path in (folder / ".cvae/outbox").glob("*.jsonl"):
         path.write_text(path.read_text().replace(address, tracking.address))

@@ -33,7 +33,7 @@ def main() -> None:
         for record in fit(training, train, validation, params, aim):
             bar(record.epoch, f"elbo {record.figures['validation/elbo']:.2f}")
     density = fit_density(training.model, train, aim.pixels, components, params.seed)
-    half = Density(**{name: tensor.half() for name, tensor in density.tensors().items()})
+    half = Density(*(tensor.half() for tensor in density))
     sections = {"model": model_params, "objective": aim, "train": params}
     saved = {name: plain(section) for name, section in sections.items()} | {"sample": {"components": components}}
     save_cvae(SMALL, training.model.half(), half, saved)

@@ -20,7 +20,6 @@ COLOURS = {"red": 31, "green": 32, "yellow": 33, "bold": 1, "dim": 2}
 
 def spell_out() -> None:
     """Lets stdout and stderr write any text in any encoding: what a terminal lacks is spelled, such as β as beta."""
-    codecs.register_error("spelled", _spell)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="spelled")
@@ -32,24 +31,19 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
     return "".join(map(_spelling, error.object[error.start : error.end])), error.end
 
 
+codecs.register_error("spelled", _spell)
+
+
 def _spelling(character: str) -> str:
     """`beta` for β, `e` for é, `...` for …, and `?` where nothing similar is known."""
     similar = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
     return SPELLED.get(character) or similar or "?"
 
 
-def spelled(text: str, encoding: str | None = None) -> str:
+def spelled(text: str) -> str:
     """The text as `spell_out` makes it, for what must know its length before."""
-    encoding = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
-    return "".join(part if _has(encoding, part) else _spelling(part) for part in text)
-
-
-def _has(encoding: str, character: str) -> bool:
-    try:
-        character.encode(encoding)
-    except UnicodeEncodeError:
-        return False
-    return True
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "spelled").decode(encoding)
 
 
 def has_colours(stream: TextIO | Any, environment: Mapping[str, str] = os.environ) -> bool:

@@ -70,13 +70,7 @@ def quadrants_shown(number: int) -> Tensor:
 
     1: the bottom left; 2: the left half; 3: all but the bottom right.
     """
-    visible = torch.zeros(SIDE, SIDE, dtype=torch.bool)
-    visible[HALF:, :HALF] = True
-    if number >= 2:
-        visible[:, :HALF] = True
-    if number == 3:
-        visible[:HALF] = True
-    return visible.flatten()
+    return named_masks()[("all-but-bottom-left", "right", "bottom-right")[number - 1]].flatten()
 
 
 def named_masks() -> dict[str, Tensor]:

@@ -74,11 +74,10 @@ def evaluate(
                     of_bounds[f"effective_samples/{name}"] = estimate.effective_samples
                 told(name, estimate)
     for number in NUMBERS:
-        for name, value in squared_errors(completer, network, some, number, params.seed).items():
-            figures[f"squared_error/{number}/{name}"] = value
-    for number in NUMBERS:
-        for name, value in diversity(completer, judge, some, number, params.seed).items():
-            figures[f"diversity/{number}/{name}"] = value
+        errors = squared_errors(completer, network, some, number, params.seed)
+        figures |= {f"squared_error/{number}/{name}": value for name, value in errors.items()}
+        differences = diversity(completer, judge, some, number, params.seed)
+        figures |= {f"diversity/{number}/{name}": value for name, value in differences.items()}
     return figures | of_bounds
 
 

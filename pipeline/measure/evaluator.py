@@ -32,7 +32,6 @@ HEADLINE_FIGURES = (
     "prior/diversity", "nll", "kl", "reconstruction",
 )  # fmt: skip
 QUICK_TRAIN = 10_000  # training images that trials and comparisons use: a sixth of the time of all 55,000
-
 OF_SAMPLES = 0.4  # share of an evaluation's time on two cores; nearly all the rest is the nll's
 
 Told = Callable[[float, str], None]
@@ -136,10 +135,13 @@ class Evaluator:
         told(2 / 4, "real images")
         parts["real"] = self._ceiling
         told(3 / 4, "density")
-        figures = _joined({name: part.figures for name, part in parts.items()})
-        deviation = _joined({name: part.deviation for name, part in parts.items()})
+        figures, deviation = dict[str, float](), dict[str, float]()
+        for name, part in parts.items():
+            figures |= with_split(name, part.figures)
+            deviation |= with_split(name, part.deviation)
+        known = same_classes(self.train, self.split.labels, self.seed)
         figures["fitted/log_density"] = self._log_density(model, density, self.split)
-        figures["fitted/log_density_train"] = self._log_density(model, density, self._training_split)
+        figures["fitted/log_density_train"] = self._log_density(model, density, known)
         figures["judge_accuracy"] = float(self._real.accuracy())
         figures["judge_accuracy_plain"] = float((self._real.plain.labels == self._real.digits).double().mean())
         per_class = pd.concat({name: part.per_class for name, part in parts.items()}, names=["sampler"])
@@ -177,10 +179,6 @@ class Evaluator:
     @cached_property
     def _real(self) -> Judged:
         return self._judged(self.split)
-
-    @cached_property
-    def _training_split(self) -> Split:
-        return same_classes(self.train, self.split.labels, self.seed)
 
     @cached_property
     def _ceiling(self) -> Evaluation:
@@ -272,10 +270,6 @@ def summary(evaluation: Evaluation, protocol: Mapping[str, Any]) -> dict[str, An
         "standard_deviation": nested(evaluation.deviation),
         "protocol": dict(protocol),
     }
-
-
-def _joined(groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    return {f"{group}/{name}": value for group, figures in groups.items() for name, value in figures.items()}
 
 
 def _floats(row: "pd.Series[float]") -> dict[str, float]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pipeline.measure.judge import Reading
+from pipeline.model.samples import symmetric_root
 
 NEIGHBOURS = 5  # k of the nearest-neighbour balls (Naeem 2020 recommend 5)
-
 
 OF_SAMPLES = (  # of each sampler
     "class_accuracy", "diversity", "frechet", "frechet_tolerant", "precision", "recall", "density", "coverage",
@@ -65,7 +65,7 @@ def frechet(real: Tensor, fake: Tensor) -> Tensor:
     """
     real, fake = real.double(), fake.double()
     real_covariance, fake_covariance = torch.cov(real.T), torch.cov(fake.T)
-    root = _symmetric_root(real_covariance)
+    root = symmetric_root(real_covariance)
     # The trace of a positive matrix's square root is the sum of its eigenvalues' roots.
     cross = torch.linalg.eigvalsh(root @ fake_covariance @ root).clamp_min(0).sqrt().sum()
     means = (real.mean(0) - fake.mean(0)).square().sum()
@@ -99,11 +99,6 @@ def mean_distance(rows: Tensor) -> Tensor:
 def diversity(real: Tensor, fake: Tensor) -> Tensor:
     """Mean pairwise distance of fakes ÷ that of reals: 1 is as diverse as the real data, near 0 is collapse."""
     return mean_distance(fake) / mean_distance(real)
-
-
-def _symmetric_root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp_min(0).sqrt() @ vectors.T
 
 
 def _radius(rows: Tensor, neighbours: int) -> Tensor:

@@ -1,6 +1,5 @@
 """A density fitted to the latents after training: a mixture of Gaussians for each class."""
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -11,25 +10,14 @@ from pipeline.data.splits import CLASSES, Pixels, Split, as_pixels, epoch_seed
 from pipeline.model import mixture
 from pipeline.model.cvae import CVAE
 from pipeline.model.gaussian import LOG_2PI, Normal
+from pipeline.model.mixture import Mixture
 
 Components = Annotated[int, Field(ge=1, description="Gaussians in the mixture of each class")]
 ENCODED_AT_ONCE = 4096  # images, so that their activations stay in the CPU's cache
 
 
-@dataclass(frozen=True)
-class Density:
-    """A mixture of C Gaussians over z for each class.
-
-    weights: (10, C); means: (10, C, latent); roots: (10, C, latent, latent), lower Cholesky factors of the
-    covariances.
-    """
-
-    weights: Tensor
-    means: Tensor
-    roots: Tensor
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weights": self.weights, "means": self.means, "roots": self.roots}
+class Density(Mixture):
+    """A mixture of C Gaussians over z for each class: weights (10, C), means (10, C, latent), roots of covariances."""
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean (10, latent) and covariance (10, latent, latent) of each class."""
@@ -43,7 +31,7 @@ class Density:
         result = z.new_empty(len(z), dtype=torch.float64)
         for digit in range(CLASSES):
             used = self.weights[digit] > 0
-            weights, means, roots = (part[digit, used].double() for part in (self.weights, self.means, self.roots))
+            weights, means, roots = (part[digit, used].double() for part in self)
             log_volume = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1) + z.shape[1] / 2 * LOG_2PI
             for rows in (labels == digit).nonzero().squeeze(1).split(1000):
                 offset = torch.linalg.solve_triangular(roots, (z[rows] - means[:, None]).mT, upper=False)
@@ -88,5 +76,5 @@ def fit_density(
     Raises ValueError where latents are not finite.
     """
     z = posterior_samples(model, split, pixels, seed)
-    before = None if start is None else mixture.Mixture(*(part.double() for part in start.tensors().values()))
+    before = None if start is None else Mixture(*(part.double() for part in start))
     return Density(*(part.float() for part in mixture.fit(z, split.labels, CLASSES, components, seed, before)))

@@ -17,7 +17,6 @@ from pipeline.show.style import (
     plain_axes,
     plain_numbers,
     show_sheet,
-    whole_numbers,
 )
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def curves(history: pd.DataFrame) -> "Figure":
         for split, colour in (("train", FAINT), ("validation", ACCENT)):
             if f"{split}/{name}" in history:
                 axes.plot(history["epoch"], history[f"{split}/{name}"], ".-", color=colour, label=split)
-        whole_numbers(axes.xaxis)
+        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
         plain_axes(axes, "epoch", "nats per image")
     legend(figure)
     return figure

@@ -29,25 +29,20 @@ BETTER = {
 
 
 def blank(width: float, height: float) -> "Figure":
-    """An empty figure; sizes are in inches."""
-    _settle_matplotlib()
+    """An empty figure; sizes are in inches.
+
+    It has matplotlib's own settings, whatever MPLBACKEND and a matplotlibrc of the user say: a notebook's backend is
+    missing elsewhere, and a matplotlibrc with usetex needs LaTeX. A program that has imported matplotlib before keeps
+    its settings.
+    """
+    if "matplotlib" not in sys.modules:
+        os.environ.pop("MPLBACKEND", None)
+        import matplotlib
+
+        matplotlib.rcdefaults()
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
-
-
-def _settle_matplotlib() -> None:
-    """Before matplotlib's first import: its own settings, whatever MPLBACKEND and a matplotlibrc of the user say.
-
-    A notebook's backend is missing elsewhere, and a matplotlibrc with usetex needs LaTeX. A program that has imported
-    matplotlib before keeps its settings.
-    """
-    if "matplotlib" in sys.modules:
-        return
-    os.environ.pop("MPLBACKEND", None)
-    import matplotlib
-
-    matplotlib.rcdefaults()
 
 
 def panels(width: float, height: float, *titles: str, rows: int = 1) -> "tuple[Figure, list[Axes]]":
@@ -117,13 +112,6 @@ def plain_axes(axes: "Axes", x: str, y: str) -> None:
     axes.grid(visible=True, axis="y", color="#eceff2", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
-
-
-def whole_numbers(axis: Any) -> None:
-    """Ticks at whole numbers alone, such as epochs."""
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def logarithmic(axis: Any) -> None:

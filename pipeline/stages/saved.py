@@ -96,7 +96,7 @@ def load_judges(path: Path, device: "torch.device | str" = "cpu") -> "Judges":
 
 def save_cvae(path: Path, model: "CVAE", density: "Density", params: Mapping[str, Any]) -> None:
     """Weights, fitted density and all params (plain values, by section)."""
-    tensors = _prefixed(MODEL, model.state_dict()) | _prefixed(DENSITY, density.tensors())
+    tensors = _prefixed(MODEL, model.state_dict()) | _prefixed(DENSITY, density._asdict())
     _write(path, "cvae", tensors, params)
 
 
@@ -121,7 +121,7 @@ def save_curve(path: Path, model: "MultiRate", params: Mapping[str, Any]) -> Non
     _write(path, "curve", _prefixed(MODEL, model.state_dict()), params)
 
 
-def load_curve(path: Path, device: "torch.device | str" = "cpu") -> "tuple[MultiRate, dict[str, Any]]":
+def load_curve(path: Path) -> "tuple[MultiRate, dict[str, Any]]":
     """The multi-rate CVAE, whose `at(kl_weight)` is an ordinary CVAE, and its params. Raises UserError."""
     from pipeline.base.params import parse
     from pipeline.model.cvae import ModelParams
@@ -133,7 +133,7 @@ def load_curve(path: Path, device: "torch.device | str" = "cpu") -> "tuple[Multi
         weight = parse(WeightParams, params["weight"], "weight")
         model = build(parse(ModelParams, params["model"], "model"), aim, weight, seed=0)
         model.load_state_dict(_tensors(file, MODEL))
-    return _ready(model, device), params
+    return _ready(model, "cpu"), params
 
 
 def data_of_curve(path: Path) -> str:

@@ -31,7 +31,7 @@ def test_log_prob_is_that_of_torch_s_own_mixture() -> None:
     z, labels = 3 * normal(400, 2).float(), LABELS.repeat(40)
     found = density().log_prob(z, labels)
     for digit in range(10):
-        weights, means, roots = (part[digit].double() for part in density().tensors().values())
+        weights, means, roots = (part[digit].double() for part in density())
         mixture = torch.distributions.MixtureSameFamily(
             torch.distributions.Categorical(weights), torch.distributions.MultivariateNormal(means, scale_tril=roots)
         )
@@ -55,7 +55,7 @@ def test_the_fitted_density_follows_each_class_s_latents() -> None:
 
 def test_the_same_seed_fits_the_same_density_and_leaves_the_global_generators() -> None:
     before, before_numpy = torch.random.get_rng_state(), repr(np.random.get_state())
-    first, again = (fit_density(model(), split(30), "binary", 3, seed=1).tensors() for _ in range(2))
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    first, again = (fit_density(model(), split(30), "binary", 3, seed=1) for _ in range(2))
+    assert all(map(torch.equal, first, again))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert repr(np.random.get_state()) == before_numpy

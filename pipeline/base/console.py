@@ -185,11 +185,7 @@ def warn(message: str) -> None:
 
 
 def table(
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[object]],
-    note: str = "",
-    best: Collection[int] = (),
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = "", best: Collection[int] = ()
 ) -> None:
     """Prints a table. The first column names the row, the others hold figures; best: indices of rows in colour.
 

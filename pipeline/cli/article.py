@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from pipeline.base import console
 from pipeline.base.device import pick_device
@@ -20,13 +19,13 @@ from pipeline.measure.evaluator import QUICK_TRAIN, Evaluator
 from pipeline.model.density import Components
 from pipeline.model.samples import rows_of_digits, sample, sheet
 from pipeline.show.model import sampler_grids
+from pipeline.show.style import save
 from pipeline.stages.saved import load_judges, load_splits
 from pipeline.training.fit import TrainParams
 from pipeline.weight import article
 from pipeline.weight.article import AIM, BATCH_SIZE, CONTRAST, LEARNING_RATE, TUNED, Member
 
 COLUMNS = 10
-GREYS = 32  # grey levels of the picture: digits look the same, and the file is a third as large
 SHOWN = ("class_accuracy", "diversity")
 Results = Mapping[Member, Mapping[str, float]]  # the figures of each member
 MATTERS = 0.1  # difference of two class_accuracies that counts: one sample in ten
@@ -56,8 +55,7 @@ def run(epochs: int) -> None:
     table = pd.DataFrame([asdict(member) | {"kl_weight": member.kl_weight} | results[member] for member in results])
     with replacing(ARTICLE / "results.csv") as part:
         table.rename(columns={"weight": "article_weight"}).to_csv(part, index=False, float_format="%.6g")
-    with replacing(ARTICLE / "grids.png") as part:
-        save_grids(results, sheets, part)
+    save_grids(results, sheets, ARTICLE / "grids.png")
     title = f"The article's model (★) and other shapes, {epochs} epochs, on {len(validation):,} validation images"
     show_table(title, results, real)
     for number, claim in enumerate(sentences, 1):
@@ -93,10 +91,7 @@ def save_grids(results: Results, sheets: Mapping[Member, np.ndarray], path: Path
         titled[title] = samples
         shares = "   ".join(f"{name} {results[member][f'prior/{name}']:.2f}" for name in SHOWN)
         notes[title] = f"active {results[member]['active_units']}   {shares}"
-    sampler_grids(titled, notes).savefig(path, format="png")
-    with Image.open(path) as image:
-        small = image.convert("RGB").quantize(GREYS)
-    small.save(path, format="PNG", optimize=True)
+    save(sampler_grids(titled, notes), path)
 
 
 def show_table(title: str, results: Results, real: Mapping[str, float]) -> None:

@@ -3,6 +3,7 @@
 A model is measured on validation, never on test: its user chooses by what the doctor says.
 """
 
+import ast
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -163,8 +164,8 @@ def of_run(uri: str) -> Gathered:
 def _value(text: str) -> Any:
     """A param that MLflow holds as the text of a Python value."""
     try:
-        return json.loads({"None": "null", "True": "true", "False": "false"}.get(text, text))
-    except ValueError:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
         return text
 
 

@@ -11,16 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base.console import number
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, sha256
-from pipeline.base.paths import (
-    BEST,
-    CURVE_FIGURE,
-    METRICS,
-    MODEL,
-    PER_CLASS,
-    RUN,
-    SEEDS,
-    VALIDATION,
-)  # fmt: skip
+from pipeline.base.paths import BEST, CURVE_FIGURE, METRICS, MODEL, PER_CLASS, RUN, SEEDS, VALIDATION
 from pipeline.cli import doctor
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import typer
 from pipeline.base import console, terminal
 from pipeline.base.errors import UserError
 from pipeline.base.paths import BEST, DOCTOR, FIGURES, HEADLINE, JUDGE, METRICS, VALIDATION
+from pipeline.cli.handing import OF_FIT, OF_SAMPLES, WORKSPACE
+from pipeline.stages.saved import load_json
 
-OF_SAMPLES = ("class_accuracy", "diversity", "frechet", "coverage")
-OF_FIT = ("reconstruction", "kl", "elbo", "nll", "effective_samples", "active_units", "bits_per_dimension")
+REMEDY = "run `dvc repro evaluate`"
 BIAS = 400  # ÷ images of a class: the frechet of two sets of real images (docs/metrics.md)
 SINGLE = "Another seed trains another network: the frechet of two single trainings must differ by 1.3 or so to count."
-WORKSPACE = "workspace"
 
 
 def report(
@@ -46,7 +46,7 @@ def report(
         return
     if runs:
         raise UserError("give --html FILE.html, too: runs are shown in a page")
-    figures, of_test = _evaluation(VALIDATION), _evaluation(METRICS)
+    figures, of_test = (load_json(path, f"{REMEDY} first", "protocol") for path in (VALIDATION, METRICS))
     try:
         _show(figures)
         print("\nAt the end, test. Choose nothing by it.")
@@ -65,9 +65,11 @@ def _show(figures: dict[str, Any]) -> None:
         said = "the latents are unused, or all samples of a class look alike. Lower the KL weight."
         console.say(f"{terminal.painted('COLLAPSED:', 'red', sys.stdout)} {said}")
     hints = {"Look at": f"{FIGURES}/samplers.png: samples of every digit, beside real ones"}
-    if diagnosis := _read(DOCTOR):
+    if DOCTOR.exists():
+        diagnosis = load_json(DOCTOR, REMEDY)
         hints["Doctor"] = f"{diagnosis['verdict']}: `cvae doctor` shows the figures and what to change"
-    if best := _read(BEST):
+    if BEST.exists():
+        best = load_json(BEST, "run `dvc repro tune`")
         low, high = best["interval"]
         reach = f"β = {low:.3g}" if low == high else f"any β from {low:.3g} to {high:.3g}"
         hints["Study"] = f"{reach} does best: {console.figures(best['values'])} on validation. See `cvae study`"
@@ -75,13 +77,6 @@ def _show(figures: dict[str, Any]) -> None:
     hints["Try"] = "cvae try objective.kl_weight=1, then cvae compare"
     for name, text in hints.items():
         console.say(f"{name:<11}{text}", " " * 11)
-
-
-def _evaluation(path: Path) -> dict[str, Any]:
-    figures = _read(path)
-    if "protocol" not in figures:
-        raise UserError(f"{path} holds no evaluation: run `dvc repro evaluate` first")
-    return figures
 
 
 def plus_minus(value: float, deviation: float) -> str:
@@ -131,19 +126,6 @@ def ui(
     from pipeline.tracking.runs import TrackingParams
 
     server.ui(Path(), port, not no_browser, load(TrackingParams, "tracking").experiment, compare)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is no file."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it holds no object")
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError):
-        raise UserError(f"{path} is broken: delete it and run `dvc repro`") from None
-    return content
 
 
 def compare(

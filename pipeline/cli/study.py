@@ -123,10 +123,9 @@ def _hand_on(setting: "Setting", kl_weight: float, why: str, run_id: str | None,
 def _trained() -> str | None:
     """The MLflow run of today's model; None before any training."""
     from pipeline.base.paths import RUN
+    from pipeline.stages.saved import load_pointer
 
-    if not RUN.exists():
-        return None
-    return str(json.loads(RUN.read_text(encoding="utf-8"))["run_id"])
+    return load_pointer(RUN)["run_id"] if RUN.exists() else None
 
 
 def _register(run_id: str | None) -> None:

@@ -1,6 +1,5 @@
 """`cvae weight`: what the KL weight of any loss is in nats per image."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +10,7 @@ import typer
 from pipeline.base import console
 from pipeline.base.errors import UserError
 from pipeline.base.paths import SPECTRUM
+from pipeline.stages.saved import load_json
 
 if TYPE_CHECKING:
     from pipeline.weight.convert import Loss
@@ -141,12 +141,9 @@ def expected(loss: "Loss") -> str:
 
     from pipeline.data.splits import PIXELS
 
-    try:
-        found = json.loads(SPECTRUM.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not SPECTRUM.exists():
         return ""
-    except ValueError:
-        raise UserError(f"{SPECTRUM} is broken: delete it and run `dvc repro spectrum`") from None
+    found = load_json(SPECTRUM, "run `dvc repro spectrum`")
     rows = found.get("expected", [])
     if loss.reconstruction != "bce" or loss.pixels != PIXELS or found.get("likelihood") != "bernoulli" or not rows:
         return ""

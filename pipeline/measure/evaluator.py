@@ -129,9 +129,9 @@ class Evaluator:
         and for training images. If the second is much higher, the density has memorised training images.
         """
         parts: dict[str, Evaluation] = {}
-        for place, name in enumerate(SAMPLERS):
-            told(place / 4, f"samples of the {name} sampler")
-            parts[name] = self._samples(model, density, name)
+        for place, sampler in enumerate(SAMPLERS):
+            told(place / 4, f"samples of the {sampler} sampler")
+            parts[sampler] = self._samples(model, density, sampler)
         told(2 / 4, "real images")
         parts["real"] = self._ceiling
         told(3 / 4, "density")

@@ -132,11 +132,7 @@ def _likely(scores: Tensor) -> Tensor:
 
 
 def _sums(
-    x: Tensor,
-    present: Tensor,
-    theta: Tensor,
-    features: Callable[[Tensor], Tensor],
-    shares: Callable[[Tensor], Tensor],
+    x: Tensor, present: Tensor, theta: Tensor, features: Callable[[Tensor], Tensor], shares: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Σ share · φ(x) over the rows of each group, with shares from the scores θ · φ(x): (G, C, F).
 

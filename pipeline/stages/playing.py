@@ -1,6 +1,5 @@
 """What the page to play with holds of a multi-rate CVAE: its layers, and densities that travel with the KL weight."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from pipeline.model.density import Components, Density, fit_density
 from pipeline.model.multirate import MultiRate, Told
 from pipeline.model.samples import symmetric_root
 from pipeline.show.page import halves, layer, page, small_layer, text
-from pipeline.stages.saved import load_curve, load_splits
+from pipeline.stages.saved import load_curve, load_json, load_splits
 
 OF_USE = {"draw_fitted": "fitted", "draw_prior": "prior"}  # the sampler of each use of the study
 
@@ -135,7 +134,8 @@ def write_page(runs: Sequence[Mapping[str, str]], out: Path) -> None:
     model, params = load_curve(CURVE)
     train, validation = load_splits(PREPARED, "train", "validation")
     curve = pd.read_csv(_there(CURVE_TABLE, "curve"))
-    spectrum, best = read(SPECTRUM, "spectrum"), read(BEST, "tune")
+    spectrum = load_json(SPECTRUM, "run `dvc repro spectrum` first")
+    best = load_json(BEST, "run `dvc repro tune` first")
     html = page(content(model, params, train[:QUICK_TRAIN], validation, curve, spectrum, best, runs))
     with replacing(out) as part:
         part.write_text(html, encoding="utf-8")
@@ -157,14 +157,3 @@ def _there(path: Path, stage: str) -> Path:
     if not path.exists():
         raise UserError(f"{path} not found: run `dvc repro {stage}` first")
     return path
-
-
-def read(path: Path, stage: str) -> dict[str, Any]:
-    """A JSON file of a stage. Raises UserError where it is not there, or holds no object."""
-    try:
-        found = json.loads(_there(path, stage).read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged: delete it, and run `dvc repro {stage}`")
-    return found

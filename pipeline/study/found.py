@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.base.errors import UserError
 from pipeline.study.space import Setting, full_names
 from pipeline.study.storage import quiet
-from pipeline.study.uses import Answer, answers, main_answer, summary
+from pipeline.study.uses import answers, main_answer, summary
 
 SEED = "figures of seed "  # before the seed: a trial's attributes with the figures of each of its trainings
 
@@ -87,10 +87,6 @@ class Found:
         first = ["trial", "state", *self.setting.space(), "seeds"]
         first += [name for figure in self.setting.objectives() for name in (figure, f"{figure}_error")]
         return frame.reindex(columns=[*first, *(name for name in frame.columns if name not in first)])
-
-    def answers(self) -> dict[str, Answer]:
-        """The best weight for each use."""
-        return answers(self.seeds(), self.setting)
 
     def front(self) -> list[FrozenTrial]:
         """Complete, feasible trials that no other beats in every objective; with one objective, the best trial.

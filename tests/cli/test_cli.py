@@ -96,7 +96,7 @@ def test_a_weight_is_told_what_the_spectrum_expects_where_it_is_known(project: P
     write_json(project / SPECTRUM, {"likelihood": "discretized_logistic", "unknown": "no closed form"})
     assert "spectrum" not in said("--like keras")
     (project / SPECTRUM).write_text("{", encoding="utf-8")
-    assert_refused(project, cvae, "weight --like keras", "spectrum.json is broken")
+    assert_refused(project, cvae, "weight --like keras", "spectrum.json can't be read")
 
 
 def test_the_report_shows_the_headline_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae) -> None:
@@ -117,7 +117,7 @@ def test_the_report_shows_the_headline_figures(tmp_path: Path, monkeypatch: pyte
     assert out.index("10,000 test") > max(map(out.index, shown)), "test comes last"
     assert out.count("test") == 2
     METRICS.write_text("{", encoding="utf-8")
-    assert "reports/metrics.json is broken" in cvae("report").err
+    assert "reports/metrics.json can't be read" in cvae("report").err
 
 
 def test_cvae_alone_shows_help_and_every_command_has_its_own(cvae: Cvae) -> None:

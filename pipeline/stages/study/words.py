@@ -127,7 +127,8 @@ def table(found: Mapping[str, Answer], frame: pd.DataFrame, setting: Setting) ->
     """
     deciding = {name: use.figure for name, use in USES.items() if use.figure in frame}
     deciding |= {name.removeprefix("validation/"): name for name in setting.objectives() if name in frame}
-    deciding = {name: figure for name, figure in deciding.items() if name in USES or figure not in _of_uses()}
+    known = {use.figure for use in USES.values()}
+    deciding = {name: figure for name, figure in deciding.items() if name in USES or figure not in known}
     others = [name for name in setting.space() if name != "kl_weight"]
     rows = []
     for trial in frame.sort_values("kl_weight").to_dict("records"):
@@ -142,10 +143,6 @@ def table(found: Mapping[str, Answer], frame: pd.DataFrame, setting: Setting) ->
             row.append(plus_minus(trial[figure], trial[f"{figure}_error"]) + mark)
         rows.append(row)
     return ["β", "trial", "seeds", *others, *deciding], rows
-
-
-def _of_uses() -> set[str]:
-    return {use.figure for use in USES.values()}
 
 
 def _mark(answer: Answer, trial: Mapping[Any, Any]) -> str:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipeline.show.style import ACCENT, FAINT, INK, blank, legend, logarithmic, plain_axes
+from pipeline.show.style import ACCENT, FAINT, INK, legend, logarithmic, panels, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,9 +22,9 @@ def race(results: dict[str, Any]) -> "Figure":
     """Images per second of each contender, one panel per preset. Our setting that counts is highlighted."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(9.6, 5.2)
     presets = results["contenders"]
-    for axes, (preset, entries) in zip(figure.subplots(1, len(presets)), presets.items(), strict=True):
+    figure, grids = panels(9.6, 5.2, *(f"{preset}: images per second in training" for preset in presets))
+    for axes, entries in zip(grids, presets.values(), strict=True):
         names = list(entries)[::-1]
         values = [entries[name]["images_per_second"] for name in names]
         colours = [
@@ -37,7 +37,6 @@ def race(results: dict[str, Any]) -> "Figure":
         axes.set_xlim(0, 1.45 * max(values))
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_title(f"{preset}: images per second in training", fontsize=10, color=INK, loc="left")
         _plain(axes)
     _signed(figure, results)
     return figure
@@ -45,13 +44,13 @@ def race(results: dict[str, Any]) -> "Figure":
 
 def growth(results: dict[str, Any]) -> "Figure":
     """How cost grows with members, batch size and images, for each number of threads. Dotted: in proportion."""
-    figure = _figure(9.6, 3.6)
     titles = {
         "members": "a population: images per second, all members",
         "batch_size": "batch size: images per second",
         "images": "images: seconds per epoch",
     }
-    for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+    figure, grids = panels(9.6, 3.6, *titles.values())
+    for axes, key in zip(grids, titles, strict=True):
         for threads, series in results[key].items():
             x, y = [int(at) for at in series], list(series.values())
             marker, colour = ("o-", FAINT) if threads == "1" else ("s-", ACCENT)
@@ -62,7 +61,7 @@ def growth(results: dict[str, Any]) -> "Figure":
         if key != "images":
             axes.set_xscale("log", base=2)
             axes.set_xticks(x, [str(at) for at in x])
-        axes.set_title(title, fontsize=9, color=INK, loc="left")
+        axes.title.set_fontsize(9)
         _plain(axes)
     figure.axes[0].legend(frameon=False, fontsize=8)
     _signed(figure, results)
@@ -76,16 +75,9 @@ def _named(name: str, entry: dict[str, Any]) -> str:
     return f"ours, batch {entry['batch_size']}{precision}{', compiled' if entry['compiled'] else ''}"
 
 
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
-
-
 def _plain(axes: "Axes") -> None:
     axes.tick_params(colors=FAINT, labelsize=8, length=2)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def _signed(figure: "Figure", results: dict[str, Any]) -> None:
@@ -105,9 +97,9 @@ def treatments(table: pd.DataFrame) -> "Figure":
     table: columns setting, prior, sampler, choice, mean, std. Hollow: the weight was not tuned.
     """
     names = list(dict.fromkeys(table["setting"]))[::-1]
-    figure = blank(9.2, 1.3 + 0.5 * len(names))
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, sampler in zip(panels, ("fitted", "prior"), strict=True):
+    samplers = ("fitted", "prior")
+    figure, grids = panels(9.2, 1.3 + 0.5 * len(names), *(f"{sampler} sampler" for sampler in samplers))
+    for axes, sampler in zip(grids, samplers, strict=True):
         for index, (prior, colour) in enumerate(PRIOR_COLOURS.items()):
             for choice, filled in (("tuned", True), ("untuned", False)):
                 own = (table["sampler"] == sampler) & (table["prior"] == prior) & (table["choice"] == choice)
@@ -115,21 +107,15 @@ def treatments(table: pd.DataFrame) -> "Figure":
                 if not len(rows):
                     continue
                 axes.errorbar(
-                    rows["mean"],
-                    [names.index(name) + 0.22 * (1 - index) for name in rows["setting"]],
-                    xerr=rows["std"].fillna(0),
-                    fmt="o",
-                    markersize=5,
-                    color=colour,
+                    rows["mean"], [names.index(name) + 0.22 * (1 - index) for name in rows["setting"]],
+                    xerr=rows["std"].fillna(0), fmt="o", markersize=5, color=colour, elinewidth=1.1,
                     markerfacecolor=colour if filled else "white",
-                    elinewidth=1.1,
                     label=f"{prior} prior" if filled else f"{prior} prior, untuned",
-                )
+                )  # fmt: skip
         logarithmic(axes.xaxis)
         plain_axes(axes, "frechet on test (lower is better)", "")
         axes.grid(visible=True, axis="x", color="#eceff2", linewidth=0.8)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), names if sampler == "fitted" else [])
         axes.set_ylim(-0.5, len(names) - 0.5)
-        axes.set_title(f"{sampler} sampler", fontsize=11, color=INK, loc="left")
     legend(figure, columns=3)
     return figure

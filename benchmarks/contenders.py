@@ -13,7 +13,6 @@ at the same elbo, whatever the order of images and the noise. tests/benchmarks/t
 
 import contextlib
 import io
-import itertools
 import logging
 import multiprocessing
 import os
@@ -36,6 +35,7 @@ from pipeline import SPINNING, SPINS
 from pipeline.data.idx import FILES
 from pipeline.data.splits import Split, to_unit
 from pipeline.model.cvae import CVAE, PRESETS, Init, build
+from pipeline.model.networks import mlp
 from pipeline.training import fit as train
 from pipeline.training import objective, schedule
 from pipeline.training.fit import TrainParams
@@ -97,13 +97,9 @@ def dataloader(setting: Setting, network: CVAE, workers: int = 0) -> Iterator[fl
         _as_published(Path(folder) / "MNIST" / "raw", setting.train)
         images = MNIST(folder, train=True, transform=ToTensor())
     loader: DataLoader[Any] = DataLoader(
-        images,
-        setting.params.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
+        images, setting.params.batch_size, shuffle=True, drop_last=True, num_workers=workers,
         persistent_workers=workers > 0,
-    )
+    )  # fmt: skip
     network, step = network.to(setting.device).train(), 0
     optimizer = torch.optim.Adam(network.parameters(), lr=setting.params.learning_rate)
     for _ in range(setting.rounds):
@@ -159,15 +155,9 @@ def lightning(setting: Setting, network: CVAE) -> Iterator[float]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it asks for more workers
             trainer = pl.Trainer(
-                accelerator="gpu" if setting.device.type == "cuda" else "cpu",
-                devices=1,
-                max_epochs=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                callbacks=[clock],
-            )
+                accelerator="gpu" if setting.device.type == "cuda" else "cpu", devices=1, max_epochs=1, logger=False,
+                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[clock],
+            )  # fmt: skip
             trainer.fit(module, loader)
         yield clock.seconds
 
@@ -181,16 +171,12 @@ def pythae(setting: Setting, network: CVAE) -> Iterator[float]:
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
     from pythae.trainers.training_callbacks import TrainingCallback
 
-    def dense(*sizes: int) -> nn.Sequential:
-        pairs = itertools.pairwise(sizes)
-        return nn.Sequential(*(layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())))
-
     sizes, latent = network.architecture, network.latent_size
 
     class Encoder(BaseEncoder):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.body = dense(784, *sizes.encoder_hidden)
+            self.body = mlp(784, sizes.encoder_hidden)
             self.mu = nn.Linear(sizes.encoder_hidden[-1], latent)
             self.log_var = nn.Linear(sizes.encoder_hidden[-1], latent)
 
@@ -201,7 +187,7 @@ def pythae(setting: Setting, network: CVAE) -> Iterator[float]:
     class Decoder(BaseDecoder):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.body = dense(latent, *sizes.decoder_hidden)
+            self.body = mlp(latent, sizes.decoder_hidden)
             self.pixels = nn.Linear(sizes.decoder_hidden[-1], 784)
 
         def forward(self, z: Tensor) -> Any:
@@ -223,12 +209,9 @@ def pythae(setting: Setting, network: CVAE) -> Iterator[float]:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), contextlib.redirect_stderr(bar):
             warnings.simplefilter("ignore")
             training = BaseTrainerConfig(
-                output_dir=folder,
-                num_epochs=1,
-                per_device_train_batch_size=setting.params.batch_size,
-                learning_rate=setting.params.learning_rate,
-                no_cuda=setting.device.type != "cuda",
-            )
+                output_dir=folder, num_epochs=1, per_device_train_batch_size=setting.params.batch_size,
+                learning_rate=setting.params.learning_rate, no_cuda=setting.device.type != "cuda",
+            )  # fmt: skip
             logging.disable(logging.WARNING)  # each of its modules sets its own level
             BaseTrainer(model, train_dataset=rows, training_config=training, callbacks=[clock]).train()
             logging.disable(logging.NOTSET)

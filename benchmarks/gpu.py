@@ -73,11 +73,16 @@ def main() -> None:
 Found = tuple[dict[str, float | None], dict[str, Any]]
 
 
+def changed(**changes: Any) -> TrainParams:
+    """PARAMS with changes; a precision of `tf32` is float32 whose products may be TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = changes.get("precision") == "tf32"
+    return replace(PARAMS, **changes | ({"precision": "float32"} if changes.get("precision") == "tf32" else {}))
+
+
 def solo(train: Split, validation: Split, **changes: Any) -> tuple[float, float, float]:
     """Milliseconds a step (the first epoch left out), seconds of the whole run, and elbo on validation."""
     preset = changes.pop("preset", "strong")
-    torch.backends.cuda.matmul.allow_tf32 = changes.get("precision") == "tf32"
-    params = replace(PARAMS, **changes | ({"precision": "float32"} if changes.get("precision") == "tf32" else {}))
+    params = changed(**changes)
     model = build(PRESETS[preset], params.seed)
     began = time.perf_counter()
     training = start(model, params, torch.device("cuda"))
@@ -153,9 +158,7 @@ def races(train: Split, validation: Split, *_: Split) -> Found:
 
 def together(train: Split, validation: Split, members: int, **changes: Any) -> tuple[float, float]:
     """Milliseconds a step of a population (the first epoch left out), and seconds of its whole run."""
-    torch.backends.cuda.matmul.allow_tf32 = changes.get("precision") == "tf32"
-    changes |= {"precision": "float32"} if changes.get("precision") == "tf32" else {}
-    params = replace(PARAMS, **{"epochs": 3} | changes)
+    params = changed(**{"epochs": 3} | changes)
     models = [build(PRESETS["strong"], seed % 5) for seed in range(members)]
     weights = torch.logspace(-2, 1, members).tolist()
     began = time.perf_counter()
@@ -187,21 +190,12 @@ def evaluations(train: Split, validation: Split, test: Split) -> Found:
     list(fit(training, train, validation, params, AIM))
     model = training.model
     return {
-        "s, nll, k = 500, 10,000 images": seconds(lambda: bound.log_likelihood(model, test, "grey", 500, 0, 1.0)),
-        "s, fitted density, 10 classes": seconds(lambda: fit_density(model, train, "grey", 10, 0)),
+        name: machine.seconds(work, torch.device("cuda"), rounds=3)
+        for name, work in (
+            ("s, nll, k = 500, 10,000 images", lambda: bound.log_likelihood(model, test, "grey", 500, 0, 1.0)),
+            ("s, fitted density, 10 classes", lambda: fit_density(model, train, "grey", 10, 0)),
+        )
     }, {}
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """The median of three runs after a first."""
-    times = []
-    for _ in range(4):
-        machine.wait(torch.device("cuda"))
-        began = time.perf_counter()
-        work()
-        machine.wait(torch.device("cuda"))
-        times.append(time.perf_counter() - began)
-    return median(times[1:])
 
 
 if __name__ == "__main__":

@@ -44,7 +44,6 @@ WARMUP = 0.3  # share of the steps in which the rate and the KL weight of our la
 # After the 138 steps of --quick, this only detects a contender that does not learn.
 NOISE = {"article": 0.08, "strong": 0.04}
 NOISE_OF_QUICK = 0.08
-LARGEST_CHART = 100_000  # bytes
 BARS: results.Bars = {  # on 2 CPU cores
     "strong_ratio": (5.0, "least"),
     "article_ratio": (5.0, "least"),

@@ -14,6 +14,10 @@ class Answer(NamedTuple):
 Cvae = Callable[[str], Answer]
 
 
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def assert_refused(folder: Path, cvae: Cvae, words: str, reason: str) -> None:
     """The command ends with status 2 and the reason in one line, and changes no file."""
     before = sorted(folder.rglob("*"))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.splits import Split
 from pipeline.model.cvae import CVAE, Architecture, build
 from pipeline.model.density import Density
 
@@ -28,6 +29,11 @@ def density() -> Density:
     means[3] = torch.tensor([[-4.0, 0.0], [4.0, 2.0]])
     roots[3] = torch.tensor([[[1.0, 0.0], [0.5, 2.0]], [[0.5, 0.0], [-1.0, 0.3]]])
     return Density(weights, means, roots)
+
+
+def black_and_white(count: int, seed: int = 0) -> Split:
+    """Random images of black and of white pixels: grey, binary and thresholded ones are the same."""
+    return Split(255 * torch.randint(0, 2, (count, 1, 28, 28), generator=source(seed)).byte(), torch.arange(count) % 10)
 
 
 def source(seed: int = 0) -> torch.Generator:

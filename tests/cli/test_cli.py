@@ -6,17 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import Cvae, assert_refused
+from commands import Cvae, assert_refused, one_line
 from cost import cpu_seconds
 from imports import ROOT
 
 from pipeline.base.files import write_json
-from pipeline.base.paths import BEST, DOCTOR, METRICS, SPECTRUM, VALIDATION
+from pipeline.base.paths import METRICS, SPECTRUM
 from pipeline.cli.main import COMMANDS, STAGES
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -99,19 +95,10 @@ def test_a_weight_is_told_what_the_spectrum_expects_where_it_is_known(project: P
     assert_refused(project, cvae, "weight --like keras", "spectrum.json can't be read")
 
 
-def test_the_report_shows_the_headline_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae) -> None:
-    of_samples = {"class_accuracy": 0.98765, "diversity": 0.9, "frechet": 2.36, "coverage": 0.94}
-    fit = {"reconstruction": 68.7, "kl": 35.41, "elbo": -104.1, "nll": 99.37, "active_units": 15, "collapsed": True}
-    protocol = {"split": "validation", "images": 5000, "kl_weight": 0.2, "pixels": "grey", "nll_draws": 500}
-    figures = fit | dict.fromkeys(("prior", "fitted", "real"), of_samples) | {"protocol": protocol}
-    several = {"protocol": protocol | {"sample_sets": 3}, "standard_deviation": {"fitted": {"frechet": 0.123}}}
-    monkeypatch.chdir(tmp_path)
-    write_json(VALIDATION, figures | several)
-    write_json(METRICS, figures | {"protocol": protocol | {"split": "test", "images": 10_000}})
-    write_json(DOCTOR, {"verdict": "prior_hole"})
-    write_json(BEST, {"interval": [0.1, 0.25], "values": {"validation/fitted/frechet": 4.551}})
+def test_the_report_shows_the_headline_figures(reported: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae) -> None:
+    monkeypatch.chdir(reported)
     out = cvae("report").out
-    shown = ("prior", "fitted", "real", "0.9877", "99.37", "5,000 validation", "prior_hole", "0.25", "4.551")
+    shown = ("prior", "fitted", "real", "0.988 ±0.012", "99.37", "5,000 validation", "prior_hole", "0.25", "4.551")
     words = (*shown, "2.36 ±0.12", "3 sample sets", "COLLAPSED", "400 ÷ 500")
     assert [word for word in words if word not in one_line(out)] == []
     assert out.index("10,000 test") > max(map(out.index, shown)), "test comes last"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from bands import banded
-from commands import Cvae
+from commands import Cvae, one_line
 from PIL import Image
 from settings import model_params, objective_params
 from stores import forget
@@ -31,10 +31,6 @@ def add_data(project: Path) -> None:
 
 def add_judge(project: Path) -> None:
     save_judges(project / "models/judge.safetensors", Judges(build_judge(0), build_judge(0)), {})
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def test_the_doctor_measures_what_the_files_allow_and_names_what_is_missing(project: Path, cvae: Cvae) -> None:

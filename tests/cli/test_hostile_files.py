@@ -41,14 +41,6 @@ def test_a_report_of_something_else_is_refused_with_the_remedy(project: Path, cv
 
 
 @pytest.mark.parametrize("content", GARBAGE)
-def test_weights_of_something_else_are_refused_with_the_remedy(project: Path, cvae: Cvae, content: str) -> None:
-    (project / "models/cvae.safetensors").write_bytes(GARBAGE[content])
-    for words in ("sample 8", "doctor"):
-        status, _, said = cvae(words)
-        assert_one_line(status, said, "cvae.safetensors")
-
-
-@pytest.mark.parametrize("content", GARBAGE)
 def test_the_doctor_does_without_a_history_of_something_else(project: Path, cvae: Cvae, content: str) -> None:
     (project / "reports").mkdir()
     for name in ("models/run.json", "reports/history.csv"):

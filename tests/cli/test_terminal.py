@@ -7,57 +7,34 @@ import pytest
 from imports import ROOT
 from terminals import cvae_on_terminal, on_terminal
 
-from pipeline.base.files import write_json
-from pipeline.base.paths import BEST, DOCTOR, METRICS, VALIDATION
 
-
-@pytest.fixture
-def evaluated(tmp_path: Path) -> Path:
-    """A folder with the reports of an evaluation."""
-    of_samples = {"class_accuracy": 0.98765, "diversity": 0.9, "frechet": 2.36, "coverage": 0.94}
-    fit = {"reconstruction": 68.7, "kl": 35.41, "elbo": -104.1, "nll": 99.37, "active_units": 15, "collapsed": True}
-    protocol = {"split": "test", "images": 10_000, "kl_weight": 0.2, "pixels": "grey", "nll_draws": 500}
-    figures = fit | dict.fromkeys(("prior", "fitted", "real"), of_samples) | {"protocol": protocol}
-    several = protocol | {"split": "validation", "sample_sets": 3}
-    deviation = dict.fromkeys(("prior", "fitted", "real"), dict.fromkeys(of_samples, 0.0123))
-    write_json(tmp_path / VALIDATION, figures | {"protocol": several, "standard_deviation": deviation})
-    write_json(tmp_path / METRICS, figures)
-    write_json(tmp_path / DOCTOR, {"verdict": "prior_hole"})
-    write_json(tmp_path / BEST, {"interval": [0.1, 0.25], "values": {"validation/fitted/frechet": 4.551}})
-    return tmp_path
-
-
-def words_of(text: str) -> list[str]:
-    return text.split()
-
-
-def test_the_report_fits_80_columns_and_breaks_no_word(evaluated: Path) -> None:
-    wide, narrow = (cvae_on_terminal(evaluated, "report", columns) for columns in (200, 80))
+def test_the_report_fits_80_columns_and_breaks_no_word(reported: Path) -> None:
+    wide, narrow = (cvae_on_terminal(reported, "report", columns) for columns in (200, 80))
     assert wide.status == narrow.status == 0
     assert narrow.width <= 80 < wide.width
-    lines = {word for word in words_of(narrow.text) if "─" not in word}
-    assert lines == {word for word in words_of(wide.text) if "─" not in word}
+    lines = {word for word in narrow.text.split() if "─" not in word}
+    assert lines == {word for word in wide.text.split() if "─" not in word}
     assert "\x1b[31mCOLLAPSED" in narrow.written
 
 
-def test_no_color_is_respected(evaluated: Path) -> None:
-    screen = cvae_on_terminal(evaluated, "report", NO_COLOR="1")
+def test_no_color_is_respected(reported: Path) -> None:
+    screen = cvae_on_terminal(reported, "report", NO_COLOR="1")
     assert "COLLAPSED" in screen.text
     assert "\x1b[3" not in screen.written
 
 
 @pytest.mark.parametrize(("encoding", "spelling"), [("utf-8", "β"), ("latin-1", "beta"), ("ascii", "beta")])
-def test_a_terminal_without_greek_reads_beta(evaluated: Path, encoding: str, spelling: str) -> None:
-    screen = cvae_on_terminal(evaluated, "report", PYTHONIOENCODING=encoding)
+def test_a_terminal_without_greek_reads_beta(reported: Path, encoding: str, spelling: str) -> None:
+    screen = cvae_on_terminal(reported, "report", PYTHONIOENCODING=encoding)
     assert (screen.status, screen.width <= 80) == (0, True)
     assert f"any {spelling} from 0.1 to 0.25 does best" in screen.text
-    screen = cvae_on_terminal(evaluated, "weight --help", PYTHONIOENCODING=encoding)
+    screen = cvae_on_terminal(reported, "weight --help", PYTHONIOENCODING=encoding)
     assert screen.status == 0
     assert f"to {spelling}, or back" in screen.text
 
 
-def test_errors_are_red_and_in_one_line_in_any_encoding(evaluated: Path) -> None:
-    screen = cvae_on_terminal(evaluated, "weight --article β", PYTHONIOENCODING="ascii", LC_ALL="C.UTF-8")
+def test_errors_are_red_and_in_one_line_in_any_encoding(reported: Path) -> None:
+    screen = cvae_on_terminal(reported, "weight --article β", PYTHONIOENCODING="ascii", LC_ALL="C.UTF-8")
     assert screen.status == 2
     assert screen.written.startswith("\x1b[31merror:\x1b[0m ")
     assert screen.text.count("\n") == 1

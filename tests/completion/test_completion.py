@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from noise import source
+from latents import black_and_white, source
 from settings import train_params
 from torch import Tensor
 from torch.distributions import Normal
@@ -20,18 +19,12 @@ from pipeline.completion.views import condition, published_view, shares, trainin
 from pipeline.data.splits import Split
 from pipeline.measure import judge
 from pipeline.measure.bound import importance_weighted
-from pipeline.stages.saved import resume_training, save_training
 from pipeline.training.fit import fit, start
 from pipeline.training.objective import terms
 
 COUNT = 6
+IMAGES = black_and_white(COUNT)
 PARAMS = train_params(epochs=6, learning_rate=3e-3)
-
-
-def split(count: int = COUNT, seed: int = 0) -> Split:
-    """Binary images, so that drawn and thresholded pixels are the same."""
-    images = 255 * torch.randint(0, 2, (count, 1, 28, 28), generator=source(seed)).byte()
-    return Split(images, torch.arange(count) % 10)
 
 
 def shown(data: Split, number: int = 1, label: bool = False) -> tuple[Tensor, Tensor]:
@@ -98,7 +91,7 @@ def test_a_condition_tells_nothing_of_hidden_pixels() -> None:
 
 @pytest.mark.slow
 def test_the_bound_tightens_with_more_draws_to_the_exact_conditional_log_likelihood() -> None:
-    images, given = shown(split(), number=2)
+    images, given = shown(IMAGES, number=2)
     truth, many = exact(model(), images, given), torch.arange(COUNT).repeat(200)
     bounds = [float(whole_bound(model(), images[many], given[many], k, source()).mean()) for k in (1, 5, 50)]
     assert bounds[0] + 0.1 < bounds[1]
@@ -107,14 +100,14 @@ def test_the_bound_tightens_with_more_draws_to_the_exact_conditional_log_likelih
 
 
 def test_the_networks_likelihood_is_exact_for_any_k() -> None:
-    images, given = shown(split())
+    images, given = shown(IMAGES)
     network = model(0)
     with torch.no_grad():
         both = terms(network, images, given, torch.empty(COUNT, 0))
     assert not both.kl.any()
     for k in (1, 7):
         assert torch.allclose(whole_bound(network, images, given, k, source()), -both.reconstruction, rtol=1e-5)
-    nll = measure.negative_log_likelihood(network, split(), "thresholded", 1, label=False, draws=9, seed=0)
+    nll = measure.negative_log_likelihood(network, IMAGES, "thresholded", 1, label=False, draws=9, seed=0)
     assert nll.mean == pytest.approx(float(both.reconstruction.mean()), rel=1e-5)
     assert nll.error == pytest.approx(float(both.reconstruction.std()) / math.sqrt(COUNT), rel=1e-5)
 
@@ -122,7 +115,7 @@ def test_the_networks_likelihood_is_exact_for_any_k() -> None:
 @pytest.mark.parametrize("latent_size", [0, 3])
 def test_hidden_pixels_alone_give_the_bound_of_all_pixels(latent_size: int) -> None:
     """The fast form against the plain one, with the same noise, over more than one chunk of images."""
-    images, given = shown(split(60), number=2)
+    images, given = shown(black_and_white(60), number=2)
     plain = whole_bound(model(latent_size), images, given, 100, source())
     fast = log_likelihood(model(latent_size), images, given, 100, source()).log_likelihood
     assert torch.allclose(fast, plain, rtol=1e-5, atol=1e-3)
@@ -139,7 +132,7 @@ def test_fewer_images_keep_the_share_of_each_class() -> None:
 
 
 def test_the_prior_depends_on_the_condition_and_q_is_a_change_of_it() -> None:
-    ours, (images, given) = model(3), shown(split())
+    ours, (images, given) = model(3), shown(IMAGES)
     context = ours.context(given)
     p = ours.prior_parameters(context)
     assert torch.pdist(p.mu).min() > 0
@@ -150,18 +143,10 @@ def test_the_prior_depends_on_the_condition_and_q_is_a_change_of_it() -> None:
 
 
 @pytest.mark.parametrize("latent_size", [0, 2])
-def test_fit_trains_it_and_resumes_it_undisturbed(latent_size: int, tmp_path: Path) -> None:
-    data, view, path = split(120), training_view(0.25, 0.5), tmp_path / "unfinished.safetensors"
+def test_fit_trains_it(latent_size: int) -> None:
+    data, model = black_and_white(120), build(latent_size, 16, 0)
     data.images[:, :, :14] = 255  # something to learn
-    whole, first, second = (start(build(latent_size, 16, seed), PARAMS, torch.device("cpu")) for seed in (0, 0, 5))
-    *_, last = fit(whole, data, data, PARAMS, AIM, view)
-    records = fit(first, data, data, PARAMS, AIM, view)
-    early = next(records)
-    save_training(path, first, {})
-    resume_training(path, second)
-    list(fit(second, data, data, PARAMS, AIM, view))
-    for name, weight in whole.model.state_dict().items():
-        assert torch.equal(second.model.state_dict()[name], weight)
+    early, *_, last = fit(start(model, PARAMS, torch.device("cpu")), data, data, PARAMS, AIM, training_view(0.25, 0.5))
     assert last.figures["train/loss"] < 0.95 * early.figures["train/loss"]
     assert last.figures["validation/elbo"] > early.figures["validation/elbo"]
     assert (last.figures["train/kl"] > 0) == bool(latent_size)
@@ -189,12 +174,12 @@ def reader(answer: Callable[[Tensor], Tensor]) -> judge.Reader:
 
 
 def test_the_best_of_ten_beats_one_and_the_network_has_one_answer() -> None:
-    errors = measure.squared_errors(model(3), model(0), split(20), 1, seed=0)
+    errors = measure.squared_errors(model(3), model(0), black_and_white(20), 1, seed=0)
     assert errors.keys() == {"network", "cvae", "best_of_10"}
     assert 0 < errors["best_of_10"] < errors["cvae"] <= 588
-    alike = completion.sample(model(0), shown(split())[1], 3, source())
+    alike = completion.sample(model(0), shown(IMAGES)[1], 3, source())
     assert torch.equal(alike[0], alike[1])
-    images, given = shown(split(20))
+    images, given = shown(black_and_white(20))
     alone = (completion.sample(model(0), given, 1, source())[0] - images.flatten(1)).square().sum(1).mean()
     assert errors["network"] == pytest.approx(float(alone), rel=1e-5)
 
@@ -202,17 +187,17 @@ def test_the_best_of_ten_beats_one_and_the_network_has_one_answer() -> None:
 def test_diversity_counts_digits_and_is_nothing_where_all_agree() -> None:
     one = reader(lambda images: torch.full((len(images),), 7))
     each = reader(lambda images: torch.arange(10).repeat_interleave(len(images) // 10))
-    agreeing = measure.diversity(model(0), one, split(20), 1, seed=0)
+    agreeing = measure.diversity(model(0), one, black_and_white(20), 1, seed=0)
     assert agreeing["distance"] == pytest.approx(0, abs=1e-6)
     assert agreeing["digits"] == 1
-    assert measure.diversity(model(0), each, split(20), 1, seed=0)["digits"] == 10
-    assert measure.diversity(model(3), one, split(20), 1, seed=0)["distance"] > 0.001
+    assert measure.diversity(model(0), each, black_and_white(20), 1, seed=0)["digits"] == 10
+    assert measure.diversity(model(3), one, black_and_white(20), 1, seed=0)["distance"] > 0.001
 
 
 def test_every_condition_is_measured_and_fewer_hidden_pixels_cost_less() -> None:
     one, told = reader(lambda images: torch.zeros(len(images), dtype=torch.int64)), list[str]()
     params = measure.EvaluateCompletionParams(images=10, draws=7, seed=0)
-    found = measure.evaluate(model(2), model(0), one, split(12), params, lambda name, _: told.append(name))
+    found = measure.evaluate(model(2), model(0), one, black_and_white(12), params, lambda name, _: told.append(name))
     assert len(set(told)) == len(told) == 2 * 3 * 3
     assert all(0 < found[f"standard_error/{name}"] < found[name] for name in told)
     effective = {name: value for name, value in found.items() if name.startswith("effective_samples/")}
@@ -224,7 +209,7 @@ def test_every_condition_is_measured_and_fewer_hidden_pixels_cost_less() -> None
 
 
 def test_examples_show_the_first_image_of_each_digit() -> None:
-    data = split(20)
+    data = black_and_white(20)
     rows = measure.examples(model(2), model(0), data, 2, several=3, seed=0).view(10, 6, 28, 28)
     assert torch.equal(rows[:, 5], (data.images[:10, 0] > 0).float())
     assert torch.equal(rows[:, :, :, :14], rows[:, 5:, :, :14].expand(-1, 6, -1, -1))

@@ -1,7 +1,7 @@
 """Which pixels are visible, by chance or by name."""
 
 import torch
-from noise import source
+from latents import source
 
 from pipeline.completion import masks
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from noise import source
+from latents import source
 from settings import objective_params, train_params
 from torch import Tensor
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from latents import black_and_white
 from torch import Tensor, nn
 
 from pipeline.data.splits import Pixels, Split, to_unit
@@ -16,12 +17,7 @@ from pipeline.training import objective
 
 ONE = Architecture(1, (16,), (16,), "concat", encoder_sees_label=True)
 COUNT = 6
-
-
-def split(count: int = COUNT) -> Split:
-    """Black and white images: grey and binary pixels are the same."""
-    generator = torch.Generator().manual_seed(0)
-    return Split(255 * torch.randint(0, 2, (count, 1, 28, 28), generator=generator).byte(), torch.arange(count) % 10)
+IMAGES = black_and_white(COUNT)
 
 
 def greys(count: int) -> Split:
@@ -70,37 +66,37 @@ def log_likelihood(model: CVAE, split: Split, pixels: Pixels, k: int, seed: int,
 
 def averaged(k: int, repeats: int, ours: CVAE, kl_weight: float = 1.0) -> float:
     """The bound's mean over images and independent samples."""
-    many = split()[torch.arange(COUNT).repeat(repeats)]
+    many = IMAGES[torch.arange(COUNT).repeat(repeats)]
     return float(log_likelihood(ours, many, "grey", k, 0, kl_weight).mean())
 
 
 @pytest.mark.parametrize("name", prior.PRIORS)
 def test_the_bound_rises_with_k_and_stays_below_the_truth(name: prior.Name) -> None:
     ours = model(name)
-    truth = float(exact(ours, split()).mean())
+    truth = float(exact(ours, IMAGES).mean())
     values = [averaged(k, seeds, ours) for k, seeds in ((1, 1000), (3, 300), (10, 100), (500, 2))]
     steps = [later - earlier for earlier, later in zip(values, [*values[1:], truth], strict=True)]
     assert min(steps[:-1]) > 0.05
     assert steps[-1] > -0.05
-    estimate = log_likelihood(ours, split(), "grey", k=5000, seed=0)
-    assert (estimate - exact(ours, split())).abs().max() < 0.2
+    estimate = log_likelihood(ours, IMAGES, "grey", k=5000, seed=0)
+    assert (estimate - exact(ours, IMAGES)).abs().max() < 0.2
 
 
 def test_with_one_sample_it_is_the_evidence_lower_bound() -> None:
     """With the KL in closed form, as a mean over samples of z."""
-    many = split()[torch.arange(COUNT).repeat(4000)]
+    many = IMAGES[torch.arange(COUNT).repeat(4000)]
     noise = torch.randn(len(many), 1, generator=torch.Generator().manual_seed(8))
     with torch.no_grad():
         terms = objective.terms(model(), to_unit(many.images), many.labels, noise)
     lower = -(terms.reconstruction + terms.kl).view(-1, COUNT).mean(0)
     assert averaged(k=1, repeats=1000, ours=model()) == pytest.approx(float(lower.mean()), abs=0.3)
-    assert (lower < exact(model(), split())).all()
+    assert (lower < exact(model(), IMAGES)).all()
 
 
 def test_where_q_is_the_true_posterior_one_sample_is_enough() -> None:
     ours = ignoring_z()
     for k in (1, 7):
-        assert torch.allclose(log_likelihood(ours, split(), "grey", k, 0).double(), exact(ours, split()))
+        assert torch.allclose(log_likelihood(ours, IMAGES, "grey", k, 0).double(), exact(ours, IMAGES))
 
 
 class Linear(Model):
@@ -173,11 +169,11 @@ def test_the_bound_meets_the_exact_log_likelihood_at_every_kl_weight(beta: float
 @pytest.mark.parametrize("kl_weight", [0.0, 0.1, 0.5, 3.0])
 def test_any_proposal_gives_a_bound(kl_weight: float) -> None:
     """p(x) is the mean of the estimates of p(x), so that their logarithms are lower in the mean."""
-    truth = exact(model(), split())
+    truth = exact(model(), IMAGES)
     values = [averaged(k, seeds, model(), kl_weight) for k, seeds in ((1, 1000), (10, 100), (200, 30))]
     assert values[0] + 0.05 < values[1] < values[2] + 0.05
     assert values[2] < float(truth.mean()) + 0.05
-    one = log_likelihood(model(), split()[torch.arange(COUNT).repeat(20_000)], "grey", 1, 0, kl_weight)
+    one = log_likelihood(model(), IMAGES[torch.arange(COUNT).repeat(20_000)], "grey", 1, 0, kl_weight)
     assert (one.double().view(-1, COUNT).logsumexp(0) - math.log(20_000) - truth).abs().max() < 0.2
 
 

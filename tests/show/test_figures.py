@@ -191,21 +191,6 @@ def test_text_and_lines_can_be_read_on_white(colour: str, least: float) -> None:
     assert 1.05 / (linear(colour) @ [0.2126, 0.7152, 0.0722] + 0.05) >= least
 
 
-# What is left for people without one kind of cones, in linear light (Machado 2009): red, green, blue.
-BLIND = {
-    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-}
-
-
-@pytest.mark.parametrize("kind", BLIND)
-def test_colour_blind_people_tell_samplers_apart(kind: str) -> None:
-    seen = [np.clip(BLIND[kind] @ linear(colour), 0, 1) ** (1 / 2.2) for colour in SAMPLER_COLOURS.values()]
-    for one, other in itertools.combinations(seen, 2):
-        assert np.linalg.norm(one - other) > 0.35  # white to black: 1.73
-
-
 PLAIN = """
 from pathlib import Path
 import numpy as np

@@ -273,15 +273,6 @@ def test_each_trial_is_a_run_below_the_studys_under_the_names_of_a_training(proj
         assert {f"metrics.{name}" for name in epochs if "/" in name and not name.startswith("time/")} <= run.keys()
 
 
-def test_git_sees_no_weights_even_without_dvcs_ignore_files(project: Project, tmp_path: Path) -> None:
-    project = project.copy(tmp_path / "copy")
-    for path in project.folder.rglob("*/.gitignore"):
-        if ".dvc" not in path.parts:
-            path.unlink()
-    listed = project.run("git", "status", "--porcelain", "--untracked-files=all")
-    assert not re.search("safetensors|mlflow|optuna", listed)
-
-
 # Again, back again, elsewhere
 
 

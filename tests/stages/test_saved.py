@@ -134,22 +134,19 @@ def test_a_checkpoint_that_is_none_is_put_aside_and_changes_nothing(
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("content", ["", "null", "[]", "{}", "[" * 100_000, '{"run_id": 1, "tracking_uri": ""}', "\0"])
-def test_a_pointer_to_a_run_that_is_none_is_refused_with_the_remedy(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "run.json"
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"run\.json.*dvc repro train`$") as caught:
-        files.load_pointer(path)
-    assert "\n" not in str(caught.value)
+POINTERS = ("", "null", "[]", "{}", "[" * 100_000, '{"run_id": 1, "tracking_uri": ""}', "\0")
+HISTORIES = ("", "epoch,kl\n", "\0\0", "<html>", 'epoch,kl\n1,"a\nb"', "epoch\n1,2\n1,2,3\n")
 
 
-@pytest.mark.parametrize("content", ["", "epoch,kl\n", "\0\0", "<html>", 'epoch,kl\n1,"a\nb"', "epoch\n1,2\n1,2,3\n"])
-def test_a_history_that_is_none_is_refused_with_the_remedy(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "history.csv"
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"history\.csv.*dvc repro train`$") as caught:
-        files.load_history(path)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(("load", "contents"), [(files.load_pointer, POINTERS), (files.load_history, HISTORIES)])
+def test_a_pointer_or_a_history_that_is_none_is_refused_with_the_remedy(
+    tmp_path: Path, load: Callable[[Path], Any], contents: tuple[str, ...]
+) -> None:
+    for content in contents:
+        (tmp_path / "report").write_text(content)
+        with pytest.raises(UserError, match=r"report.*dvc repro train`$") as caught:
+            load(tmp_path / "report")
+        assert "\n" not in str(caught.value)
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -107,6 +107,16 @@ def sqlite_path(url: str) -> Path | None:
     return Path(url.removeprefix("sqlite:///").partition("?")[0]) if url.startswith("sqlite:///") else None
 
 
+def identity(url: str) -> tuple[int, int] | None:
+    """Which file a SQLite address names now; None if none. Programs go on writing into a file that was deleted."""
+    path = sqlite_path(url)
+    try:
+        found = path and path.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found else None
+
+
 def shown(url: str) -> str:
     """A database's address without user, password and options: what messages and files may hold."""
     return url if sqlite_path(url) else re.sub(r"//.*@", "//", url, flags=re.DOTALL).partition("?")[0]

@@ -21,7 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import for_reading, home, shown, sqlite_path
+from pipeline.base.files import for_reading, home, identity, shown, sqlite_path
 from pipeline.base.paths import WORKERS
 from pipeline.study import storage
 from pipeline.study.found import SEED, Found, counts, of_seeds
@@ -77,13 +77,18 @@ class Study(Found):
         self.inner, self.database, self.setting = inner, database, setting
         self.name = inner.study_name
         self._url, self._root = url, home(root)
+        self._file = identity(url)
         self._pictures = FileSystemArtifactStore(self._root / ARTIFACTS)
         self._worker = ""
         self._live: set[int] = set()  # ids of the trials in training here
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """While it holds, no other process asks for trials or puts any back."""
+        """While it holds, no other process asks for trials or puts any back. UserError: the file was deleted."""
+        if identity(self._url) != self._file:
+            raise UserError(
+                f"{shown(self._url)} was deleted or replaced during the study: what it held is lost, start again"
+            )
         with storage.turn(self._url), quiet():
             yield
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.base.files import address, home, shown, sqlite_path
+from pipeline.base.files import address, home, identity, shown, sqlite_path
 from pipeline.tracking.journal import OUTBOX, Journal, Record, waiting
 from pipeline.tracking.local import check, connect, reason, tracking_uri, within
 from pipeline.tracking.records import SEND, Delivery, Target
@@ -54,6 +54,8 @@ class Outbox:
         self.folder = home(root) / OUTBOX
         self.address = address(uri, root)
         self._is_local = sqlite_path(uri) is not None
+        self._file: tuple[int, int] | None = None  # the SQLite file that `client` writes
+        self._opened: dict[str, Line] = {}  # the first records of open runs, by their keys
         self._began = time.monotonic()
         self._refused: set[str] = set()  # names of runs of which a record was refused
         self._changed = threading.Condition()  # guards all below
@@ -147,7 +149,7 @@ class Outbox:
                 line = self._records[0]
             failure: Exception | None = None
             try:
-                self.client = self.client or connect(self.uri)
+                self._connect()
                 self._within(self._deadline(line), self._send, line)
             except Exception as error:
                 failure = error
@@ -164,11 +166,26 @@ class Outbox:
                     line.again = True
                     self._pause(failure)
 
+    def _connect(self) -> None:
+        if self.client is not None and identity(self.uri) != self._file:
+            console.warn(f"{shown(self.uri)} was deleted or replaced: what it held is lost, a new run takes the rest")
+            self.client._tracking_client.store.engine.dispose()  # or it would write into the deleted file
+            self.client = None
+        if self.client is None:
+            self.client, opened = connect(self.uri), self._file is not None
+            self._file = identity(self.uri)
+            for line in self._opened.values() if opened else ():
+                self._send(line)
+
     def _send(self, line: Line) -> None:
         target, record = line.target, line.record
         if not target.experiment_id and record["do"] != "open":
             target.know(self.client.get_run(target.run_id))
         SEND[record["do"]](Delivery(self.client, target, record, line.journal.files, line.again))
+        if record["do"] == "open":
+            self._opened[target.key] = line
+        elif record["do"] == "end":
+            self._opened.pop(target.key, None)
 
     def _deadline(self, line: Line) -> float:
         return CALL_SECONDS + line.record.get("bytes", 0) / BYTES_PER_SECOND

@@ -90,3 +90,12 @@ def test_another_space_under_the_same_name_is_refused(tmp_path: Path) -> None:
     opened(tmp_path, having(study="mine", trials=99))
     with refused("the study 'mine' has another space, other data or another model"):
         opened(tmp_path, having(study="mine", kl_weight=(0.5, 2.0)))
+
+
+def test_a_study_whose_database_is_deleted_ends_in_one_line(tmp_path: Path) -> None:
+    found = opened(tmp_path)
+    for suffix in ("", "-wal", "-shm"):
+        (tmp_path / f"optuna.db{suffix}").unlink(missing_ok=True)
+    with refused("optuna.db was deleted or replaced during the study: what it held is lost, start again"):
+        found.ask(1)
+    assert not (tmp_path / "optuna.db").exists()

@@ -138,6 +138,22 @@ def test_a_file_that_is_no_outbox_stops_nothing(root: Path, content: str) -> Non
     assert kept(run).info.status == "FINISHED"
 
 
+def test_a_database_that_is_deleted_during_a_run_is_reported_and_a_new_one_takes_the_rest(
+    root: Path, warnings: list[str]
+) -> None:
+    with runs.start("train", "e", params={"epochs": 3}, root=root) as run:
+        run.metrics({"kl": 1.0}, step=1)
+        assert run._outbox.flush() == 0
+        for suffix in ("", "-wal", "-shm"):
+            (root / f"mlflow.db{suffix}").unlink(missing_ok=True)
+        run.metrics({"kl": 2.0}, step=2)
+    assert ["was deleted or replaced: what it held is lost" in warning for warning in warnings] == [True]
+    forget()
+    assert kept(run).info.status == "FINISHED"
+    assert history(run, "kl") == [(2, 2.0)]
+    assert outbox_files(root) == []
+
+
 def test_an_artifact_that_cannot_be_written_holds_nothing_up(
     root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,12 +21,18 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
+_signals: list[int] = []  # that have come, to end this process
+
+
 def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
     """Runs a program and exits: with 0, with 2 and one line for a UserError, with 130 for Ctrl-C, 143 for SIGTERM.
 
     timed: whether it says at its end how long it took.
     """
+    _signals.clear()
     signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _terminated)
     terminal.spell_out()
     sys.unraisablehook = _not_raised
     if "DVC_STAGE" in os.environ:
@@ -36,22 +42,25 @@ def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
         if timed:
             say_seconds(Path(sys.argv[0]).stem)
         sys.stdout.flush()
-    except UserError as error:
-        sys.stdout.flush()
-        print(f"{terminal.painted('error:', 'red', sys.stderr)} {hide(str(error))}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt as stop:
-        print("\ninterrupted: complete results are kept", file=sys.stderr)
-        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
-    except (OSError, MemoryError, RuntimeError) as error:
+        _interrupted(stop.args[0] if stop.args else signal.SIGINT)
+    except Exception as error:
+        if _signals:  # a library made another error of it: numpy's comparisons do
+            _interrupted(_signals[-1])
         if isinstance(error, BrokenPipeError):  # the program that reads our output has ended
             sys.stderr.close()
             sys.exit(141)
-        if (words := _of_the_machine(error)) is None:
+        if (words := str(error) if isinstance(error, UserError) else _of_the_machine(error)) is None:
             raise
+        sys.stdout.flush()
         print(f"{terminal.painted('error:', 'red', sys.stderr)} {hide(words)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
+
+
+def _interrupted(number: int) -> NoReturn:
+    print("\ninterrupted: complete results are kept", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def _not_raised(what: "sys.UnraisableHookArgs") -> None:
@@ -97,6 +106,7 @@ def _of_the_machine(error: Exception) -> str | None:
 
 def _terminated(number: int, _frame: object) -> NoReturn:
     """Ends the program like Ctrl-C, so that it finishes what is open."""
+    _signals.append(number)
     raise KeyboardInterrupt(number)
 
 

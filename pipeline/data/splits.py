@@ -59,7 +59,8 @@ def split(images: np.ndarray, labels: np.ndarray, validation_size: int, seed: in
     if (np.bincount(labels) == 1).any():
         raise UserError("a digit with a single training image can't be split: give each digit at least two")
     for digit in np.unique(labels):
-        if len(np.unique(images[labels == digit], axis=0)) == 1:
+        of_digit = images[labels == digit]
+        if (of_digit == of_digit[0]).all():
             raise UserError(f"all training images of digit {digit} are the same: they must be data of another kind")
     rows = np.arange(len(labels))
     train, validation = train_test_split(rows, test_size=validation_size, random_state=seed, stratify=labels)

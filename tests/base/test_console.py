@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -115,6 +116,21 @@ def test_a_signal_that_comes_where_nothing_can_be_raised_still_ends_the_program(
     with program("os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.1)", tmp_path) as started:
         assert started.communicate(timeout=60)[1] == "\ninterrupted: complete results are kept\n"
     assert started.returncode == 143
+
+
+def test_a_signal_that_a_library_turns_into_another_error_ends_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    """numpy's comparisons of structured arrays do so."""
+
+    def main() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise TypeError("Cannot compare structured arrays") from None
+
+    with pytest.raises(SystemExit) as end:
+        console.run(main)
+    assert (end.value.code, capsys.readouterr().err) == (143, "\ninterrupted: complete results are kept\n")
 
 
 def test_a_stage_of_a_dvc_that_was_killed_ends(tmp_path: Path) -> None:

@@ -47,9 +47,9 @@ def train(setting: Setting, rounds: int, kept: Path) -> pd.DataFrame:
     trials = [{"kl_weight": weight} for weight in WEIGHTS]
     for seed in range(table["seed"].max() + 1 if len(table) else 0, rounds):
         rows = [
-            {"trial": found.member, "seed": seed, **trials[found.member], **found.figures}
+            {"trial": found.member, "seed": seed, **trials[found.member], **found.fitted.figures}
             for found in train_together(setting, trials, seed, split[:IMAGES], evaluator)
-            if found.figures
+            if found.fitted
         ]
         table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
         kept.parent.mkdir(parents=True, exist_ok=True)

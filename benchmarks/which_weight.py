@@ -37,8 +37,8 @@ def sigma_vae(seeds: int) -> str:
         for found in train_together(setting, [{"kl_weight": 1.0}], seed, train, evaluator):
             if found.failed:
                 raise SystemExit(f"seed {seed} diverged")
-            if found.figures:
-                rows.append({"trial": 0, "seed": seed, "kl_weight": 1.0, **found.figures})
+            if found.fitted:
+                rows.append({"trial": 0, "seed": seed, "kl_weight": 1.0, **found.fitted.figures})
     means = summary(pd.DataFrame(rows), setting).to_dict("records")[0]
     cells = [plus_minus(means[f"validation/{name}"], means[f"validation/{name}_error"]) for name in COLUMNS]
     return markdown(["", "seeds", *COLUMNS], [["σ-VAE", str(len(rows)), *cells]])

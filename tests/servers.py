@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.tracking import server
 
@@ -22,9 +23,10 @@ def free_port() -> int:
 
 @dataclass
 class Tracking:
-    """An MLflow server with one worker, on a SQLite file in `folder`."""
+    """An MLflow server with one worker, on a SQLite file in `folder`, unless its environment says otherwise."""
 
     folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     process: "subprocess.Popen[bytes] | None" = None
 
@@ -34,9 +36,12 @@ class Tracking:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self.folder / "kept")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment = os.environ | {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self.folder}/mlflow.db",
+            "MLFLOW_ARTIFACTS_DESTINATION": str(self.folder / "kept"),
+        }
+        environment = environment | self.environment
         environment.pop("MLFLOW_TRACKING_URI", None)
         with open(self.folder / "server.log", "a") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -46,6 +51,26 @@ class Tracking:
         if self.process is not None:
             server.end(self.process)
             self.process = None
+
+
+@contextmanager
+def s3(bucket: str, key: str) -> Iterator[tuple[dict[str, str], Any]]:
+    """A server of S3 with a bucket: the environment that names it, and boto3's client of it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    running = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    running.start()
+    try:
+        address = "http://{}:{}".format(*running.get_host_and_port())
+        names = {"AWS_ACCESS_KEY_ID": "cvae", "AWS_SECRET_ACCESS_KEY": key, "AWS_DEFAULT_REGION": "us-east-1"}
+        client = boto3.client(
+            "s3", endpoint_url=address, region_name="us-east-1", aws_access_key_id="cvae", aws_secret_access_key=key
+        )
+        client.create_bucket(Bucket=bucket)
+        yield names | {"AWS_ENDPOINT_URL": address}, client
+    finally:
+        running.stop()
 
 
 @contextmanager

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # torch.compile and friends stand in one file; a tracker in one room; a params library wherever params are declared.
 ONE_ROOM = {"mlflow": "tracking", "optuna": "study", "typer": "cli", "matplotlib": "show", "torchvision": "data"}
+ONE_ROOM |= {"distributed": "study", "grpc": "study"}
 BARE = {"torch", "numpy", "pandas", "sklearn", "safetensors", "pydantic", "threadpoolctl"}
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_STAGE = 400, 60, 60  # lines; a stage is a module of stages/ with a `main`
 

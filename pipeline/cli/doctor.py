@@ -47,16 +47,25 @@ class Gathered(NamedTuple):
 
 def doctor(
     run: Annotated[str, typer.Argument(metavar="RUN", help="a .safetensors, or runs:/RUN_ID of MLflow")] = str(MODEL),
+    services: Annotated[bool, typer.Option("--services", help="check MLflow, Optuna and DVC's remote instead")] = False,
 ) -> None:
     """Say what is wrong with a model, and what to change.
 
     A model is measured on validation. Of an evaluated run the recorded figures are read.
+    With --services it says what is wrong with the servers that the environment names, and exits with 2 if anything is.
 
     \b
     cvae doctor
     cvae doctor models/other.safetensors
     cvae doctor runs:/RUN_ID
+    cvae doctor --services
     """
+    if services:
+        from pipeline.cli.services import services as check
+
+        if not check():
+            raise typer.Exit(2)
+        return
     gathered = of_run(run) if run.startswith("runs:/") else of_file(Path(run))
 
     from pipeline.measure.doctor import diagnose

@@ -61,7 +61,6 @@ STAGES = {
     "evaluate": "Measure the CVAE on test, into reports/.",
     "train_completion": "Train the completion model.",
     "evaluate_completion": "Measure completions on test, into reports/.",
-    "tune": "Run the study until tune.trials have finished.",
 }  # those of dvc.yaml, for one stage without DVC
 COMMANDS: dict[str, Callable[..., None]] = {
     "try": values.experiment,
@@ -78,6 +77,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "curve": curve.curve,
     "explore": explore.explore,
     "export": export.export,
+    "tune": study.tune,
     "study": study.study,
     "promote": study.promote,
     "doctor": doctor.doctor,

@@ -1,4 +1,4 @@
-"""`cvae study` says which weight is right for what; `cvae promote` writes it into params.yaml."""
+"""`cvae tune` runs the study, `cvae study` says which weight is right for what, `cvae promote` writes that one down."""
 
 import json
 from collections.abc import Mapping
@@ -13,6 +13,22 @@ from pipeline.base.paths import JUDGE, PREPARED, PUBLISHED
 
 if TYPE_CHECKING:
     from pipeline.study.space import Setting
+
+
+def tune(
+    dask: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="a Dask scheduler, such as tcp://HOST:8786, whose workers train")
+    ] = "",
+) -> None:
+    """Run the study until tune.trials have finished.
+
+    Any number of processes and machines may do so at once, where OPTUNA_STORAGE names one database for all. With
+    --dask this process asks and tells alone, and the cluster's workers train (docs/machines.md).
+    """
+    from pipeline.stages.tune import main
+
+    main(dask)
+    console.say_seconds("tune")
 
 
 def study(

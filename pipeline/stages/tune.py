@@ -14,23 +14,25 @@ from pipeline.stages.study.files import export, read_bench, read_setting
 from pipeline.stages.study.progress import Progress
 from pipeline.stages.study.records import Records, study_run
 from pipeline.stages.study.words import sentences
+from pipeline.study import cluster
 from pipeline.study.queue import open_study
 from pipeline.study.search import search
 from pipeline.tracking import runs as tracking
 
 
-def main() -> None:
+def main(dask: str = "") -> None:
+    """dask: the address of a Dask scheduler, whose workers train; without it, this process trains."""
     setting, experiment = read_setting(), load(tracking.TrackingParams, "tracking").experiment
-    (train, evaluator), trials = read_bench(setting), setting.tune.trials
+    (train, evaluator), trials = read_bench(setting, "cpu" if dask else setting.train.device), setting.tune.trials
     real = evaluator.ceiling()  # raises UserError where the split is too small, before anything is made
     study = open_study(setting, Path(), create=True)
-    print(f"study {study.name}: {study.done()} of {trials} trials done, on {train.labels.device}", flush=True)
+    print(f"study {study.name}: {study.done()} of {trials} trials done, on {dask or train.labels.device}", flush=True)
     progress = Progress(study)
     with (
         study_run(study, experiment) as parent,
         ExitStack() as runs,
         console.bar("tune", progress.total, progress.done()) as bar,
-        closing(search(study, train, evaluator)) as events,
+        closing(cluster.search(study, train, evaluator, dask) if dask else search(study, train, evaluator)) as events,
     ):
         records = Records(study, experiment, parent, runs)
         try:

@@ -10,12 +10,11 @@ import optuna
 import pandas as pd
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.artifacts.exceptions import ArtifactNotFound
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.base.errors import UserError
 from pipeline.study.space import Setting, full_names
-from pipeline.study.storage import quiet
+from pipeline.study.storage import Storage, quiet
 from pipeline.study.uses import answers, main_answer, summary
 
 SEED = "figures of seed "  # before the seed: a trial's attributes with the figures of each of its trainings
@@ -41,7 +40,7 @@ class Found:
     """A study in its database, to be read."""
 
     inner: optuna.Study
-    database: RDBStorage
+    database: Storage
     setting: Setting
     name: str
     _pictures: FileSystemArtifactStore

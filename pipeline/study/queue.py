@@ -16,7 +16,7 @@ import numpy as np
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.storages import fail_stale_trials
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -26,7 +26,7 @@ from pipeline.base.paths import WORKERS
 from pipeline.study import storage
 from pipeline.study.found import SEED, Found, counts, of_seeds
 from pipeline.study.space import Setting, same, widest_gap
-from pipeline.study.storage import NoStudy, quiet
+from pipeline.study.storage import NoStudy, Storage, quiet
 
 ARTIFACTS = "optuna_artifacts"  # the trials' pictures, where optuna-dashboard looks for them
 MOST_RETRIES = 5  # of a weight that people ask about, whose process was killed each time
@@ -73,7 +73,7 @@ class Candidate:
 class Study(Found):
     """A study in its database; `open_study` makes one."""
 
-    def __init__(self, inner: optuna.Study, database: RDBStorage, setting: Setting, url: str, root: Path) -> None:
+    def __init__(self, inner: optuna.Study, database: Storage, setting: Setting, url: str, root: Path) -> None:
         self.inner, self.database, self.setting = inner, database, setting
         self.name = inner.study_name
         self._url, self._root = url, home(root)
@@ -216,7 +216,7 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
             return Study(_find_or_make(setting, database, create), database, setting, url, root)
 
 
-def _find_or_make(setting: Setting, database: RDBStorage, create: bool) -> optuna.Study:
+def _find_or_make(setting: Setting, database: Storage, create: bool) -> optuna.Study:
     name = setting.name()
     try:
         study = optuna.load_study(study_name=name, storage=database)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -34,14 +34,16 @@ class Began:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of one trial with one seed; figures, density: what was measured and fitted after the last one."""
+    """One epoch of one trial with one seed. fitted: its figures, model and density, after the last one."""
 
     candidate: Candidate
     seed: int
     record: Record
-    figures: dict[str, float]
-    model: CVAE
-    density: Density | None
+    fitted: "Fitted | None"
+
+    @property
+    def figures(self) -> dict[str, float]:
+        return self.fitted.figures if self.fitted else {}
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,15 @@ def search(study: Study, train: Split, evaluator: Evaluator) -> Generator[Event,
             if not batch:
                 time.sleep(WAIT_SECONDS)
             yield from map(Began, batch)
-            yield from _race(study, batch, train, evaluator)
+            for step in race(study, batch):
+                if isinstance(step, Round):
+                    step.trained = train_together(setting, step.trials, step.seed, train, evaluator)
+                else:
+                    yield step
 
 
-def batch_size(setting: Setting, device: torch.device) -> int:
-    """How many trials train at once: tune.population, or what fits the device, but at most half of the study.
+def batch_size(setting: Setting, device: torch.device, devices: int = 1) -> int:
+    """How many trials a device trains at once: tune.population, or what fits, but together at most half of the study.
 
     Trials that are asked for at once can't learn from each other. Those that are asked for first come together.
     """
@@ -85,10 +91,19 @@ def batch_size(setting: Setting, device: torch.device) -> int:
         return tune.population
     half = max(8, math.ceil(tune.trials / 2))
     latents = setting.train.batch_size * setting.aim.draws  # that a member decodes at once
-    return min(half, population.auto_size(device, setting.architecture, latents))
+    return min(math.ceil(half / devices), population.auto_size(device, setting.architecture, latents))
 
 
-def _race(study: Study, batch: list[Candidate], train: Split, evaluator: Evaluator) -> Iterator[Event]:
+@dataclass(eq=False)
+class Round:
+    """A population to train with one seed. Whoever trains it puts the result into `trained` before the race goes on."""
+
+    trials: list[dict[str, Any]]
+    seed: int
+    trained: "Iterable[Trained]" = ()
+
+
+def race(study: Study, batch: list[Candidate]) -> Iterator[Event | Round]:
     """Trains all with the first seed, then with one seed more those about which it could decide something.
 
     Every training has all epochs: after the first one, weights that learn at different paces can't be compared.
@@ -112,20 +127,26 @@ def _race(study: Study, batch: list[Candidate], train: Split, evaluator: Evaluat
             if first == seed:
                 members.setdefault(study.setting.shape(candidate.trial.params), []).append(candidate)
         for stack in members.values():  # members of a population have one architecture
-            failed = yield from _train(study, stack, seed, train, evaluator)
+            failed = yield from _train(study, stack, seed)
             racing = [candidate for candidate in racing if candidate not in failed]
 
 
+class Fitted(NamedTuple):
+    """A training's end: its figures on validation, and what sampled for them."""
+
+    figures: dict[str, float]
+    model: CVAE
+    density: Density
+
+
 class Trained(NamedTuple):
-    """One epoch of one member. figures, density: after the last one, unless it failed: diverged, can't be measured."""
+    """One epoch of one member. fitted: after the last one, unless it failed: diverged, can't be measured."""
 
     member: int
     record: Record
-    model: CVAE
     seconds: float
     failed: bool
-    figures: dict[str, float]
-    density: Density | None
+    fitted: Fitted | None
 
 
 def train_together(
@@ -144,25 +165,25 @@ def train_together(
     for records in population.fit(members, train, evaluator.split, params, setting.aim):
         last = members.epoch == params.epochs
         for member, record in records.items():
-            model = members.model(member).eval().requires_grad_(requires_grad=False)
-            began = time.perf_counter()
-            measured = _measure(setting, evaluator, model, weights[member]) if last and not record.diverged else None
+            began, fitted = time.perf_counter(), None
+            if last and not record.diverged:
+                model = members.model(member).eval().requires_grad_(requires_grad=False)
+                measured = _measure(setting, evaluator, model, weights[member])
+                if measured:
+                    figures = {name: record.figures[name] for name in OF_FIT} | measured[0]
+                    fitted = Fitted(figures, model, measured[1])
             seconds = record.figures["time/seconds"] / len(records) + time.perf_counter() - began
-            figures, density = measured or ({}, None)
-            if measured:
-                figures = {name: record.figures[name] for name in OF_FIT} | figures
-            failed = record.diverged or (last and measured is None)
+            failed = record.diverged or (last and fitted is None)
             if failed:
                 members.drop([member])
-            yield Trained(member, record, model, seconds, failed, figures, density)
+            yield Trained(member, record, seconds, failed, fitted)
 
 
-def _train(
-    study: Study, stack: list[Candidate], seed: int, train: Split, evaluator: Evaluator
-) -> Generator[Event, None, list[Candidate]]:
-    """Trains candidates of one architecture, and keeps their figures in their trials. Returns those that failed."""
+def _train(study: Study, stack: list[Candidate], seed: int) -> Generator[Event | Round, None, list[Candidate]]:
+    """Has candidates of one architecture trained, keeps their figures in their trials, returns those that failed."""
     failed: list[Candidate] = []
-    for found in train_together(study.setting, [candidate.trial.params for candidate in stack], seed, train, evaluator):
+    yield (order := Round([candidate.trial.params for candidate in stack], seed))
+    for found in order.trained:
         candidate = stack[found.member]
         candidate.seconds += found.seconds
         candidate.epochs = found.record.epoch
@@ -170,12 +191,12 @@ def _train(
             failed.append(candidate)
             yield _end(study, candidate, "FAIL")
             continue
-        if found.figures:
-            candidate.keep(seed, found.figures)
-            if found.density is not None and len(candidate.seeds) == 1:
-                candidate.strip = strip(found.model, found.density)
+        if found.fitted:
+            candidate.keep(seed, found.fitted.figures)
+            if len(candidate.seeds) == 1:
+                candidate.strip = strip(found.fitted.model, found.fitted.density)
                 study.keep_strip(candidate, candidate.strip)
-        yield Epoch(candidate, seed, found.record, found.figures, found.model, found.density)
+        yield Epoch(candidate, seed, found.record, found.fitted)
     return failed
 
 

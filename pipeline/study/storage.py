@@ -25,14 +25,19 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import home, shown, sqlite_path
+from pipeline.base.files import for_reading, home, shown, sqlite_path
 from pipeline.base.params import digest
+from pipeline.base.services import remedy
+from pipeline.study.proxy import SCHEME, Proxy
+from pipeline.study.proxy import turn as turn_of
 
 DATABASE = "optuna.db"
 HEARTBEAT_SECONDS = 60
 GRACE_SECONDS = 120  # a trial whose last heartbeat is older is taken for dead
 PATIENCE_SECONDS = 60  # how long we wait while another process locks a SQLite file
-ANSWER_SECONDS = 10  # how long we wait for a PostgreSQL server to answer
+ANSWER_SECONDS = 10  # how long we wait for a server to answer
+
+Storage = RDBStorage | Proxy
 
 
 class NoStudy(UserError):
@@ -42,7 +47,7 @@ class NoStudy(UserError):
 def storage_url(root: Path, environment: Mapping[str, str] = os.environ) -> str:
     """OPTUNA_STORAGE, or else the SQLite file optuna.db in the user's project folder; SQLite paths are absolute.
 
-    Raises UserError for another kind of database: heartbeats need SQLite or PostgreSQL.
+    Raises UserError for another kind of database: heartbeats need SQLite, PostgreSQL or our use of Optuna's proxy.
     """
     url = environment.get("OPTUNA_STORAGE") or f"sqlite:///{DATABASE}"
     if url.startswith("sqlite:///"):
@@ -53,14 +58,20 @@ def storage_url(root: Path, environment: Mapping[str, str] = os.environ) -> str:
             if "@" in (parsed.host or ""):  # the rest of a password would be looked up as a host name
                 raise UserError(f"OPTUNA_STORAGE {shown(url)}: write an @ in the password as %40")
             return parsed.render_as_string(hide_password=False)
-    raise UserError(f"OPTUNA_STORAGE {shown(url)} is not sqlite:///FILE or postgresql://USER@HOST/DATABASE")
+    if re.fullmatch(rf"{SCHEME}[\w.-]+(:\d{{1,5}})?/?", url):
+        return url
+    raise UserError(
+        f"OPTUNA_STORAGE {shown(url)} is not sqlite:///FILE, postgresql://USER@HOST/DATABASE or {SCHEME}HOST:PORT"
+    )
 
 
-def open_storage(url: str, retry: Callable[[optuna.Study, FrozenTrial], None]) -> RDBStorage:
+def open_storage(url: str, retry: Callable[[optuna.Study, FrozenTrial], None]) -> Storage:
     """Optuna's storage at `url`, whose tables are made where there are none. Call it inside `turn` and `one_line`.
 
     `retry` is called for each trial whose heartbeats have stopped.
     """
+    if url.startswith(SCHEME):
+        return _proxy(url, retry)
     path = sqlite_path(url)
     if path is not None and not (path.exists() and path.stat().st_size):
         for leftover in ("-wal", "-shm"):  # of a deleted database: SQLite would replay them into the new one
@@ -85,11 +96,26 @@ def has_studies(url: str) -> bool:
     path = sqlite_path(url)
     if path is not None and not path.exists():
         return False
+    if url.startswith(SCHEME):
+        return True  # the proxy has made them
     with _connected(url) as connection:
         tables = set(sqlalchemy.inspect(connection).get_table_names())
     if "experiments" in tables and "studies" not in tables:  # see optuna/optuna#2866
         raise UserError(f"{shown(url)} is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE")
     return "studies" in tables
+
+
+def health(root: Path) -> str:
+    """What is right with the server or file of studies, in words; raises UserError with what is wrong."""
+    url = storage_url(root)
+    path = sqlite_path(url)
+    if path is not None:
+        url = f"sqlite:///{for_reading(path)}"
+    with one_line(url), quiet():
+        if not has_studies(url):
+            return f"{shown(url)} has no tables yet: the first `cvae tune` makes them"
+        count = len(open_storage(url, lambda *_: None).get_all_studies())
+    return f"{shown(url)} has {count} {'study' if count == 1 else 'studies'}"
 
 
 @contextmanager
@@ -99,6 +125,10 @@ def turn(url: str) -> Iterator[None]:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
+            yield
+        return
+    if url.startswith(SCHEME):
+        with closing(_proxy(url)) as proxy, turn_of(proxy, GRACE_SECONDS):
             yield
         return
     with _connected(url) as connection:  # the lock ends with the connection, so a killed process blocks nobody
@@ -120,7 +150,7 @@ def lock_file(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def beating(database: RDBStorage, live: Collection[int]) -> Iterator[None]:
+def beating(database: Storage, live: Collection[int]) -> Iterator[None]:
     """Sends heartbeats of the trials with the ids `live` from a thread; the collection may change meanwhile."""
     end = threading.Event()
 
@@ -181,7 +211,7 @@ def one_line(url: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise _unusable(url, "psycopg is not installed", "pip install 'psycopg[binary]'") from error
+        raise _unusable(url, f"{error.name} is not installed") from error
     except (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
         raise _unusable(url, getattr(cause, "orig", cause)) from error
@@ -223,5 +253,12 @@ def _translate_errors(engine: sqlalchemy.Engine, url: str) -> None:
             connection.commit()
 
 
-def _unusable(url: str, reason: Any, remedy: str = "see OPTUNA_STORAGE") -> UserError:
-    return UserError(f"Optuna's database {shown(url)} can't be used ({' '.join(str(reason).split())[:300]}): {remedy}")
+def _proxy(url: str, retry: Callable[[optuna.Study, FrozenTrial], None] | None = None) -> Proxy:
+    with quiet():
+        return Proxy(url, lambda reason: _unusable(url, reason), ANSWER_SECONDS, GRACE_SECONDS, retry)
+
+
+def _unusable(url: str, reason: Any) -> UserError:
+    said, upgrade = " ".join(str(reason).split())[:300], "optuna storage upgrade --storage ADDRESS"
+    todo = remedy(said, "OPTUNA_STORAGE", upgrade, "see OPTUNA_STORAGE")
+    return UserError(f"Optuna's database {shown(url)} can't be used ({said}): {todo}")

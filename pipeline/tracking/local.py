@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from pipeline.base.errors import UserError
 from pipeline.base.files import for_reading, hide, home, replacing, shown, sqlite_path
 from pipeline.base.params import FILE, read
+from pipeline.base.services import remedy
 from pipeline.tracking.page import best_first
 
 DATABASE = "mlflow.db"
@@ -52,6 +53,7 @@ _copies: set[Path] = set()  # of databases that can't be written
 def tracking_uri(root: Path, environment: Mapping[str, str] = os.environ) -> str:
     """MLFLOW_TRACKING_URI, or the SQLite file mlflow.db in the user's project folder. SQLite paths are absolute."""
     uri = environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE}"
+    uri = re.sub("^postgres(ql)?://", "postgresql+psycopg://", uri)  # the driver that the extra `postgres` installs
     path = sqlite_path(uri)
     return uri if path is None else f"sqlite:///{home(root) / path}"
 
@@ -89,6 +91,24 @@ def connect(uri: str) -> Any:
         from mlflow import MlflowClient
 
         return MlflowClient(uri)
+
+
+def health(root: Path) -> str:
+    """What is right with the store and its artifacts, in words; raises UserError with what is wrong."""
+    uri = reading_uri(root)
+    path = sqlite_path(uri)
+    if path is not None and not _has_content(path):
+        return f"{shown(uri)} is not there yet: the first training makes it"
+    client = connect(uri)
+    with one_line(uri):
+        from mlflow.artifacts import list_artifacts
+
+        experiments = within(READ_SECONDS, client.search_experiments)
+        place = experiments[0].artifact_location if experiments else ""
+        if place and not place.startswith(("/", "file:")):
+            within(READ_SECONDS, lambda: list_artifacts(place, tracking_uri=uri))
+    files = f", artifacts at {shown(place)} can be read" if place else ""
+    return f"{shown(uri)} has {len(experiments)} experiment{'s' * (len(experiments) != 1)}{files}"
 
 
 def check(uri: str) -> None:
@@ -158,10 +178,12 @@ def one_line(uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        remedy = "free or move the file, or name another store in MLFLOW_TRACKING_URI"
+        otherwise = "free or move the file, or name another store in MLFLOW_TRACKING_URI"
         if sqlite_path(uri) is None:
-            remedy = "start the server or unset MLFLOW_TRACKING_URI"
-        raise UserError(f"MLflow at {shown(uri)} can't be used ({reason(error)}): {remedy}") from error
+            otherwise = "start the server or unset MLFLOW_TRACKING_URI"
+        said = reason(error)
+        todo = remedy(said, "MLFLOW_TRACKING_URI", "mlflow db upgrade ADDRESS", otherwise)
+        raise UserError(f"MLflow at {shown(uri)} can't be used ({said}): {todo}") from error
 
 
 def reason(error: Exception) -> str:

@@ -61,7 +61,7 @@ def test_a_killed_study_continues_and_its_count_ends_exact(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["tmp_path", "database"])  # SQLite, PostgreSQL
+@pytest.mark.parametrize("place", ["tmp_path", "database", "proxied"])  # SQLite, PostgreSQL, Optuna's proxy
 def test_several_processes_share_one_new_study(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     request.getfixturevalue(place)
     processes = [program(tmp_path, trials=6, population=2, epochs=1) for _ in range(3)]

@@ -53,8 +53,10 @@ def no_database(path: Path) -> str:
     [
         (of_mlflow, "is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE"),
         (no_database, "can't be used .*file is not a database"),
-        (lambda _: "mysql://me:secret@host/db", "OPTUNA_STORAGE mysql://host/db is not sqlite:///FILE or"),
+        (lambda _: "mysql://me:secret@host/db", "OPTUNA_STORAGE mysql://host/db is not sqlite:///FILE, postg"),
         (lambda _: "postgresql://me:secret@host:x/db", "OPTUNA_STORAGE postgresql://host:x/db is not sqlite"),
+        (lambda _: "grpc://me:secret@host:x", "OPTUNA_STORAGE grpc://host:x is not sqlite"),
+        (lambda _: "grpc://127.0.0.1:9", "grpc://127.0.0.1:9 can't be used .unavailable: .*refused"),
         (lambda _: "postgresql://me:a@secret@host/db", "OPTUNA_STORAGE postgresql://host/db: write an @ in .* as %40"),
         (lambda _: "postgresql://me:secret@127.0.0.1:9/db", "postgresql.psycopg://127.0.0.1:9/db can't be used"),
         (lambda _: "postgresql://me:100%secret@127.0.0.1:9/db", "postgresql.psycopg://127.0.0.1:9/db can't be used"),

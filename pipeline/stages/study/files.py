@@ -67,9 +67,9 @@ def read_curve(data: str) -> dict[str, float]:
         raise UserError(f"{CURVE_TABLE} is no table of a curve ({error}): run `dvc repro curve`") from error
 
 
-def read_bench(setting: Setting) -> tuple[Split, Evaluator]:
-    """The training split, and what measures on the validation split, on the device of train.device."""
-    device = pick_device(setting.train.device)
+def read_bench(setting: Setting, device_name: str = "") -> tuple[Split, Evaluator]:
+    """The training split, and what measures on the validation split, on that device, or on that of train.device."""
+    device = pick_device(device_name or setting.train.device)
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
     judges = load_judges(JUDGE, device)
     return train, Evaluator(judges, validation, train[:QUICK_TRAIN], setting.aim.pixels, setting.train.seed)

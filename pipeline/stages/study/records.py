@@ -87,19 +87,19 @@ class Records:
 
     def _first_seed(self, event: Epoch, run: tracking.Run) -> None:
         """The curves of a training of its own, and its model on disk until the study knows its best trials."""
-        last = event.density is not None
+        last = event.fitted is not None
         curves = {
             name: value
             for name, value in event.record.figures.items()
             if not name.startswith("time/") and not (last and name.startswith("validation/"))
         }
         run.metrics(curves, event.record.step)
-        if event.density is not None:
+        if event.fitted is not None:
             setting = self.study.setting
             params = by_section(setting.params(event.candidate.trial.params))
             params["model"] |= {"preset": "strong"}  # which would give what is blank, and nothing is
             params["sample"] = {"components": setting.components}
-            save_cvae(self._file(event.candidate.trial.number), event.model, event.density, params)
+            save_cvae(self._file(event.candidate.trial.number), event.fitted.model, event.fitted.density, params)
 
     def _keep_models(self, trials: set[int]) -> None:
         """Packs the models of the best trials into their runs. What other processes trained is theirs to add."""

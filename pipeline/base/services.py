@@ -1,0 +1,31 @@
+"""What to do about a server that can't be used, from what it or its driver says."""
+
+import re
+
+REMEDIES = (
+    ("authenticat|not authorized|error code 40[13]|InvalidAccessKey|SignatureDoesNotMatch|Forbidden|credentials",
+     "correct user and password in {variable}"),
+    ("database .* does not exist", "create the database, as with `createdb`, or correct its name in {variable}"),
+    ("bucket does not exist|NoSuchBucket", "create the bucket, or correct its name"),
+    ("permission denied", "grant the user of {variable} rights on it"),
+    ("out-of-date database schema|no longer compatible with the table schema",
+     "make a backup, then run `{upgrade}` with the version that is installed here"),
+    ("No module named '(psycopg|grpc|boto3|dvc_s3|s3fs)|(psycopg|grpc) is not installed|dvc-s3",
+     "pip install '.[{extra}]'"),
+    ("too many 50[0-9] error|error code 5", "read the server's own log: it can't reach its database or its files"),
+    ("refused|timeout|timed out|in time|not known|resolve|unreachable|unavailable|connect to the endpoint",
+     "start the server, or correct host and port in {variable}"),
+)  # fmt: skip
+EXTRAS = {"psycopg": "postgres", "grpc": "grpc"}
+
+
+def remedy(reason: str, variable: str, upgrade: str, otherwise: str) -> str:
+    """A remedy for `reason`; `otherwise` where it is none that we know.
+
+    variable: the environment variable with the server's address. upgrade: the command for an older schema.
+    """
+    for pattern, words in REMEDIES:
+        if re.search(pattern, reason, re.IGNORECASE):
+            extra = next((extra for module, extra in EXTRAS.items() if module in reason), "s3")
+            return words.format(variable=variable, upgrade=upgrade, extra=extra)
+    return otherwise

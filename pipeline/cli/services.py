@@ -1,0 +1,71 @@
+"""`cvae doctor --services`: a line for each server that the environment names, with what is right or wrong about it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.base.errors import UserError
+from pipeline.base.files import hide, shown
+
+
+def services() -> bool:
+    """Prints the lines. Returns whether all that is configured can be used."""
+    checks: dict[str, Callable[[], str]] = {"MLflow": _mlflow, "Optuna": _optuna, "DVC": _dvc}
+    good = True
+    for name, check in checks.items():
+        try:
+            mark, said = "✓", check()
+        except UserError as error:
+            mark, said, good = "✗", str(error), False
+        print(hide(f"{mark} {name}: {said}"), flush=True)
+    return good
+
+
+def _mlflow() -> str:
+    from pipeline.tracking.local import health
+
+    return health(Path()) + _default("MLFLOW_TRACKING_URI")
+
+
+def _optuna() -> str:
+    from pipeline.study.storage import health
+
+    return health(Path()) + _default("OPTUNA_STORAGE")
+
+
+def _default(variable: str) -> str:
+    return "" if os.environ.get(variable) else f" ({variable} is not set)"
+
+
+def _dvc() -> str:
+    """DVC's default remote."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    from pipeline.base.services import remedy
+
+    try:
+        repo = Repo()
+    except DvcException as error:
+        raise UserError(f"this folder is no DVC project ({error}): run it in the project's folder") from None
+    with repo:
+        name = repo.config["core"].get("remote")
+        if not name:
+            return "no default remote: data and models stay here (`dvc remote add --default NAME s3://BUCKET/FOLDER`)"
+        try:
+            remote = repo.cloud.get_remote(name)
+            place = shown(f"{remote.fs.protocol}://{remote.path}" if remote.fs.protocol != "local" else remote.path)
+            if remote.fs.protocol == "local":
+                Path(remote.path).stat()
+            else:
+                remote.fs.fs.ls(remote.path.partition("/")[0], refresh=True)
+        except Exception as error:  # each kind of remote has errors of its own
+            said = " ".join(str(error).split())[:300] or type(error).__name__
+            todo = remedy(
+                said,
+                "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+                "",
+                f"see `dvc remote modify {name}`",
+            )
+            raise UserError(f"the remote {name} can't be used ({said}): {todo}") from error
+    return f"the remote {name} at {place} can be read"

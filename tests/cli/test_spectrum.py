@@ -11,7 +11,7 @@ from commands import Cvae, assert_refused
 
 from pipeline.base.params import write
 from pipeline.base.paths import PREPARED, SPECTRUM, SPECTRUM_FIGURE
-from pipeline.show.spectrum import spectrum_figure
+from pipeline.show.spectrum import spectrum_figure, spectrum_of_trials
 from pipeline.stages import spectrum as stage
 from pipeline.stages.saved import save_splits
 from pipeline.weight.spectrum import of_split
@@ -62,3 +62,12 @@ def test_the_figure_draws_trainings_over_what_is_expected() -> None:
     assert np.asarray(kl.lines[1].get_xdata()).tolist() == [0.5, 2]
     assert len(active.lines) == 2  # without a column of its own, nothing is drawn but what is expected
     assert all(np.asarray(axes.lines[-1].get_xdata())[0] == 8 for axes in (kl, active))
+
+
+def test_a_study_draws_its_complete_trials_over_the_spectrum() -> None:
+    found = {"expected": [{"kl_weight": 0.1, "kl": 9.0, "active_units": 3}], "collapse": 8.0}
+    trials = pd.DataFrame({"kl_weight": [0.5, 2.0], "validation/kl": [7.0, 4.0], "validation/kl_error": [0.5, None]})
+    ((name, figure),) = spectrum_of_trials(found, trials.assign(state=["COMPLETE", "RUNNING"]))
+    assert name == "spectrum"
+    assert np.asarray(figure.axes[0].lines[1].get_ydata()).tolist() == [7]
+    assert not [*spectrum_of_trials({"unknown": "no closed form"}, trials)]

@@ -47,7 +47,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "tune": {"trials": 6, "epochs": 3, "seeds": 2, "kl_weight": [0.1, 10], "least_class_accuracy": None},
 }
 UNSET = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME")
-STUDY_FIGURES = {"uses.png", "weights.png", "rate_distortion.png", "history.png", "collapse_to_chaos.png"}
+STUDY_FIGURES = {
+    "uses.png",
+    "weights.png",
+    "rate_distortion.png",
+    "history.png",
+    "collapse_to_chaos.png",
+    "spectrum.png",
+}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -13,15 +14,27 @@ from pipeline.base.device import pick_device
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, sha256, write_json
 from pipeline.base.params import load, load_key
-from pipeline.base.paths import BEST, CURVE, CURVE_TABLE, JUDGE, PREPARED, SEEDS, STUDY_FIGURES, STUDY_SHEETS, TRIALS
+from pipeline.base.paths import (
+    BEST,
+    CURVE,
+    CURVE_TABLE,
+    JUDGE,
+    PREPARED,
+    SEEDS,
+    SPECTRUM,
+    STUDY_FIGURES,
+    STUDY_SHEETS,
+    TRIALS,
+)
 from pipeline.data.splits import Split
 from pipeline.measure.evaluator import QUICK_TRAIN, Draws, Evaluator
 from pipeline.model.cvae import ModelParams, resolve
 from pipeline.model.density import Components
 from pipeline.show.pictures import save_png
+from pipeline.show.spectrum import spectrum_of_trials
 from pipeline.show.study import study_figures
 from pipeline.show.style import save_all
-from pipeline.stages.saved import data_of_curve, load_judges, load_splits
+from pipeline.stages.saved import data_of_curve, load_json, load_judges, load_splits
 from pipeline.study.found import state
 from pipeline.study.queue import Study, open_study
 from pipeline.study.race import ERROR_RATE
@@ -153,7 +166,8 @@ def export(study: Study, real: Mapping[str, float]) -> dict[str, Answer]:
     objectives = study.setting.objectives()
     spans = {name: (answer.interval[0], answer.kl_weight, answer.interval[1]) for name, answer in uses.items()}
     figures = study_figures(table, objectives, real, spans, front, study.importances(), study.strip)
-    save_all(figures, STUDY_FIGURES)
+    spectrum = load_json(SPECTRUM, "run `dvc repro spectrum`") if SPECTRUM.exists() else {}
+    save_all(chain(figures, spectrum_of_trials(spectrum, table)), STUDY_FIGURES)
     _save_sheets(study)
     return found
 

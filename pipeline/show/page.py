@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 TEMPLATES = Path(__file__).parent / "explore"
-PARTS = ("page.css", "network.js", "page.js")  # each replaces the comment with its name in page.html
+PARTS = (
+    "page.css",
+    "network.js",
+    "digits.js",
+    "drawing.js",
+    "page.js",
+)  # each replaces the comment with its name in page.html
 
 
 def page(data: Mapping[str, Any]) -> str:
@@ -24,24 +30,18 @@ def page(data: Mapping[str, Any]) -> str:
     return html.replace("/* data */", json.dumps(data, allow_nan=False).replace("<", "\\u003c"))
 
 
-def layer(weights: np.ndarray, bias: np.ndarray) -> dict[str, str]:
-    """A linear layer, weights (outputs, inputs), in half precision."""
-    return {"weights": halves(weights), "bias": halves(bias)}
+def steps(numbers: np.ndarray, bits: int) -> dict[str, Any]:
+    """Numbers as whole steps, in 8 to 16 bits each. Each row, which is the last axis, has a step size of its own.
 
-
-def small_layer(weights: np.ndarray, bias: np.ndarray) -> dict[str, str]:
-    """The same in half the size: a weight is a number of steps, in 8 bits. Each output has a step size of its own.
-
-    A weight's error is at most 1/254 of the largest weight of its output.
+    An error is at most half a step: 1 ÷ (2^bits − 2) of the largest number of its row.
     """
-    sizes = (np.abs(weights).max(1) / 127).clip(2.0**-14).astype("<f2")
-    steps = (weights / sizes[:, None].astype(np.float32)).round().clip(-127, 127).astype(np.int8)
-    return {"weights": text(steps.tobytes()), "step_sizes": halves(sizes), "bias": halves(bias)}
-
-
-def halves(numbers: np.ndarray) -> str:
-    """Any array as half precision numbers, little endian, in base64."""
-    return text(np.ascontiguousarray(numbers, dtype="<f2").tobytes())
+    rows = numbers.reshape(-1, numbers.shape[-1]).astype(np.float64)
+    most = 2 ** (bits - 1) - 1
+    sizes = (np.abs(rows).max(1) / most).clip(1e-30).astype("<f4")
+    whole = (rows / sizes[:, None]).round().clip(-most, most).astype(np.int32) + most
+    ones = (whole[..., None] >> np.arange(bits)[::-1]) & 1
+    packed = np.packbits(ones.astype(np.uint8))
+    return {"bits": bits, "sizes": text(sizes.tobytes()), "steps": text(packed.tobytes())}
 
 
 def text(content: bytes) -> str:

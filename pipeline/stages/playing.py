@@ -1,12 +1,13 @@
 """What the page to play with holds of a multi-rate CVAE: its layers, and densities that travel with the KL weight."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.polynomial.chebyshev import chebinterpolate
 from torch import Tensor, nn
 
 from pipeline.base.errors import UserError
@@ -19,17 +20,19 @@ from pipeline.model import multirate
 from pipeline.model.density import Components, Density, fit_density
 from pipeline.model.multirate import MultiRate, Told
 from pipeline.model.samples import symmetric_root
-from pipeline.show.page import halves, layer, page, small_layer, text
+from pipeline.show.page import page, steps, text
 from pipeline.stages.saved import load_curve, load_json, load_splits
 
+TERMS = 20  # polynomials: what a layer is told is then right to 3e-4
+OF_DECODER, OF_ENCODER, OF_DENSITY = 15, 11, 12  # bits of a number: pixels to 1e-3, reconstructions to 1e-2
 OF_USE = {"draw_fitted": "fitted", "draw_prior": "prior"}  # the sampler of each use of the study
 
 
 @torch.no_grad()
-def network(model: MultiRate, weights: Sequence[float]) -> dict[str, Any]:
-    """The layers as the page reads them, told each of `weights`, which rise. Raises UserError for convolutions.
+def network(model: MultiRate) -> dict[str, Any]:
+    """The layers as the page reads them. Raises UserError for convolutions.
 
-    Between two of the weights, the page mixes linearly what a layer is told.
+    What a layer is told of the KL weight is a sum of Chebyshev polynomials in log β.
     """
     cvae = model.cvae
     if cvae.architecture.architecture != "mlp" or cvae.architecture.conditioning != "concat":
@@ -44,24 +47,30 @@ def network(model: MultiRate, weights: Sequence[float]) -> dict[str, Any]:
         "decoder": [part for part in cvae.decoder if isinstance(part, Told)],
         "pixels": cvae.pixels,
     }
-    logs = torch.tensor(weights, dtype=torch.float64).log().to(model.dtype)
-    context = model.context(multirate.condition(torch.zeros(len(weights)), logs))
-    told = [part for part in cvae.modules() if isinstance(part, Told)]
-    changes = dict(zip(map(id, told), context.changes, strict=True))
+    middle, half = np.mean(np.log(model.span)), np.diff(np.log(model.span))[0] / 2
 
-    def kept(part: Told | list[Told], packed: Callable[[np.ndarray, np.ndarray], dict[str, str]]) -> Any:
+    def told(places: np.ndarray) -> np.ndarray:
+        """All scales and shifts, side by side, at places from −1 (the lowest weight) to 1."""
+        logs = torch.as_tensor(middle + half * places, dtype=model.dtype)
+        context = model.context(multirate.condition(torch.zeros(len(logs)), logs))
+        return torch.cat([part for change in context.changes for part in change], 1).double().numpy()
+
+    sums = chebinterpolate(told, TERMS - 1)  # type: ignore[type-var]  # of many functions at once: (TERMS, outputs)
+    terms = iter(np.split(sums, np.cumsum(model.sizes)[:-1], axis=1))
+    changes = {id(part): (next(terms), next(terms)) for part in cvae.modules() if isinstance(part, Told)}
+
+    def kept(part: Told | list[Told], bits: int) -> Any:
         if isinstance(part, list):
-            return [kept(one, packed) for one in part]
-        change = changes[id(part)]
+            return [kept(one, bits) for one in part]
+        scale, shift = changes[id(part)]
         plain: nn.Linear = part.layer
-        return packed(plain.weight.detach().numpy(), plain.bias.detach().numpy()) | {
-            "scale": halves(change.scale.numpy()),
-            "shift": halves(change.shift.numpy()),
-        }
+        weights, bias = plain.weight.detach().numpy(), plain.bias.detach().numpy()
+        # (W x + b) · scale + shift: the shift takes the bias in.
+        return {"weights": steps(weights.T, bits), "scale": steps(scale, 16), "shift": steps(shift + bias * scale, 16)}
 
-    # The encoder reads a drawing, which is rough. The decoder's pixels are looked at.
-    forms = {name: layer if name in ("decoder", "pixels") else small_layer for name in parts}
-    return {"weights": list(weights)} | {name: kept(part, forms[name]) for name, part in parts.items()}
+    return {"range": list(model.span)} | {
+        name: kept(part, OF_DECODER if name in ("decoder", "pixels") else OF_ENCODER) for name, part in parts.items()
+    }
 
 
 def densities(
@@ -86,7 +95,9 @@ def packed(fitted: Sequence[Density], weights: Sequence[float]) -> dict[str, Any
         "style_means": means,
         "style_roots": symmetric_root(covariances),
     }
-    return {"weights": list(weights)} | {name: halves(tensor.cpu().numpy()) for name, tensor in tensors.items()}
+    return {"weights": list(weights)} | {
+        name: steps(tensor.cpu().numpy(), OF_DENSITY) for name, tensor in tensors.items()
+    }
 
 
 def examples(split: Split) -> list[dict[str, Any]]:
@@ -114,9 +125,8 @@ def content(
     uses = best.get("uses", {})
     intervals = {sampler: uses[use]["interval"] for use, sampler in OF_USE.items() if use in uses}
     return {
-        "range": list(model.span),
         "weight": load_key(Number, "objective", "kl_weight"),
-        "network": network(model, weights),
+        "network": network(model),
         "densities": packed(fitted, every_other),
         "curve": figures,
         "collapse": spectrum.get("collapse"),  # none, for some likelihoods
@@ -124,8 +134,9 @@ def content(
         "examples": examples(validation),
         "runs": list(runs),
         "figures_words": f"Measured at {len(weights)} weights on {len(validation):,} validation images.",
-        "about": "Made by `dvc repro explore`: one multi-rate CVAE, trained on MNIST for all weights at once. Weights "
-        "between the measured ones are interpolated. Completions are pseudo-Gibbs samples of the same network.",
+        "about": "Made by `dvc repro explore`: one multi-rate CVAE, trained on MNIST for all weights at once. Figures "
+        "and fitted mixtures between the measured weights are interpolated. Completions are pseudo-Gibbs samples of "
+        "the same network (Rezende 2014).",
     }
 
 

@@ -4,84 +4,41 @@
 
 /** Base64 to bytes. */
 function bytesOf(text) {
-  const raw = atob(text);
-  const bytes = new Uint8Array(raw.length);
-  for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
-  return bytes;
+  return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 }
 
-/** Base64 to numbers: half precision numbers, little endian. */
-function halvesOf(text) {
-  const bytes = bytesOf(text);
-  const view = new DataView(bytes.buffer);
-  const numbers = new Float32Array(bytes.length / 2);
+/** A matrix whose numbers are kept as whole steps, in a few bits each. Each row has a step size of its own. */
+function matrixOf({ bits, sizes, steps }) {
+  const bytes = bytesOf(steps), ofRows = new Float32Array(bytesOf(sizes).buffer);
+  const rows = ofRows.length, columns = Math.floor((8 * bytes.length) / bits / rows);
+  const numbers = new Float32Array(rows * columns), zero = 2 ** (bits - 1) - 1;
+  let held = 0, left = 0, at = 0; // bits that were read and belong to the next number
   for (let i = 0; i < numbers.length; i++) {
-    const bits = view.getUint16(2 * i, true);
-    const exponent = (bits >> 10) & 31, fraction = bits & 1023;
-    const size = exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15);
-    numbers[i] = bits >> 15 ? -size : size;
+    for (; left < bits; left += 8) held = (held << 8) | bytes[at++];
+    left -= bits;
+    numbers[i] = ((held >> left) - zero) * ofRows[Math.floor(i / columns)];
+    held &= (1 << left) - 1;
   }
-  return numbers;
+  return { rows, columns, numbers };
 }
 
-/** A linear layer: weights (outputs × inputs) in half precision, or 8-bit steps with a step size for each output; a bias. */
-function layerOf(kept) {
-  const bias = halvesOf(kept.bias);
-  if (!kept.step_sizes) {
-    const weights = halvesOf(kept.weights);
-    return { inputs: weights.length / bias.length, outputs: bias.length, weights, bias };
-  }
-  const steps = new Int8Array(bytesOf(kept.weights).buffer), sizes = halvesOf(kept.step_sizes);
-  const inputs = steps.length / bias.length;
-  const weights = new Float32Array(steps.length);
-  for (let i = 0; i < steps.length; i++) weights[i] = steps[i] * sizes[Math.floor(i / inputs)];
-  return { inputs, outputs: bias.length, weights, bias };
-}
-
-/** Rows (count × inputs) through a linear layer: rows (count × outputs). */
-function linear(layer, rows) {
-  const { inputs, outputs, weights, bias } = layer;
-  const count = rows.length / inputs;
-  const result = new Float32Array(count * outputs);
-  const fours = count - (count % 4);
-  for (let o = 0; o < outputs; o++) {
-    const start = o * inputs;
-    for (let n = 0; n < fours; n += 4) { // four rows at once: each weight is read once for them
-      const a = n * inputs, b = a + inputs, c = b + inputs, d = c + inputs;
-      let first = 0, second = 0, third = 0, fourth = 0;
-      for (let i = 0; i < inputs; i++) {
-        const weight = weights[start + i];
-        first += weight * rows[a + i];
-        second += weight * rows[b + i];
-        third += weight * rows[c + i];
-        fourth += weight * rows[d + i];
+/** Rows (count × matrix.rows) times a matrix. Zeros, which most pixels and most units after relu are, cost nothing. */
+function product(left, { rows, columns, numbers }) {
+  const count = left.length / rows, result = new Float32Array(count * columns);
+  for (let n = 0; n < count; n++) {
+    const sums = result.subarray(n * columns, (n + 1) * columns), factors = [], starts = [];
+    for (let i = 0; i < rows; i++) {
+      const factor = left[n * rows + i];
+      if (factor !== 0) { factors.push(factor); starts.push(i * columns); }
+    }
+    while (factors.length % 4) { factors.push(0); starts.push(0); }
+    for (let k = 0; k < factors.length; k += 4) { // four at once: a sum is read and written once for them
+      const p = factors[k], q = factors[k + 1], r = factors[k + 2], s = factors[k + 3];
+      const a = starts[k], b = starts[k + 1], c = starts[k + 2], d = starts[k + 3];
+      for (let o = 0; o < columns; o++) {
+        sums[o] += p * numbers[a + o] + q * numbers[b + o] + r * numbers[c + o] + s * numbers[d + o];
       }
-      result[n * outputs + o] = first + bias[o];
-      result[(n + 1) * outputs + o] = second + bias[o];
-      result[(n + 2) * outputs + o] = third + bias[o];
-      result[(n + 3) * outputs + o] = fourth + bias[o];
     }
-    for (let n = fours; n < count; n++) {
-      let sum = bias[o];
-      for (let i = 0; i < inputs; i++) sum += weights[start + i] * rows[n * inputs + i];
-      result[n * outputs + o] = sum;
-    }
-  }
-  return result;
-}
-
-/** A layer that is told the weight: scales and shifts of its outputs, at each of some weights. */
-function toldLayerOf(kept) {
-  return { ...layerOf(kept), scale: halvesOf(kept.scale), shift: halvesOf(kept.shift) };
-}
-
-/** Rows through a layer that is told the weight; place: between two of its weights, as `placeAmong` gives it. */
-function toldLinear(layer, rows, place) {
-  const scale = between(layer.scale, layer.outputs, place), shift = between(layer.shift, layer.outputs, place);
-  const result = linear(layer, rows);
-  for (let i = 0; i < result.length; i++) {
-    const o = i % layer.outputs;
-    result[i] = result[i] * scale[o] + shift[o];
   }
   return result;
 }
@@ -124,24 +81,40 @@ function withLabels(rows, labels) {
 
 /** The CVAE. encode: pixels (count × 784) to q(z∣x,y). decode: latents to expected pixels. kl: nats of each row. */
 function networkOf(kept) {
-  const encoder = kept.encoder.map(toldLayerOf), decoder = kept.decoder.map(toldLayerOf);
-  const mu = toldLayerOf(kept.mu), logVar = toldLayerOf(kept.log_var), last = toldLayerOf(kept.pixels);
-  const through = (layers, rows, place) => layers.reduce((x, layer) => relu(toldLinear(layer, x, place)), rows);
+  const [low, high] = kept.range.map(Math.log);
+  const layerOf = ({ weights, scale, shift }) =>
+    ({ weights: matrixOf(weights), scale: matrixOf(scale), shift: matrixOf(shift) });
+  const encoder = kept.encoder.map(layerOf), decoder = kept.decoder.map(layerOf);
+  const mu = layerOf(kept.mu), logVar = layerOf(kept.log_var), pixels = layerOf(kept.pixels);
+
+  /** The Chebyshev polynomials of log β, of which the scale and the shift of each layer are sums. */
+  function polynomials(weight) {
+    const place = Math.min(Math.max((2 * (Math.log(weight) - low)) / (high - low) - 1, -1), 1);
+    return Float32Array.from({ length: mu.scale.rows }, (_, k) => Math.cos(k * Math.acos(place)));
+  }
+
+  function linear(layer, rows, terms) {
+    const result = product(rows, layer.weights), width = layer.weights.columns;
+    const scale = product(terms, layer.scale), shift = product(terms, layer.shift);
+    for (let i = 0; i < result.length; i++) result[i] = result[i] * scale[i % width] + shift[i % width];
+    return result;
+  }
+
+  const through = (layers, rows, terms) => layers.reduce((x, layer) => relu(linear(layer, x, terms)), rows);
   return {
-    latents: mu.outputs,
-    encode(pixels, labels, weight) {
-      const place = placeAmong(kept.weights, weight);
-      const features = through(encoder, withLabels(pixels, labels), place);
-      return { mu: toldLinear(mu, features, place), log_var: toldLinear(logVar, features, place) };
+    latents: mu.weights.columns,
+    encode(images, labels, weight) {
+      const terms = polynomials(weight), features = through(encoder, withLabels(images, labels), terms);
+      return { mu: linear(mu, features, terms), log_var: linear(logVar, features, terms) };
     },
     decode(z, labels, weight) {
-      const place = placeAmong(kept.weights, weight);
-      return sigmoid(toldLinear(last, through(decoder, withLabels(z, labels), place), place));
+      const terms = polynomials(weight);
+      return sigmoid(linear(pixels, through(decoder, withLabels(z, labels), terms), terms));
     },
     kl(q) {
-      const rates = new Float32Array(q.mu.length / mu.outputs);
+      const width = mu.weights.columns, rates = new Float32Array(q.mu.length / width);
       q.mu.forEach((m, i) => {
-        rates[Math.floor(i / mu.outputs)] += (m * m + Math.exp(q.log_var[i]) - q.log_var[i] - 1) / 2;
+        rates[Math.floor(i / width)] += (m * m + Math.exp(q.log_var[i]) - q.log_var[i] - 1) / 2;
       });
       return rates;
     },
@@ -149,21 +122,14 @@ function networkOf(kept) {
 }
 
 /** The mixtures fitted to each digit's latents, which change with the weight: component by component, linearly. */
-function densitiesOf(kept, latents) {
-  const shares = halvesOf(kept.shares), means = halvesOf(kept.means), roots = halvesOf(kept.roots);
-  const styleMeans = halvesOf(kept.style_means), styleRoots = halvesOf(kept.style_roots);
-  const triangle = (latents * (latents + 1)) / 2;
-  const components = shares.length / kept.weights.length / 10;
+function densitiesOf({ weights, ...kept }) {
+  const tables = Object.entries(kept).map(([name, table]) => [name, matrixOf(table)]);
+  const { shares: { columns: components }, means: { columns: latents } } = Object.fromEntries(tables);
   return {
     at(weight) {
-      const place = placeAmong(kept.weights, weight);
-      const now = {
-        shares: between(shares, 10 * components, place),
-        means: between(means, 10 * components * latents, place),
-        roots: between(roots, 10 * components * triangle, place),
-        styleMeans: between(styleMeans, 10 * latents, place),
-        styleRoots: between(styleRoots, 10 * latents * latents, place),
-      };
+      const place = placeAmong(weights, weight);
+      const now = Object.fromEntries(tables.map(([name, { numbers }]) =>
+        [name, between(numbers, numbers.length / weights.length, place)]));
       return {
         /** A latent of a digit; choice: uniform, chooses the component; noise: standard normal. */
         sample(digit, choice, noise) {
@@ -171,21 +137,19 @@ function densitiesOf(kept, latents) {
           while (component < (digit + 1) * components - 1 && rest >= now.shares[component]) {
             rest -= now.shares[component++];
           }
-          const z = new Float32Array(latents);
-          let at = component * triangle;
+          const z = now.means.slice(component * latents, (component + 1) * latents);
+          let at = (component * latents * (latents + 1)) / 2;
           for (let i = 0; i < latents; i++) {
-            z[i] = now.means[component * latents + i];
             for (let j = 0; j <= i; j++) z[i] += now.roots[at++] * noise[j]; // a lower triangle, row by row
           }
           return z;
         },
         /** The same style for any digit: the digit's mean, and the symmetric root of its covariance times noise. */
         style(digit, noise) {
-          const z = new Float32Array(latents);
+          const z = now.style_means.slice(digit * latents, (digit + 1) * latents);
           for (let i = 0; i < latents; i++) {
-            z[i] = now.styleMeans[digit * latents + i];
             const row = (digit * latents + i) * latents;
-            for (let j = 0; j < latents; j++) z[i] += now.styleRoots[row + j] * noise[j];
+            for (let j = 0; j < latents; j++) z[i] += now.style_roots[row + j] * noise[j];
           }
           return z;
         },

@@ -29,7 +29,7 @@ import torch
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.base.files import replacing, write_json
+from pipeline.base.files import write_json, write_table
 from pipeline.base.params import digest, load, plain
 from pipeline.base.paths import PREPARED
 from pipeline.data.splits import Pixels, Split
@@ -240,7 +240,7 @@ def run(
         studies[treatment] = searched(budget, treatment, train, evaluator, kept)
         rows += tried(treatment, studies[treatment])
     choice = pd.DataFrame(rows).assign(setup=setup["setup"])
-    write(choice, out / CHOICE)
+    write_table(out / CHOICE, choice, float_format="%.6g")
     evaluator, rows = replace(evaluator, split=read_test()), []
     for number, (treatment, study) in enumerate(studies.items(), 1):
         print(f"{number}/{len(wanted)} measuring  {treatment}", file=sys.stderr, flush=True)
@@ -256,12 +256,8 @@ def run(
                 study.inner.set_user_attr(key, found)
             of_treatment += study.inner.user_attrs[key]
         rows += sorted(of_treatment, key=lambda row: [row[name] for name in ("sampler", "choice", "kl_weight", "seed")])
-    write(pd.DataFrame(rows).assign(setup=setup["setup"]).reindex(columns=list(COLUMNS)), out / TABLE)
-
-
-def write(table: pd.DataFrame, path: Path) -> None:
-    with replacing(path) as part:
-        table.to_csv(part, index=False, float_format="%.6g", lineterminator="\n")
+    table = pd.DataFrame(rows).assign(setup=setup["setup"]).reindex(columns=list(COLUMNS))
+    write_table(out / TABLE, table, float_format="%.6g")
 
 
 def grids(options: Sequence[str]) -> dict[str, tuple[float, ...]]:

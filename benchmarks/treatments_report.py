@@ -18,7 +18,7 @@ from benchmarks import charts
 from benchmarks.treatments import CHOICE, FOLDER, SCHEDULES, SETTING, SETUP, TABLE, chosen
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.base.files import replacing
+from pipeline.base.files import replacing, write_text
 from pipeline.model.samples import SAMPLERS
 
 DOC = Path("docs/lab/treatments.md")
@@ -193,8 +193,7 @@ def main() -> None:
     options = parser.parse_args()
     results = read(options.tables)
     text = replaced(options.doc.read_text(encoding="utf-8"), render(results))
-    with replacing(options.doc) as part:
-        part.write_text(text, encoding="utf-8")
+    write_text(options.doc, text)
     picture(results.rows, options.doc.with_name("treatments.png"))
     print(f"{options.doc} and its figure written")
 

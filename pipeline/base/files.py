@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
 
@@ -80,8 +81,18 @@ def sha256(path: Path | str) -> str:
 
 def write_json(path: Path | str, content: Any) -> None:
     """Writes plain values as indented JSON."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path | str, text: str) -> None:
     with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
+
+
+def write_table(path: Path | str, table: "pd.DataFrame", **form: Any) -> None:
+    """Writes a table as CSV without its index; form: as `to_csv` takes it."""
+    with replacing(path) as part:
+        table.to_csv(part, index=False, **form)
 
 
 def write_tensors(path: Path | str, tensors: "Mapping[str, Tensor]", notes: Mapping[str, str]) -> None:

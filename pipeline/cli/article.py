@@ -11,7 +11,7 @@ import pandas as pd
 
 from pipeline.base import console
 from pipeline.base.device import pick_device
-from pipeline.base.files import replacing, write_json
+from pipeline.base.files import write_json, write_table
 from pipeline.base.params import load, load_key, plain
 from pipeline.base.paths import ARTICLE, JUDGE, PREPARED
 from pipeline.data.splits import Split
@@ -53,8 +53,7 @@ def run(epochs: int) -> None:
     sentences = claims(results)
     write_json(ARTICLE / "article.json", {"claims": sentences, "real": real, "protocol": protocol})
     table = pd.DataFrame([asdict(member) | {"kl_weight": member.kl_weight} | results[member] for member in results])
-    with replacing(ARTICLE / "results.csv") as part:
-        table.rename(columns={"weight": "article_weight"}).to_csv(part, index=False, float_format="%.6g")
+    write_table(ARTICLE / "results.csv", table.rename(columns={"weight": "article_weight"}), float_format="%.6g")
     save_grids(results, sheets, ARTICLE / "grids.png")
     title = f"The article's model (★) and other shapes, {epochs} epochs, on {len(validation):,} validation images"
     show_table(title, results, real)

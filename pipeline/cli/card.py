@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.base.console import number
-from pipeline.base.files import replacing
+from pipeline.base.files import write_text
 from pipeline.base.paths import METRICS, MODEL, VALIDATION
 from pipeline.cli.handing import SHOWN, flattened, rendered
 
@@ -47,8 +47,7 @@ def write_card(
         data=data,
         means=means,
     )
-    with replacing(CARD) as part:
-        part.write_text(text, encoding="utf-8")
+    write_text(CARD, text)
     print(f"{CARD} written: the model's card")
 
 

@@ -7,10 +7,9 @@ import typer
 
 from pipeline.base.errors import UserError
 from pipeline.base.paths import COMPLETER, JUDGE
-from pipeline.cli.options import ROW, Model, Scale, Seed, model_file, where_to
+from pipeline.cli.options import Model, Scale, Seed, in_rows, model_file, where_to
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
 FAINTEST = 0.05  # how much of the way from black to white ink must differ from the ground
@@ -68,25 +67,12 @@ def complete(
     if out is None:
         pictures.show(cells[None], above=["seen", *map(str, range(1, count + 1))])
     else:
-        _save(out, cells, ["seen", *(f"{label}  {score:.1f}" for label, score in found_as)], scale)
+        ink, above = in_rows(cells, ["seen", *(f"{label}  {score:.1f}" for label, score in found_as)])
+        pictures.save_png(out, pictures.picture(ink, pictures.fitting_scale(len(ink), len(ink[0]), scale), (), above))
     as_digit = "" if digit is None else f", as a {digit}"
     print(f"{'' if out is None else f'{out}: '}{count:,} completions, the most likely first{as_digit}")
     for rank, (label, score) in enumerate(found_as, 1):
         print(f"{rank:>4}  read as {label}  log p(hidden∣seen) {score:.1f} nats")
-
-
-def _save(out: Path, images: "np.ndarray", captions: list[str], scale: int | None) -> None:
-    """Images (N, 28, 28) in rows of ten, each below its caption."""
-    import numpy as np
-
-    from pipeline.show import pictures
-
-    columns = min(len(images), ROW)
-    blank = -len(images) % columns
-    ink = np.concatenate([images, np.zeros((blank, *images.shape[1:]))]).reshape(-1, columns, *images.shape[1:])
-    texts = [*captions, *[""] * blank]
-    above = [texts[start : start + columns] for start in range(0, len(texts), columns)]
-    pictures.save_png(out, pictures.picture(ink, pictures.fitting_scale(len(ink), columns, scale), (), above))
 
 
 def read_input(path: Path) -> "Tensor":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base.console import number
 from pipeline.base.errors import UserError
-from pipeline.base.files import replacing, sha256
+from pipeline.base.files import sha256, write_text
 from pipeline.base.paths import BEST, CURVE_FIGURE, METRICS, MODEL, PER_CLASS, RUN, SEEDS, VALIDATION
 from pipeline.cli import doctor
 
@@ -52,8 +52,7 @@ def write(out: Path, runs: Sequence[str]) -> None:
         raise UserError(f"--html {out} must end in .html")
     sides = [_workspace() if run == WORKSPACE else _other(run) for run in runs or [WORKSPACE]]
     html = page(sides)
-    with replacing(out) as part:
-        part.write_text(html, encoding="utf-8")
+    write_text(out, html)
     print(f"{out} written, {len(html) / 1e6:.1f} MB: open it in a browser")
 
 

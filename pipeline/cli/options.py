@@ -92,6 +92,18 @@ def open_model(name: str, sampler: "Sampler | None") -> "tuple[Saved, Sampler]":
     return load_cvae(model_file(name)), sampler or load(SampleParams, "sample").sampler
 
 
+def in_rows(cells: "np.ndarray", captions: Sequence[str]) -> "tuple[np.ndarray, list[list[str]]]":
+    """Pictures (N, ...) in rows of ten, (R, C, ...), filled up with black ones, and the captions of each row."""
+    import numpy as np
+
+    columns = min(len(cells), ROW)
+    blank = -len(cells) % columns
+    filled = np.concatenate([cells, np.zeros((blank, *cells.shape[1:]), cells.dtype)])
+    texts = [*captions, *[""] * (len(filled) - len(captions))]
+    above = [texts[start : start + columns] for start in range(0, len(texts), columns)]
+    return filled.reshape(-1, columns, *cells.shape[1:]), above
+
+
 def deliver(images: "Tensor", out: Path | None, said: str, scale: int | None, labels: Labels) -> None:
     """Shows images (R, C, 28, 28) in [0, 1] and says what they are.
 
@@ -106,13 +118,9 @@ def deliver(images: "Tensor", out: Path | None, said: str, scale: int | None, la
     if out is None:
         said += _show(ink, labels)
     elif out.suffix == ".gif":
-        wide = min(rows, ROW)
-        blank = -rows % wide
-        ink = np.concatenate([ink, np.zeros((blank, *ink.shape[1:]), ink.dtype)])
-        names = [*labels.rows, *[""] * (len(ink) - len(labels.rows))]
-        above = [names[start : start + wide] for start in range(0, len(ink), wide)]
-        scale = pictures.fitting_scale(len(ink) * columns, 1, scale)
-        frames = ink.swapaxes(0, 1).reshape(columns, -1, wide, *ink.shape[2:])
+        cells, above = in_rows(ink, labels.rows)
+        scale = pictures.fitting_scale(cells.shape[0] * cells.shape[1] * columns, 1, scale)
+        frames = np.moveaxis(cells, 2, 0)
         order = [*frames, *frames[-2:0:-1]] if labels.back else [*frames]
         pictures.save_gif(out, [pictures.picture(frame, scale, (), above) for frame in order], FRAME_MILLISECONDS)
     else:

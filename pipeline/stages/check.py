@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.base import console
 from pipeline.base.device import pick_device
 from pipeline.base.errors import UserError
-from pipeline.base.files import replacing
+from pipeline.base.files import write_text
 from pipeline.base.params import FILE, did_you_mean, parse, read
 from pipeline.base.paths import CHECKED
 from pipeline.completion import measure, model
@@ -52,8 +52,7 @@ def main() -> None:
         load_all(read())
     except UserError as error:  # `git checkout` may take the file, written twice in a second, for unchanged
         raise UserError(f"{error}. `git show HEAD:{FILE} > {FILE}` takes back every change of that file") from None
-    with replacing(CHECKED) as part:  # always the same, so that it makes no other stage outdated
-        part.write_text("every value is allowed\n", encoding="utf-8")
+    write_text(CHECKED, "every value is allowed\n")  # always the same, so that it makes no other stage outdated
 
 
 if __name__ == "__main__":

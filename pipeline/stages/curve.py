@@ -4,7 +4,7 @@ import pandas as pd
 
 from pipeline.base import console
 from pipeline.base.device import pick_device, pick_precision
-from pipeline.base.files import replacing, sha256
+from pipeline.base.files import sha256, write_table
 from pipeline.base.params import digest, flat, load, load_key, plain
 from pipeline.base.paths import CURVE, CURVE_FIGURE, CURVE_TABLE, JUDGE, PREPARED
 from pipeline.data.splits import Pixels
@@ -44,8 +44,7 @@ def main() -> None:
         points = list(curve.measured(training.model, curve.measured_weights(weight), evaluator, components))
         for step, point in enumerate(points):
             run.metrics(point.figures(), step)
-        with replacing(CURVE_TABLE) as part:
-            (table := pd.DataFrame([point.row for point in points])).to_csv(part, index=False)
+        write_table(CURVE_TABLE, table := pd.DataFrame([point.row for point in points]))
         expected = curve.predicted(train, curve.measured_weights(weight), aim, training.model.latent_size)
         run.image("curve", save(curve_figure(table, real, expected), CURVE_FIGURE), 0)
         for sampler in SAMPLERS:

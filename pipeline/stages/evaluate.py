@@ -6,7 +6,7 @@ this stage and evaluate_completion read it.
 
 from pipeline.base import console, paths
 from pipeline.base.device import pick_device
-from pipeline.base.files import replacing, write_json
+from pipeline.base.files import write_json, write_table
 from pipeline.base.params import load, load_key, parse, plain
 from pipeline.measure.doctor import Case, diagnose
 from pipeline.measure.evaluator import HEADLINE_FIGURES, EvaluateParams, Evaluation, Evaluator, summary, with_split
@@ -40,8 +40,7 @@ def main() -> None:
         figures, per_class, _ = found["validation"]
         named, of_test = (with_split(name, each.figures) for name, each in found.items())
         write_json(paths.HEADLINE, {"kl_weight": beta} | {name: figures[name] for name in HEADLINE_FIGURES})
-        with replacing(paths.PER_CLASS) as path:
-            per_class.to_csv(path, index=False)
+        write_table(paths.PER_CLASS, per_class)
         epochs = [dict(zip(history.columns, row, strict=True)) for row in history.to_numpy().tolist()]
         diagnosis = diagnose(Case(aim, figures, epochs, model.architecture.prior, model.architecture.conditioning))
         write_json(paths.DOCTOR, {"verdict": diagnosis.verdict, **plain(diagnosis)})

@@ -11,7 +11,7 @@ from numpy.polynomial.chebyshev import chebinterpolate
 from torch import Tensor, nn
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import replacing
+from pipeline.base.files import write_text
 from pipeline.base.params import Number, load_key
 from pipeline.base.paths import BEST, CURVE, CURVE_TABLE, PREPARED, SPECTRUM, STUDY_SHEETS, TRIALS
 from pipeline.data.splits import CLASSES, Pixels, Split
@@ -148,8 +148,7 @@ def write_page(runs: Sequence[Mapping[str, str]], out: Path) -> None:
     spectrum = load_json(SPECTRUM, "run `dvc repro spectrum` first")
     best = load_json(BEST, "run `dvc repro tune` first")
     html = page(content(model, params, train[:QUICK_TRAIN], validation, curve, spectrum, best, runs))
-    with replacing(out) as part:
-        part.write_text(html, encoding="utf-8")
+    write_text(out, html)
     print(f"{out} written, {len(html) / 1e6:.1f} MB: open it in a browser")
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from pipeline.base import console
 from pipeline.base.device import pick_device, pick_precision
-from pipeline.base.files import replacing, sha256, write_json
+from pipeline.base.files import sha256, write_json, write_table
 from pipeline.base.params import digest, flat, load, load_key, plain
 from pipeline.base.paths import HISTORY, MODEL, PREPARED, RUN
 from pipeline.model import samples
@@ -48,8 +48,7 @@ def main() -> None:
         follow(records, lambda: samples.preview(training.model))
         density = fit_density(training.model, split, aim.pixels, components, params.seed)
         save_cvae(MODEL, training.model, density, saved)
-        with replacing(HISTORY) as part:
-            pd.DataFrame(rows).to_csv(part, index=False)
+        write_table(HISTORY, pd.DataFrame(rows))
         run.artifact(HISTORY)
         run.samples(samples.strip(training.model, density), "0123456789", samples.SAMPLERS)
         run.model(MODEL)

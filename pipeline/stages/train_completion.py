@@ -6,7 +6,7 @@ import pandas as pd
 
 from pipeline.base import console
 from pipeline.base.device import pick_device, pick_precision
-from pipeline.base.files import replacing, sha256, write_json
+from pipeline.base.files import sha256, write_json, write_table
 from pipeline.base.params import digest, load, load_key, plain
 from pipeline.base.paths import COMPLETER, COMPLETION_HISTORY, COMPLETION_RUN, NETWORK, PREPARED
 from pipeline.completion.model import AIM, CompletionParams, build
@@ -50,8 +50,7 @@ def main() -> None:
             save_completer(path, training.model)
             run.model(path, "completions")
         histories.append(pd.DataFrame(rows).assign(model=model))
-    with replacing(COMPLETION_HISTORY) as part:
-        pd.concat(histories).to_csv(part, index=False)
+    write_table(COMPLETION_HISTORY, pd.concat(histories))
     write_json(COMPLETION_RUN, run.pointer() | {"hashes": hashes})
 
 

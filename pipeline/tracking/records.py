@@ -133,10 +133,6 @@ def _dataset(it: Delivery) -> None:
     it.client.log_inputs(it.to.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", it.record["context"])])])
 
 
-def _expect_model(_: Delivery) -> None:
-    package.warm_up()
-
-
 def _model(it: Delivery) -> None:
     """A run has one model: one that an interrupted try has made is completed."""
     from mlflow.entities import LoggedModelOutput, Metric
@@ -181,7 +177,7 @@ SEND: dict[str, Callable[[Delivery], None]] = {
     "artifact": _artifact,
     "text": _text,
     "dataset": _dataset,
-    "expect_model": _expect_model,
+    "expect_model": lambda _: package.warm_up(),
     "model": _model,
     "end": _end,
 }

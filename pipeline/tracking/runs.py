@@ -290,7 +290,9 @@ def tag(run_id: str, values: Mapping[str, Any], uris: Sequence[str]) -> None:
     for uri in uris:
         with suppress(UserError), one_line(uri):
             if find(uri, run_id) is not None:
-                _tag(connect(uri), run_id, values)
+                client = connect(uri)
+                for name, value in values.items():
+                    client.set_tag(run_id, name, str(value), synchronous=True)
                 return
     console.warn(f"MLflow run {run_id} is not at {' or '.join(map(shown, uris))}: it gets no tag")
 
@@ -301,11 +303,6 @@ def _png(image: "np.ndarray") -> bytes:
     content = io.BytesIO()
     Image.fromarray(image).save(content, "PNG")
     return content.getvalue()
-
-
-def _tag(client: Any, run_id: str, values: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        client.set_tag(run_id, name, str(value), synchronous=True)
 
 
 def _context(root: Path) -> dict[str, Any]:

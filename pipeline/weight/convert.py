@@ -123,15 +123,6 @@ def from_article_weight(weight: float, batch_size: int) -> float:
     return replace(ARTICLE, weight=weight, batch_size=batch_size).beta
 
 
-def to_article_weight(kl_weight: float, batch_size: int) -> float:
-    """The article weight w of a β: w = β / (784 · B).
-
-    >>> to_article_weight(100_352, 128)
-    1.0
-    """
-    return replace(ARTICLE, batch_size=batch_size).at(kl_weight).weight
-
-
 def article_readings() -> list[tuple[str, Loss]]:
     """Readings of the article's second loss, whose text does not show its criterion, and how each reduces the batch."""
     by_sum, by_mean = replace(ARTICLE, over_pixels="sum", over_batch="sum"), replace(ARTICLE, kl_over_batch="mean")

@@ -39,7 +39,6 @@ def test_the_articles_loss_is_ours_up_to_a_factor_of_784(weight: float) -> None:
     theirs = torch.autograd.grad(as_written(model, weight, noise), list(model.parameters()))
     terms = objective.terms(model, to_unit(HELD_OUT.images).double(), HELD_OUT.labels, noise)
     kl_weight = convert.from_article_weight(weight, len(HELD_OUT))
-    assert convert.to_article_weight(kl_weight, len(HELD_OUT)) == pytest.approx(weight)
     ours = torch.autograd.grad(objective.loss(terms, kl_weight), list(model.parameters()))
     for one, other in zip(theirs, ours, strict=True):
         torch.testing.assert_close(one * 784, other)

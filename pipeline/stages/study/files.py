@@ -12,7 +12,7 @@ import pandas as pd
 from pipeline.base import console
 from pipeline.base.device import pick_device
 from pipeline.base.errors import UserError
-from pipeline.base.files import replacing, sha256, write_json
+from pipeline.base.files import sha256, write_json, write_table
 from pipeline.base.params import load, load_key
 from pipeline.base.paths import (
     BEST,
@@ -129,9 +129,8 @@ def export(study: Study, real: Mapping[str, float]) -> dict[str, Answer]:
             f"no complete trial reached a class_accuracy of {tune.least_class_accuracy} "
             "(tune.least_class_accuracy): best.json names the trial that came nearest"
         )
-    for frame, path in ((table, TRIALS), (seeds, SEEDS)):
-        with replacing(path) as part:
-            frame.to_csv(part, index=False)
+    write_table(TRIALS, table)
+    write_table(SEEDS, seeds)
     front = [trial.number for trial in study.front()]
     on_front = [trial.params["kl_weight"] for trial in study.front()]
     main = main_answer(found, study.setting)

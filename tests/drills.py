@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from idx import idx
 from imports import ROOT
-from ruamel.yaml import YAML
 
 from pipeline.base.files import sha256
+from pipeline.base.params import write
 from pipeline.data.download import NAMES
 
 EPOCHS = 4
@@ -91,29 +91,31 @@ def zygote() -> Iterator[Zygote]:
         made.end()
 
 
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's 8 × 8 digits at three times their size, (560, 28, 28) uint8, and their labels."""
+def digits(count: int = 560) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's 8 × 8 digits at three times their size, (count, 28, 28) uint8, and their labels."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    images = np.pad(np.kron(found.images * 255 / 16, np.ones((3, 3))), ((0, 0), (2, 2), (2, 2))).round()
-    return images[:560].astype(np.uint8), found.target[:560].astype(np.uint8)
+    images = np.pad(np.kron(found.images[:count] * 255 / 16, np.ones((3, 3))), ((0, 0), (2, 2), (2, 2))).round()
+    return images.astype(np.uint8), found.target[:count].astype(np.uint8)
+
+
+def publish(folder: Path, images: np.ndarray, labels: np.ndarray, train: int) -> str:
+    """Writes MNIST's four files, the first `train` images for training; returns their checksums as sha256sum does."""
+    folder.mkdir(parents=True)
+    for prefix, part in {"train": slice(0, train), "t10k": slice(train, None)}.items():
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images[part]))
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels[part]))
+    return "".join(f"{sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir()))
 
 
 def make_project(folder: Path, database: Path, images: np.ndarray, labels: np.ndarray, train: int = 360) -> Path:
     """A project with an empty MLflow database; the first `train` images are published for training."""
-    (folder / "data/raw").mkdir(parents=True)
-    for prefix, rows in {"train": slice(0, train), "t10k": slice(train, None)}.items():
-        (folder / f"data/raw/{prefix}-images-idx3-ubyte").write_bytes(idx(images[rows]))
-        (folder / f"data/raw/{prefix}-labels-idx1-ubyte").write_bytes(idx(labels[rows]))
-    sums = [f"{sha256(path)}  {path.name}\n" for path in sorted((folder / "data/raw").iterdir())]
-    (folder / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
-    yaml = YAML()
-    params = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for section, values in SETTINGS.items():
-        params[section].update(values)
-    with open(folder / "params.yaml", "w", encoding="utf-8") as file:
-        yaml.dump(params, file)
+    sums = publish(folder / "data/raw", images, labels, train)
+    (folder / "SHA256SUMS").write_text(sums, encoding="utf-8")
+    shutil.copy(ROOT / "params.yaml", folder)
+    changes = {(section, key): value for section, values in SETTINGS.items() for key, value in values.items()}
+    write(changes, folder / "params.yaml")
     shutil.copy(database, folder / "mlflow.db")
     return folder
 

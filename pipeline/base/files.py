@@ -4,6 +4,7 @@ import atexit
 import fcntl
 import glob
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from torch import Tensor
 
@@ -93,6 +95,15 @@ def write_table(path: Path | str, table: "pd.DataFrame", **form: Any) -> None:
     """Writes a table as CSV without its index; form: as `to_csv` takes it."""
     with replacing(path) as part:
         table.to_csv(part, index=False, **form)
+
+
+def png(picture: "np.ndarray", optimize: bool = False) -> bytes:
+    """A picture (H, W) or (H, W, 3) uint8 as the content of a PNG file; optimize: in less space and more time."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "PNG", optimize=optimize)
+    return content.getvalue()
 
 
 def write_tensors(path: Path | str, tensors: "Mapping[str, Tensor]", notes: Mapping[str, str]) -> None:

@@ -4,13 +4,14 @@ The page's own text and program are in the folder `explore/` beside this file. T
 """
 
 import base64
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pipeline.base import files
 
 TEMPLATES = Path(__file__).parent / "explore"
 PARTS = (
@@ -50,8 +51,4 @@ def text(content: bytes) -> str:
 
 def png(picture: np.ndarray) -> str:
     """A picture (H, W) uint8 as a PNG file in base64."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="PNG", optimize=True)
-    return text(file.getvalue())
+    return text(files.png(picture, optimize=True))

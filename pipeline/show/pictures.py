@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.base import terminal
 from pipeline.base.errors import UserError
-from pipeline.base.files import replacing
+from pipeline.base.files import png, replacing
 
 SIDE = 28
 ENLARGED = 4  # times, unless --scale names another number
@@ -24,10 +24,8 @@ RAMP = " .:-=+*#%@"  # from no ink to full ink
 
 def save_png(path: Path, picture: np.ndarray) -> None:
     """A picture (H, W) or (H, W, 3) uint8."""
-    from PIL import Image
-
-    with replacing(path) as part, open(part, "wb") as file:
-        Image.fromarray(picture).save(file, format="PNG")
+    with replacing(path) as part:
+        part.write_bytes(png(picture))
 
 
 def save_gif(path: Path, frames: Sequence[np.ndarray], milliseconds: int) -> None:

@@ -21,7 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import for_reading, home, identity, shown, sqlite_path
+from pipeline.base.files import for_reading, home, identity, png, shown, sqlite_path
 from pipeline.base.paths import WORKERS
 from pipeline.study import storage
 from pipeline.study.found import SEED, Found, counts, of_seeds
@@ -149,11 +149,9 @@ class Study(Found):
 
     def keep_strip(self, candidate: Candidate, strip: np.ndarray) -> None:
         """Keeps a picture (H, W) uint8 with the trial."""
-        from PIL import Image
-
         with tempfile.TemporaryDirectory() as folder, UNLESS_TAKEN:
             path = Path(folder) / "samples.png"
-            Image.fromarray(strip).save(path)
+            path.write_bytes(png(strip))
             (self._root / ARTIFACTS).mkdir(exist_ok=True)
             upload_artifact(artifact_store=self._pictures, file_path=str(path), study_or_trial=candidate.trial)
 

@@ -5,7 +5,6 @@ once in one process. mlflow is imported inside functions only: the import takes 
 """
 
 import getpass
-import io
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from uuid import uuid4
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.base.files import shown, sqlite_path
+from pipeline.base.files import png, shown, sqlite_path
 from pipeline.base.params import FILE, params
 from pipeline.tracking import package
 from pipeline.tracking.about import as_file, changed
@@ -232,7 +231,7 @@ class Run:
         """
         picture = labelled(picture, columns, rows)
         self.image(SAMPLES, picture, step=0)
-        self._put_file("artifact", _png(picture), "", name=f"{SAMPLES}.png", folder=None)
+        self._put_file("artifact", png(picture), "", name=f"{SAMPLES}.png", folder=None)
 
     def text(self, content: str, name: str) -> None:
         """A text as an artifact."""
@@ -240,7 +239,7 @@ class Run:
 
     def image(self, key: str, image: "np.ndarray", step: int) -> None:
         """A picture, (H, W) or (H, W, 3) uint8. Pictures with one key become a tile with a slider over the steps."""
-        self._put_file("image", _png(image), ".png", key=key, step=step, at=_now())
+        self._put_file("image", png(image), ".png", key=key, step=step, at=_now())
 
     def artifact(self, path: Path | str, folder: str | None = None) -> None:
         """A file, as it is now, in the run's artifacts: under `folder`, or at the top."""
@@ -295,14 +294,6 @@ def tag(run_id: str, values: Mapping[str, Any], uris: Sequence[str]) -> None:
                     client.set_tag(run_id, name, str(value), synchronous=True)
                 return
     console.warn(f"MLflow run {run_id} is not at {' or '.join(map(shown, uris))}: it gets no tag")
-
-
-def _png(image: "np.ndarray") -> bytes:
-    from PIL import Image
-
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, "PNG")
-    return content.getvalue()
 
 
 def _context(root: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ One project runs the pipeline once; each test reads it, or works in a copy of it
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -24,12 +23,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from idx import idx
+from drills import digits, publish
 from imports import ROOT
-from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 from stores import forget
 
+from pipeline.base.params import read, write
 from pipeline.cli import main as cli
 
 pytestmark = pytest.mark.slow
@@ -115,14 +114,10 @@ class Project:
 
     def change(self, section: str, **values: Any) -> None:
         """Changes values in params.yaml."""
-        yaml, path = YAML(), self.folder / "params.yaml"
-        params = yaml.load(path.read_text(encoding="utf-8"))
-        params[section].update(values)
-        with open(path, "w", encoding="utf-8") as file:
-            yaml.dump(params, file)
+        write({(section, key): value for key, value in values.items()}, self.folder / "params.yaml")
 
     def params(self) -> Any:
-        return YAML(typ="safe").load((self.folder / "params.yaml").read_text(encoding="utf-8"))
+        return read(self.folder / "params.yaml")
 
     def json(self, path: str) -> Any:
         return json.loads((self.folder / path).read_text(encoding="utf-8"))
@@ -145,28 +140,11 @@ class Project:
         return found
 
 
-def write_digits(folder: Path) -> None:
-    """scikit-learn's 8 × 8 digits at three times their size, as the four files, packed, with their checksums."""
-    from sklearn.datasets import load_digits
-
-    folder.mkdir()
-    digits = load_digits()
-    images = np.pad(np.kron(digits.images * 255 / 16, np.ones((3, 3))), ((0, 0), (2, 2), (2, 2)))
-    parts = {"train": slice(0, 1300), "t10k": slice(1300, None)}
-    sums = []
-    for prefix, rows in parts.items():
-        for name, array in (("images-idx3", images[rows]), ("labels-idx1", digits.target[rows])):
-            content = idx(array.round())
-            (folder / f"{prefix}-{name}-ubyte").write_bytes(content)
-            sums.append(f"{hashlib.sha256(content).hexdigest()}  {prefix}-{name}-ubyte\n")
-    (folder / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     base = tmp_path_factory.mktemp("end")
     project = Project(base / "clone", base / "mirror")
-    write_digits(project.mirror)
+    sums = publish(project.mirror, *digits(1797), train=1300)
     shutil.copytree(ROOT / "pipeline", project.folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "recipes", project.folder / "recipes")
     for name in (
@@ -175,7 +153,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     ):  # fmt: skip
         (project.folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, project.folder / name)
-    shutil.copy(project.mirror / "SHA256SUMS", project.folder / "SHA256SUMS")
+    (project.folder / "SHA256SUMS").write_text(sums, encoding="utf-8")
     for section, values in SETTINGS.items():
         project.change(section, **values)
     project.run("git", "init", "-q")

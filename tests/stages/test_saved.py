@@ -115,7 +115,7 @@ ALIEN: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("make", ALIEN)
-def test_a_checkpoint_that_is_none_is_put_aside_and_changes_nothing(
+def test_a_file_that_is_no_checkpoint_is_put_aside_and_changes_nothing(
     tmp_path: Path, make: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def training(seed: int) -> Training[Any]:
@@ -139,7 +139,7 @@ HISTORIES = ("", "epoch,kl\n", "\0\0", "<html>", 'epoch,kl\n1,"a\nb"', "epoch\n1
 
 
 @pytest.mark.parametrize(("load", "contents"), [(files.load_pointer, POINTERS), (files.load_history, HISTORIES)])
-def test_a_pointer_or_a_history_that_is_none_is_refused_with_the_remedy(
+def test_a_file_that_is_no_pointer_or_no_history_is_refused_with_the_remedy(
     tmp_path: Path, load: Callable[[Path], Any], contents: tuple[str, ...]
 ) -> None:
     for content in contents:

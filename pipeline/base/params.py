@@ -107,6 +107,8 @@ def parse(owner: type[T], values: Any, where: str) -> T:
         return _checked(owner, values)
     except ValidationError as error:
         errors = error.errors()
+    if errors[0]["type"] == "json_invalid":  # what JSON can't hold, such as a list nested a thousand times
+        raise UserError(f"{where} can't be read: {errors[0]['msg']}")
     for one in errors:  # before what is missing: a misspelt key is both
         if one["type"] == "unexpected_keyword_argument":
             key = one["loc"][0]

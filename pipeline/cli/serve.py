@@ -1,124 +1,174 @@
-"""The packaged model: it answers requests with images.
+"""The packaged model: it answers requests with pictures.
 
 MLflow imports this file from the model's own folder and calls `_load_pyfunc`. No other code of ours does.
 """
 
 import secrets
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
+import pydantic.dataclasses
 import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor
 
 from pipeline.base.errors import UserError
+from pipeline.base.params import RULES, parse
+from pipeline.base.paths import COMPLETER, CURVE
+from pipeline.completion import gibbs
 from pipeline.completion import model as completion
+from pipeline.completion.masks import named_masks
 from pipeline.data.splits import CLASSES, SIDE
 from pipeline.model import samples
-from pipeline.stages.saved import Saved, kind, load_completer, load_cvae
-from pipeline.tracking.package import bad_requests
+from pipeline.model.cvae import CVAE
+from pipeline.model.density import Density
+from pipeline.stages.saved import kind, load_completer, load_curve, load_cvae, load_densities
+from pipeline.tracking.package import answer_by, bad_requests
 
 if TYPE_CHECKING:
     import pandas as pd
 
-DEFAULT: samples.Sampler = "fitted"
-MOST_ROWS = 10_000  # of a request
-MOST_COMPLETIONS = 1000  # of a picture
-MOST_PICTURES = 10_000  # pictures × completions of a request
-LAST_SEED = 2**63 - 1
+MOST, MOST_PICTURES = 100, 1000  # requests that come together, and pictures that they may ask for in all
+MODELS = 16  # of the curve that are kept ready
+MASKS = named_masks()
 
 
-class Generator:
-    """A trained model that samples one image for each row of a table."""
-
-    def __init__(self, saved: Saved) -> None:
-        self.saved = saved
-
-    def predict(self, frame: "pd.DataFrame", params: dict[str, Any] | None = None) -> np.ndarray:  # noqa: ARG002
-        """Images (N, 28, 28) float32 in [0, 1] for rows with a column `digit` (0…9).
-
-        Optional columns: `seed` makes a row's image repeatable, whatever the other rows are; without it every answer
-        is new. `sampler` is fitted (default) or prior. Raises UserError for any other value.
-        """
-        if "digit" not in frame:
-            raise UserError("the table needs a column `digit`")
-        digits = frame["digit"].tolist()
-        if len(digits) > MOST_ROWS:
-            raise UserError(f"a request may have {MOST_ROWS:,} rows, not {len(digits):,}")
-        seeds = frame["seed"].tolist() if "seed" in frame else [secrets.randbits(63) for _ in digits]
-        samplers = frame["sampler"].tolist() if "sampler" in frame else [DEFAULT] * len(digits)
-        images = [self._sample(*row) for row in zip(digits, seeds, samplers, strict=True)]
-        return np.stack(images) if images else np.empty((0, SIDE, SIDE), np.float32)
-
-    def _sample(self, digit: Any, seed: Any, sampler: str) -> np.ndarray:
-        label = torch.tensor([_whole("digit", digit, 0, CLASSES - 1)])
-        if sampler not in samples.SAMPLERS:
-            raise UserError(f"sampler must be one of {', '.join(samples.SAMPLERS)}, not {sampler!r}")
-        number = _whole("seed", seed, 0, LAST_SEED)
-        return samples.sample(self.saved.model, self.saved.density, label, sampler, number)[0, 0].numpy()
+def _image(value: Any) -> Any:
+    """Ink (28, 28) from 0 to 1. Raises ValueError."""
+    return _square("image", value, "numbers from 0 to 1")
 
 
-class Completer:
-    """A trained model that completes partly hidden pictures."""
-
-    def __init__(self, model: completion.Completer) -> None:
-        self.model = model
-
-    def predict(self, pictures: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
-        """Completions (N, count, 28, 28) float32 in [0, 1] of pictures (N, 28, 28), the most likely first.
-
-        A pixel is −1 where hidden, else ink from 0 to 1, which is thresholded at 0.5.
-        params: `count` (8), `digit` that it must be (−1: any), `seed` (0).
-        Raises UserError for a picture with everything or nothing hidden, and for any other value.
-        """
-        given = {"count": 8, "digit": -1, "seed": 0} | (params or {})
-        count = _whole("count", given["count"], 1, MOST_COMPLETIONS)
-        digit = _whole("digit (−1: any)", given["digit"], -1, CLASSES - 1)
-        seed = _whole("seed", given["seed"], 0, LAST_SEED)
-        pictures = np.asarray(pictures, np.float32)
-        if pictures.shape[1:] != (SIDE, SIDE):
-            raise UserError(f"pictures must be (N, {SIDE}, {SIDE}), not {pictures.shape}")
-        if len(pictures) * count > MOST_PICTURES:
-            raise UserError(
-                f"a request may ask for {MOST_PICTURES:,} completions in all, not {len(pictures) * count:,}"
-            )
-        hidden = pictures == -1
-        if not (hidden | ((pictures >= 0) & (pictures <= 1))).all():
-            raise UserError("a pixel must be from 0 to 1, or −1 where it is hidden")
-        if (hidden.all((1, 2)) | ~hidden.any((1, 2))).any():
-            raise UserError("each picture needs hidden pixels (−1) and visible ones")
-        label = None if digit == -1 else digit
-        found = [
-            completion.complete(self.model, torch.from_numpy(ink), torch.from_numpy(seen), label, count, seed).images
-            for ink, seen in zip((pictures >= 0.5).astype(np.float32), ~hidden, strict=True)
-        ]
-        return torch.stack(found).numpy() if found else np.empty((0, count, SIDE, SIDE), np.float32)
+def _mask(value: Any) -> Any:
+    """Visible pixels (28, 28) bool: the mask of a name, or where a picture is 0. Raises ValueError."""
+    if isinstance(value, str):
+        if value not in MASKS:
+            raise ValueError(f"mask must be 28 rows of 28 numbers (1: hidden), or one of {', '.join(MASKS)}")
+        return MASKS[value]
+    hidden = _square("mask", value, "numbers (1: hidden), or a name such as top")
+    if not ((hidden == 0) | (hidden == 1)).all() or hidden.min() == hidden.max():
+        raise ValueError("mask must have 1 where a pixel is hidden, 0 where it is visible, and both somewhere")
+    return hidden == 0
 
 
-def _whole(name: str, value: Any, low: int, high: int) -> int:
+def _square(name: str, value: Any, of: str) -> Tensor:
     try:
-        fits = low <= value <= high and value == int(value)
-    except (TypeError, ValueError):
-        fits = False
+        pixels = np.array(value)
+    except ValueError:  # rows of several lengths
+        pixels = np.empty(0)
+    fits = pixels.shape == (SIDE, SIDE) and pixels.dtype.kind in "biuf" and ((pixels >= 0) & (pixels <= 1)).all()
     if not fits:
-        raise UserError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-    return int(value)
+        raise ValueError(f"{name} must be {SIDE} rows of {SIDE} {of}")
+    return torch.from_numpy(pixels.astype(np.float32))
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=RULES)
+class Request:
+    """What a client asks for: samples of a digit, or completions of an image under a mask."""
+
+    digit: Annotated[int | None, Field(ge=0, lt=CLASSES)] = None
+    kl_weight: Annotated[float | None, Field(gt=0)] = None
+    seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
+    sampler: samples.Sampler = "fitted"
+    count: Annotated[int | None, Field(ge=1, le=MOST_PICTURES)] = None
+    image: Annotated[Any, AfterValidator(_image)] = None
+    mask: Annotated[Any, AfterValidator(_mask)] = None
+
+    def __post_init__(self) -> None:
+        if (self.image is None) != (self.mask is None):
+            raise ValueError("image and mask are needed together, for completions")
+        if self.image is None and self.digit is None:
+            raise ValueError("digit is missing: it is needed for samples, as image and mask are for completions")
+
+
+class AtWeight(NamedTuple):
+    """A CVAE at a KL weight, and the density fitted to its latents."""
+
+    model: CVAE
+    density: Density
 
 
 class Served:
-    """What MLflow's server asks. A bad request is its own kind of error: any other one gets a stack trace there."""
+    """A trained model, and what lies beside it in its folder: the curve's network, and the completer."""
 
-    def __init__(self, model: Generator | Completer) -> None:
-        self.model = model
+    def __init__(self, weights: Path) -> None:
+        """weights: of a CVAE, or of a completer alone."""
+        folder = weights.parents[1]
+        beside = weights if kind(weights) == "completion" else folder / COMPLETER.name
+        self.completer = load_completer(beside) if beside.exists() else None
+        self.own, self.kl_weight = None, None
+        if beside != weights:
+            saved = load_cvae(weights)
+            self.own, self.kl_weight = AtWeight(saved.model, saved.density), saved.params["objective"]["kl_weight"]
+        self.curve = folder / CURVE.name if (folder / CURVE.name).exists() else None
+        if self.curve:
+            self.network, self.densities = load_curve(self.curve)[0], load_densities(self.curve)
+            self.at = lru_cache(MODELS)(self._at)
 
-    def predict(self, data: Any, params: dict[str, Any] | None = None) -> np.ndarray:
-        """What the model predicts. Raises MlflowException with one sentence, which the server answers with 400."""
+    def predict(
+        self, data: "pd.DataFrame | list[Any]", params: Mapping[str, Any] | None = None  # noqa: ARG002 (MLflow's)
+    ) -> list[np.ndarray]:  # fmt: skip
+        """An answer for each request: an image (28, 28) float32 in [0, 1]; with `count`, so many (count, 28, 28).
+
+        data: mappings with the fields of Request, or a table with a row for each. A request with a seed always has the
+        same answer, whatever the others are. Raises MlflowException, which MLflow's servers answer with 400.
+        """
         with bad_requests():
-            return self.model.predict(data, params)
+            return self.answers(data if isinstance(data, list) else _mappings(data))
+
+    def answers(self, values: list[Any]) -> list[np.ndarray]:
+        """The same for mappings. Raises UserError."""
+        if len(values) > MOST:
+            raise UserError(f"at most {MOST} requests may come at once, not {len(values):,}: `count` asks for more")
+        requests = [parse(Request, value, f"inputs[{place}]") for place, value in enumerate(values)]
+        if (pictures := sum(request.count or 1 for request in requests)) > MOST_PICTURES:
+            raise UserError(f"an answer may have {MOST_PICTURES:,} pictures, not {pictures:,}")
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Request) -> np.ndarray:
+        count = request.count or 1
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        if request.image is None:
+            at = self._model(request.kl_weight)
+            labels = torch.tensor([request.digit] * count)
+            images = samples.sample(at.model, at.density, labels, request.sampler, seed).squeeze(1)
+        elif self.completer is not None and request.kl_weight is None:
+            ink = (request.image >= 0.5).float()
+            images = completion.complete(self.completer, ink, request.mask, request.digit, count, seed).images
+        else:
+            model = self._model(request.kl_weight).model
+            images = gibbs.complete(model, request.image, request.mask, request.digit, count, seed)
+        found: np.ndarray = images.numpy()
+        return found if request.count else found[0]
+
+    def _model(self, kl_weight: float | None) -> AtWeight:
+        """The model's own, or that of the curve at a weight. Raises UserError."""
+        if self.own is None:
+            raise UserError("this model completes pictures: give image and mask, and no kl_weight")
+        if kl_weight is None or kl_weight == self.kl_weight:
+            return self.own
+        if self.curve is None:
+            raise UserError(f"kl_weight must be {self.kl_weight:g}: no curve was trained when this model was promoted")
+        return self.at(kl_weight)
+
+    def _at(self, kl_weight: float) -> AtWeight:
+        try:
+            return AtWeight(self.network.at(kl_weight), self.densities.at(kl_weight))
+        except ValueError as error:
+            raise UserError(f"kl_weight {error}") from None
+
+
+def _mappings(table: "pd.DataFrame") -> list[dict[str, Any]]:
+    """A table's rows, without what is missing in each."""
+    missing = table.isna().to_dict("records")
+    rows = zip(table.to_dict("records"), missing, strict=True)
+    return [{str(name): value for name, value in row.items() if not none[name]} for row, none in rows]
 
 
 def _load_pyfunc(path: str) -> Served:
     """MLflow calls this with the path of the weights inside the model's folder."""
-    weights = Path(path)
-    if kind(weights) == "completion":
-        return Served(Completer(load_completer(weights)))
-    return Served(Generator(load_cvae(weights)))
+    served = Served(Path(path))
+    answer_by(served.answers)
+    return served

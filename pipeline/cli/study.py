@@ -9,7 +9,7 @@ import typer
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.base.paths import JUDGE, PREPARED, PUBLISHED
+from pipeline.base.paths import COMPLETER, CURVE, JUDGE, PREPARED, PUBLISHED
 
 if TYPE_CHECKING:
     from pipeline.study.space import Setting
@@ -146,7 +146,18 @@ def _trained() -> str | None:
 
 def _register(run_id: str | None) -> None:
     """Makes the model of a run MLflow's champion, and says so."""
+    from pipeline.stages.saved import load_completer, load_densities
     from pipeline.tracking.registry import crown
 
-    said = crown(run_id) if run_id else None
+    beside = []
+    for path, read in ((CURVE, load_densities), (COMPLETER, load_completer)):
+        if path.exists():
+            try:
+                read(path)
+                beside.append(path)
+            except UserError as error:
+                console.warn(f"it is not served: {error}")
+    said = crown(run_id, beside=beside) if run_id else None
+    if said and beside:
+        said += f", with {' and '.join(path.name for path in beside)} beside it"
     print(f"{said}." if said else "Its model was not kept, so none is registered in MLflow.")

@@ -110,9 +110,9 @@ class Evaluator:
             figures["bits_per_dimension"] = nll / (PIXELS * math.log(2))
         return figures
 
-    def density(self, model: CVAE, components: int) -> Density:
+    def density(self, model: CVAE, components: int, start: Density | None = None) -> Density:
         """A mixture fitted to the latents of `train`: `components` Gaussians for each class."""
-        return fit_density(model, self.train, self.pixels, components, self.seed)
+        return fit_density(model, self.train, self.pixels, components, self.seed, start)
 
     def samples(self, model: CVAE, density: Density | None, sampler: Sampler) -> dict[str, float]:
         """The sample metrics, without the sampler in their names: means over the digits. `prior` needs no density."""

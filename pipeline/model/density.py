@@ -1,5 +1,8 @@
 """A density fitted to the latents after training: a mixture of Gaussians for each class."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -44,6 +47,33 @@ class Density(Mixture):
         component = torch.multinomial(self.weights[labels], 1, generator=generator).squeeze(1)
         noise = torch.randn(len(labels), self.means.shape[-1], generator=generator, device=labels.device)
         return self.means[labels, component] + torch.einsum("nij,nj->ni", self.roots[labels, component], noise)
+
+
+@dataclass(frozen=True)
+class Densities:
+    """Densities of one network along the KL weight: at each of W weights, which rise, mixtures of the same components.
+
+    kl_weights: (W,). stacked: W densities in one, whose tensors have another dimension W in front.
+    """
+
+    kl_weights: Tensor
+    stacked: Density
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"kl_weights": self.kl_weights, **self.stacked._asdict()}
+
+    def at(self, kl_weight: float) -> Density:
+        """The density at a weight; between two of the weights, each component is mixed linearly in log β."""
+        logs = self.kl_weights.log()
+        after = int((self.kl_weights <= kl_weight).sum().clamp(1, len(logs) - 1))
+        share = float((math.log(kl_weight) - logs[after - 1]) / (logs[after] - logs[after - 1]))
+        share = min(max(share, 0.0), 1.0)
+        return Density(*(torch.lerp(one[after - 1], one[after], share) for one in self.stacked))
+
+
+def stacked(densities: Sequence[Density], kl_weights: Sequence[float]) -> Densities:
+    """Densities that were fitted one after another, from weights that rise, as one."""
+    return Densities(torch.tensor(kl_weights), Density(*map(torch.stack, zip(*densities, strict=True))))
 
 
 @torch.no_grad()

@@ -40,8 +40,8 @@ def main() -> None:
     about = {"experiment": experiment, "params": flat({"weight": weight, "train": params})}
     with recording("curve", training, params.epochs, hashes, notes, name="curve", **about) as (run, _, follow):
         follow(fit(training, train, validation, params, aim, curve.drawn_view(training.model, pixels)), None)
-        save_curve(CURVE, training.model, saved | {"data": hashes["data"]})
         points = list(curve.measured(training.model, curve.measured_weights(weight), evaluator, components))
+        save_curve(CURVE, training.model, saved | {"data": hashes["data"]}, curve.densities(points))
         for step, point in enumerate(points):
             run.metrics(point.figures(), step)
         write_table(CURVE_TABLE, table := pd.DataFrame([point.row for point in points]))

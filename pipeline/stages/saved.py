@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.data.splits import Split
     from pipeline.measure.judge import Judges
     from pipeline.model.cvae import CVAE
-    from pipeline.model.density import Density
+    from pipeline.model.density import Densities, Density
     from pipeline.model.multirate import MultiRate
     from pipeline.training.fit import Training
 
@@ -116,9 +116,10 @@ def load_cvae(path: Path, device: "torch.device | str" = "cpu") -> Saved:
         return Saved(_ready(model, device), density, params)
 
 
-def save_curve(path: Path, model: "MultiRate", params: Mapping[str, Any]) -> None:
-    """The multi-rate CVAE's weights, three sections of params (plain values), and the hash of the data."""
-    _write(path, "curve", _prefixed(MODEL, model.state_dict()), params)
+def save_curve(path: Path, model: "MultiRate", params: Mapping[str, Any], densities: "Densities | None" = None) -> None:
+    """The multi-rate CVAE's weights, densities along the weight, three sections of params, and the hash of the data."""
+    tensors = _prefixed(MODEL, model.state_dict()) | _prefixed(DENSITY, densities.tensors() if densities else {})
+    _write(path, "curve", tensors, params)
 
 
 def load_curve(path: Path) -> "tuple[MultiRate, dict[str, Any]]":
@@ -134,6 +135,15 @@ def load_curve(path: Path) -> "tuple[MultiRate, dict[str, Any]]":
         model = build(parse(ModelParams, params["model"], "model"), aim, weight, seed=0)
         model.load_state_dict(_tensors(file, MODEL))
     return _ready(model, "cpu"), params
+
+
+def load_densities(path: Path) -> "Densities":
+    """The densities fitted to a curve's latents, on the CPU. Raises UserError."""
+    from pipeline.model.density import Densities, Density
+
+    with _opened(path, "curve") as (file, _):
+        tensors = _tensors(file, DENSITY)
+        return Densities(tensors.pop("kl_weights"), Density(**tensors))
 
 
 def data_of_curve(path: Path) -> str:

@@ -143,7 +143,7 @@ def _model(it: Delivery) -> None:
     model = made[0] if made else _new_model(it)
     if str(model.status) != "READY":
         with it.file(it.record["name"]) as path:
-            folder = package.pack(path, it.record["served"], it.to.run_id, model.model_id)
+            folder = package.pack(path, it.to.run_id, model.model_id)
             it.client.log_model_artifacts(model.model_id, str(folder))
         it.client.finalize_logged_model(model.model_id, "READY")
     run = it.client.get_run(it.to.run_id)

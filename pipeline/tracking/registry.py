@@ -1,5 +1,6 @@
 """MLflow's registered model: the promoted one is `champion`, the one before it `challenger`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ NAME = NAMES["samples"]
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 
-def crown(run_id: str, root: Path = Path()) -> str | None:
+def crown(run_id: str, root: Path = Path(), beside: Sequence[Path] = ()) -> str | None:
     """Registers the model of a run in today's store, and says what was done; None if there is no such run or model.
 
-    Raises UserError if the store cannot be used.
+    beside: files that are copied into the model's folder, where cli/serve.py finds them. Raises UserError if the store
+    cannot be used.
     """
     uri = tracking_uri(root)
     run = find(uri, run_id)
@@ -24,6 +26,8 @@ def crown(run_id: str, root: Path = Path()) -> str | None:
         client = connect(uri)
         former = _champion(client)
         model = client.get_logged_model(run.outputs.model_outputs[-1].model_id)
+        for file in beside:
+            client.log_model_artifact(model.model_id, str(file))
         if former is not None and former.source == f"models:/{model.model_id}":
             return f"models:/{NAME}@{CHAMPION} is version {former.version}, as it was"
         new = client.create_model_version(NAME, f"models:/{model.model_id}", run_id, model_id=model.model_id)
@@ -40,7 +44,7 @@ def _champion(client: Any) -> Any:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(NAME, description="Samples a digit for each row of a request.")
+        client.create_registered_model(NAME, description="Samples digits, and completes pictures: docs/serving.md.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise UserError(f"the model {NAME} can't be registered: {error.message}") from error

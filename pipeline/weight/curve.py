@@ -17,6 +17,7 @@ from pipeline.data.splits import CLASSES, Pixels, Split
 from pipeline.measure.evaluator import Evaluator, with_split
 from pipeline.model import multirate
 from pipeline.model.cvae import ModelParams, resolve
+from pipeline.model.density import Densities, Density, stacked
 from pipeline.model.likelihood import Name
 from pipeline.model.multirate import MultiRate
 from pipeline.model.samples import SAMPLERS, Sampler, sample, sheet
@@ -93,10 +94,14 @@ def drawn_view(model: MultiRate, pixels: Pixels) -> View:
 
 
 class Point(NamedTuple):
-    """What was measured at one weight: its row of the table, and samples of each digit by sampler, (10, 1, 28, 28)."""
+    """What was measured at one weight: its row of the table, and samples of each digit by sampler, (10, 1, 28, 28).
+
+    density: that of the fitted sampler; its components change little from one weight to the next.
+    """
 
     row: dict[str, float]
     samples: dict[str, Tensor]
+    density: Density
 
     def figures(self) -> dict[str, float]:
         """The row's figures as MLflow has them, apart from those of an epoch: `curve/validation/kl`."""
@@ -106,13 +111,19 @@ class Point(NamedTuple):
 def measured(model: MultiRate, weights: Iterable[float], evaluator: Evaluator, components: int) -> Iterator[Point]:
     """Each weight on the evaluator's split, which must be validation. Names of figures: `validation/prior/frechet`."""
     digits = torch.arange(CLASSES, device=evaluator.split.labels.device)
+    density: Density | None = None
     for weight in weights:
         at = model.at(weight)
-        density, figures = evaluator.density(at, components), evaluator.fit_figures(at)
+        density, figures = evaluator.density(at, components, density), evaluator.fit_figures(at)
         for name in SAMPLERS:
             figures |= {f"{name}/{metric}": mean for metric, mean in evaluator.samples(at, density, name).items()}
         drawn = {str(name): sample(at, density, digits, name, seed=0) for name in SAMPLERS}
-        yield Point({"kl_weight": weight, **with_split("validation", figures)}, drawn)
+        yield Point({"kl_weight": weight, **with_split("validation", figures)}, drawn, density)
+
+
+def densities(points: Sequence[Point]) -> Densities:
+    """Those of the fitted sampler at all measured weights."""
+    return stacked([point.density for point in points], [point.row["kl_weight"] for point in points])
 
 
 def sheet_of(points: Sequence[Point], sampler: Sampler) -> np.ndarray:

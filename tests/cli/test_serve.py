@@ -1,65 +1,112 @@
-"""What the packaged completer answers and what it refuses."""
+"""What a packaged model answers, with and without a curve and a completer beside it. Its server: tests/tracking."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from mlflow.exceptions import MlflowException
+from packaged import IMAGE, WEIGHT, save_three
 
 from pipeline.base.errors import UserError
-from pipeline.cli import serve
+from pipeline.cli.serve import MOST, Served
 from pipeline.completion import model as completion
-from pipeline.stages.saved import save_completer
+from pipeline.completion.masks import named_masks
+from pipeline.model.samples import sample
+from pipeline.stages.saved import load_completer, load_curve, load_densities
 
-HALF = np.zeros((2, 28, 28), np.float32)
-HALF[0, 20, 4:20] = 0.9
-HALF[1, 16:, 10] = 0.7
-HALF[:, :14] = -1
-
-
-@pytest.fixture
-def completer(tmp_path: Path) -> serve.Completer:
-    save_completer(tmp_path / "completer.safetensors", completion.build(3, 16, 0))
-    served = serve._load_pyfunc(str(tmp_path / "completer.safetensors")).model
-    assert isinstance(served, serve.Completer)
-    return served
+TOP = named_masks()["top"].numpy()
+COMPLETION = {"image": IMAGE.tolist(), "mask": "top", "seed": 1}
 
 
-def test_only_hidden_pixels_are_completed_by_seed_and_digit(completer: serve.Completer) -> None:
-    found = completer.predict(HALF, {"count": 5})
-    assert found.shape == (2, 5, 28, 28)
-    assert 0 <= found.min() <= found.max() <= 1
-    seen = (HALF[:, None, 14:] >= 0.5).astype(np.float32)
-    assert np.array_equal(found[:, :, 14:], np.broadcast_to(seen, (2, 5, 14, 28)))
-    assert np.array_equal(found[1:], completer.predict(HALF[1:], {"count": 5}))
-    for other in ({"seed": 1}, {"digit": 3}):
-        assert not np.array_equal(found, completer.predict(HALF, {"count": 5} | other))
-    assert completer.predict(HALF[:0]).shape == (0, 8, 28, 28)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packaged model's folder, with all that may lie beside its weights."""
+    folder = tmp_path_factory.mktemp("packaged")
+    save_three(folder)
+    (folder / "data").mkdir()
+    (folder / "cvae.safetensors").rename(folder / "data/cvae.safetensors")
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("pictures", "params", "reason"),
-    [
-        (HALF, {"count": 10**9}, "count must be a whole number from 1 to 1000"),
-        (HALF, {"count": "many"}, "count must be a whole number"),
-        (HALF, {"count": None}, "count must be a whole number"),
-        (HALF, {"count": 3.5}, "count must be a whole number"),
-        (np.repeat(HALF, 20, 0), {"count": 1000}, "10,000 completions in all, not 40,000"),
-        (HALF, {"digit": 10}, "digit \\(−1: any\\) must be a whole number from -1 to 9, not 10"),
-        (HALF, {"seed": 0.5}, "seed must be"),
-        (HALF[:, :20], {}, "must be \\(N, 28, 28\\), not \\(2, 20, 28\\)"),
-        (HALF * 255, {}, "from 0 to 1, or −1 where it is hidden"),
-        (np.full_like(HALF, np.nan), {}, "from 0 to 1"),
-        (np.full_like(HALF, -1), {}, "needs hidden pixels"),
-        (np.zeros_like(HALF), {}, "needs hidden pixels"),
-    ],
-)
-def test_a_bad_request_is_refused(
-    completer: serve.Completer, pictures: np.ndarray, params: dict[str, Any], reason: str
-) -> None:
-    with pytest.raises(UserError, match=reason):
-        completer.predict(pictures, params)
-    with pytest.raises(MlflowException, match=reason) as caught:  # to which the server adds no stack trace
-        serve.Served(completer).predict(pictures, params)
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Served:
+    return Served(folder / "data/cvae.safetensors")
+
+
+def test_a_seeded_request_has_one_answer_whatever_the_others_are(served: Served) -> None:
+    request = {"digit": 3, "seed": 5}
+    alone, among = served.answers([request])[0], served.answers([{"digit": 1}, {"digit": 3, "seed": 6}, request])
+    assert alone.shape == (28, 28)
+    assert np.array_equal(alone, among[2])
+    assert not np.array_equal(alone, among[1])
+    several = np.stack(served.answers([request | {"count": 4}] * 2))
+    assert several[0].shape == (4, 28, 28)
+    assert np.array_equal(several[0], several[1])
+    first, second = (served.answers([{"digit": 3}])[0] for _ in range(2))
+    assert not np.array_equal(first, second)
+    assert served.answers([]) == []
+
+
+def test_a_weight_is_that_of_the_curve_and_its_density(served: Served, folder: Path) -> None:
+    model, density = (
+        load_curve(folder / "curve.safetensors")[0].at(0.5),
+        load_densities(folder / "curve.safetensors").at(0.5),
+    )
+    for sampler in ("prior", "fitted"):
+        found = served.answers([{"digit": 3, "seed": 5, "kl_weight": 0.5, "sampler": sampler, "count": 2}])[0]
+        assert np.array_equal(found, sample(model, density, torch.tensor([3, 3]), sampler, 5).squeeze(1))
+    own = np.stack(served.answers([{"digit": 3, "seed": 5}, {"digit": 3, "seed": 5, "kl_weight": WEIGHT}]))
+    assert np.array_equal(own[0], own[1])
+
+
+def test_what_is_visible_stays_and_the_completer_does_the_rest(served: Served, folder: Path) -> None:
+    found = served.answers([COMPLETION | {"count": 3, "digit": 4}])[0]
+    ink = (torch.from_numpy(IMAGE) >= 0.5).float()
+    model = load_completer(folder / "completer.safetensors")
+    assert np.array_equal(found, completion.complete(model, ink, torch.from_numpy(TOP), 4, 3, 1).images)
+    by_curve = np.stack(served.answers([COMPLETION | {"count": 3, "kl_weight": 2}] * 2))
+    assert np.array_equal(by_curve[0], by_curve[1])
+    assert (by_curve[0][:, TOP] == IMAGE[TOP]).all()
+    assert by_curve[0].shape == (3, 28, 28)
+    mask = (~TOP).astype(int).tolist()
+    assert np.array_equal(by_curve[0], served.answers([COMPLETION | {"count": 3, "kl_weight": 2, "mask": mask}])[0])
+
+
+def test_a_model_alone_has_its_own_weight_and_still_completes(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    shutil.copy(folder / "data/cvae.safetensors", tmp_path / "data")
+    alone = Served(tmp_path / "data/cvae.safetensors")
+    assert (alone.answers([COMPLETION])[0][TOP] == IMAGE[TOP]).all()
+    with pytest.raises(UserError, match=f"kl_weight must be {WEIGHT:g}: no curve"):
+        alone.answers([{"digit": 3, "kl_weight": 2}])
+    shutil.copy(folder / "completer.safetensors", tmp_path / "data")
+    completer = Served(tmp_path / "data/completer.safetensors")
+    assert completer.answers([COMPLETION])[0].shape == (28, 28)
+    with pytest.raises(UserError, match="completes pictures: give image and mask"):
+        completer.answers([{"digit": 3}])
+
+
+def test_a_table_is_read_row_by_row(served: Served) -> None:
+    found = served.predict(pd.DataFrame({"digit": [3, 3], "seed": [5, 5], "kl_weight": [None, 0.5]}))
+    assert np.array_equal(found, served.answers([{"digit": 3, "seed": 5}, {"digit": 3, "seed": 5, "kl_weight": 0.5}]))
+    with pytest.raises(MlflowException, match=r"digit must be a valid integer, not 3\.5") as caught:
+        served.predict(pd.DataFrame({"digit": [3.5]}))
     assert caught.value.error_code == "BAD_REQUEST"
+
+
+def test_too_much_is_refused_before_any_work(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(served, "_answer", work)
+    for requests, words in (
+        ([{"digit": 3}] * 100_000, f"at most {MOST} requests may come at once, not 100,000"),
+        ([{"digit": 3, "count": 1000}, {"digit": 3}], "an answer may have 1,000 pictures, not 1,001"),
+        ([{"digit": 3, "count": 1001}], "less than or equal to 1000"),
+    ):
+        with pytest.raises(UserError, match=words):
+            served.answers(requests)

@@ -6,7 +6,7 @@ import torch
 from latents import LABELS, density, model, normal, source
 
 from pipeline.data.splits import Split
-from pipeline.model.density import fit_density, posteriors
+from pipeline.model.density import fit_density, posteriors, stacked
 
 
 def split(per_class: int) -> Split:
@@ -59,3 +59,11 @@ def test_the_same_seed_fits_the_same_density_and_leaves_the_global_generators() 
     assert all(map(torch.equal, first, again))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert repr(np.random.get_state()) == before_numpy
+
+
+def test_between_two_weights_components_are_mixed_in_log_beta() -> None:
+    low, high = density(), density()._replace(means=5 * density().means)
+    along = stacked([low, high, low], [0.01, 1.0, 4.0])
+    for weight, factor in ((0.001, 1), (0.01, 1), (0.1, 3), (1.0, 5), (2.0, 3), (4.0, 1), (100.0, 1)):
+        assert torch.allclose(along.at(weight).means, factor * low.means)
+        assert torch.allclose(along.at(weight).roots, low.roots)

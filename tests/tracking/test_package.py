@@ -6,16 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import latents
 import pytest
-from settings import model_params, objective_params
+from packaged import save_cvae_in
 from stores import client
 
 from pipeline.base.errors import UserError
-from pipeline.base.params import plain
 from pipeline.completion import model as completion
-from pipeline.model.cvae import build, resolve
-from pipeline.stages.saved import save_completer, save_cvae
+from pipeline.stages.saved import save_completer
 from pipeline.tracking import package, runs
 
 # Programs that know nothing of this project.
@@ -24,15 +21,14 @@ import json, mlflow, numpy, pandas
 model = mlflow.pyfunc.load_model("runs:/RUN/NAME")
 """
 GENERATE = """
-images = model.predict(pandas.DataFrame({"digit": [3, 7, 3], "seed": [1, 1, 1]}))
+images = numpy.stack(model.predict(pandas.DataFrame({"digit": [3, 7, 3], "seed": [1, 1, 1]})))
 import pipeline.cli.serve
 same = bool((images[0] == images[2]).all())
 print(json.dumps([images.shape, same, float(images.max()), pipeline.cli.serve.__file__]))
 """
 COMPLETE = """
-half = numpy.zeros((2, 28, 28), numpy.float32)
-half[:, :14] = -1
-found = model.predict(half, params={"count": 3, "digit": 4})
+request = {"image": numpy.zeros((28, 28)).tolist(), "mask": "top", "count": 3, "digit": 4, "seed": 1}
+found = numpy.stack(model.predict([request, request]))
 print(json.dumps([found.shape, float(found[:, :, :14].min()), float(found[:, :, 14:].max())]))
 """
 
@@ -44,17 +40,10 @@ def outside(code: str, run: runs.Run, name: str, folder: Path) -> Any:
     return json.loads(subprocess.check_output(command, cwd=folder, env=environment, text=True))
 
 
-def untrained(path: Path) -> Path:
-    chosen = model_params(latent_size=2, encoder_hidden=(8,), decoder_hidden=(8,))
-    params = {"model": plain(chosen), "objective": plain(objective_params()), "sample": {"sampler": "fitted"}}
-    save_cvae(path, build(resolve(chosen), 0, "bernoulli"), latents.density(), params)
-    return path
-
-
 @pytest.mark.slow
 def test_a_packaged_model_samples_without_pickle(root: Path, tmp_path: Path) -> None:
     with runs.start("train", "e", root=root) as run:
-        run.model(untrained(tmp_path / "cvae.safetensors"))
+        run.model(save_cvae_in(tmp_path))
         run.metrics({"nll": 80.0}, step=1, of_model=True)
     with runs.add_to(run.pointer(), "train", "e", root) as again:
         again.metrics({"frechet": 2.0}, step=1, of_model=True)

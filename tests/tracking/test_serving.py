@@ -1,0 +1,145 @@
+"""`mlflow models serve` of the champion: a real server, what it answers, and what it refuses."""
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from packaged import IMAGE, save_three
+from servers import free_port
+from stores import forget
+
+from pipeline.tracking import runs, server
+from pipeline.tracking.registry import crown
+
+pytestmark = pytest.mark.slow
+
+
+class Answer(NamedTuple):
+    status: int
+    body: dict[str, Any]
+
+
+Ask = Callable[..., Answer]
+
+
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+    """Sends a body to the server of a champion that has a curve and a completer beside it."""
+    folder, port = tmp_path_factory.mktemp("serving"), free_port()
+    save_three(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        with runs.start("train", "e", root=folder) as run:
+            run.model(folder / "cvae.safetensors")
+        beside = [folder / "curve.safetensors", folder / "completer.safetensors"]
+        assert crown(run.run_id, folder, beside) == "models:/cvae-mnist@champion is now version 1"
+        forget()
+        command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/cvae-mnist@champion"]
+        command += ["--env-manager", "local", "--port", str(port)]
+        with open(folder / "log", "w") as log:
+            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def send(body: Any, kind: str = "application/json") -> Answer:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        address, headers = f"http://127.0.0.1:{port}/invocations", {"Content-Type": kind}
+        try:
+            with opener.open(urllib.request.Request(address, data, headers)) as answer:
+                return Answer(answer.status, json.load(answer))
+        except urllib.error.HTTPError as error:
+            return Answer(error.code, json.loads(error.read()))
+
+    try:
+        assert server.is_up(process, f"http://127.0.0.1:{port}"), Path(folder, "log").read_text()
+        yield send
+    finally:
+        server.end(process)
+
+
+def test_samples_at_weights_and_completions_come_back_as_asked(ask: Ask) -> None:
+    completion = {"image": IMAGE.tolist(), "mask": "top", "seed": 1, "count": 3}
+    requests = [{"digit": 8, "seed": 1}, {"digit": 8, "seed": 1, "kl_weight": 0.3}, completion,
+                completion | {"kl_weight": 2}]  # fmt: skip
+    first, again = ask({"inputs": requests}), ask({"inputs": requests})
+    assert first.status == 200
+    assert first == again
+    own, at_weight, completed, by_curve = (np.array(found) for found in first.body["predictions"])
+    assert own.shape == at_weight.shape == (28, 28)
+    assert not np.array_equal(own, at_weight)
+    for found in (completed, by_curve):
+        assert found.shape == (3, 28, 28)
+        assert (found[:, 14:] >= 0.5).tolist() == [(IMAGE[14:] >= 0.5).tolist()] * 3
+    assert not np.array_equal(completed, by_curve)
+    table = {"columns": ["digit", "seed"], "data": [[8, 1]]}
+    assert ask({"dataframe_split": table}).body["predictions"] == [own.tolist()]
+    assert ask({"dataframe_records": [{"digit": 8, "seed": 1}]}) == ask({"instances": [{"digit": 8, "seed": 1}]})
+
+
+OK = {"image": IMAGE.tolist(), "mask": "top"}
+BAD: dict[str, tuple[Any, str]] = {
+    "label above 9": ({"digit": 10}, "inputs[0].digit must be less than 10, not 10"),
+    "half a label": ({"digit": 3.5}, "inputs[0].digit must be a valid integer, not 3.5"),
+    "label as text": ({"digit": "3"}, "inputs[0].digit must be a valid integer, not '3'"),
+    "true as a label": ({"digit": True}, "inputs[0].digit must be a valid integer, not True"),
+    "no label": ({"seed": 1}, "inputs[0].digit is missing: it is needed for samples"),
+    "unknown key": ({"digt": 3}, "inputs[0].digt: unknown key; did you mean 'digit'?"),
+    "count of 0": ({"digit": 3, "count": 0}, "inputs[0].count must be greater than or equal to 1, not 0"),
+    "count of a billion": ({"digit": 3, "count": 10**9}, "inputs[0].count must be less than or equal to 1000"),
+    "seed below 0": ({"digit": 3, "seed": -1}, "inputs[0].seed must be greater than or equal to 0, not -1"),
+    "seed of 400 digits": ({"digit": 3, "seed": 10**400}, "inputs[0].seed must be less than 9223372036854775808"),
+    "sampler": ({"digit": 3, "sampler": "best"}, "inputs[0].sampler must be 'prior' or 'fitted', not 'best'"),
+    "weight of 0": ({"digit": 3, "kl_weight": 0}, "inputs[0].kl_weight must be greater than 0, not 0"),
+    "weight beyond": ({"digit": 3, "kl_weight": 31}, "kl_weight 31 is not between 0.01 and 30"),
+    "weight nan": ({"digit": 3, "kl_weight": float("nan")}, "inputs[0].kl_weight must be a finite number"),
+    "image alone": ({"image": OK["image"]}, "inputs[0].image and mask are needed together"),
+    "image too short": (OK | {"image": OK["image"][1:]}, "inputs[0].image must be 28 rows of 28 numbers from 0 to 1"),
+    "image of bytes": (OK | {"image": [[255] * 28] * 28}, "inputs[0].image must be 28 rows of 28 numbers from 0 to 1"),
+    "ragged image": (OK | {"image": [[1], 2]}, "inputs[0].image must be 28 rows of 28 numbers from 0 to 1"),
+    "mask's name": (OK | {"mask": "middle"}, "inputs[0].mask must be 28 rows of 28 numbers (1: hidden), or one of top"),
+    "mask of all": (OK | {"mask": [[1] * 28] * 28}, "inputs[0].mask must have 1 where a pixel is hidden"),
+    "mask of halves": (OK | {"mask": [[0.5] * 28] * 28}, "inputs[0].mask must have 1 where a pixel is hidden"),
+    "no object": (3, "inputs[0] must hold keys with values, not 3"),
+}
+BODIES: dict[str, tuple[Any, str]] = {
+    "100,000 rows": ({"inputs": [{"digit": 3}] * 100_000}, "at most 100 requests may come at once, not 100,000"),
+    "100,000 brackets": (b"[" * 100_000, "the body is nested too deeply"),
+    "brackets inside": (b'{"inputs": [{"digit": ' + b"[" * 900 + b"]" * 900 + b"}]}", "inputs[0] can't be read"),
+    "no JSON": (b"{", "the body is not JSON"),
+    "no UTF-8": (b"\xff\xfe", "the body is not JSON"),
+    "half a character": (b'{"inputs": [{"digit": 3, "sampler": "\\ud800"}]}', "inputs[0] can't be read"),
+    "another form": ({"rows": []}, 'the body must be {"inputs": [REQUEST, …]}'),
+    "a number": (3, 'the body must be {"inputs": [REQUEST, …]}'),
+    "inputs of a number": ({"inputs": 3}, "inputs must be a list of requests"),
+    "uneven table": ({"dataframe_split": {"columns": ["digit"], "data": [[1, 2]]}}, "dataframe_split needs columns"),
+    "20 MB": (b" " * 20_000_000, "the body may have 10,000,000 bytes, not 20,000,000"),
+}
+
+
+def assert_refused(answer: Answer, words: str) -> None:
+    assert answer.status == 400
+    assert answer.body.keys() == {"error_code", "message"}  # no stack trace
+    assert answer.body["message"].startswith(words)
+    assert len(answer.body["message"]) <= 300
+    assert "\n" not in answer.body["message"]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_is_refused_in_one_sentence(ask: Ask, name: str) -> None:
+    request, words = BAD[name]
+    assert_refused(ask({"inputs": [request]}), words)
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_bad_body_is_refused_in_one_sentence(ask: Ask, name: str) -> None:
+    assert_refused(ask(BODIES[name][0]), BODIES[name][1])
+
+
+def test_another_kind_of_content_is_refused(ask: Ask) -> None:
+    assert_refused(ask(b"digit\n3", "text/csv"), "the content type must be application/json, not 'text/csv'")

@@ -159,5 +159,5 @@ def _register(run_id: str | None) -> None:
                 console.warn(f"it is not served: {error}")
     said = crown(run_id, beside=beside) if run_id else None
     if said and beside:
-        said += f", with {' and '.join(path.name for path in beside)} beside it"
+        said += f". Beside the champion: {' and '.join(path.name for path in beside)}"
     print(f"{said}." if said else "Its model was not kept, so none is registered in MLflow.")

@@ -19,13 +19,14 @@ from pipeline.measure.judge import build as build_judge
 from pipeline.model.multirate import MultiRate
 from pipeline.show.curve import curve_figure
 from pipeline.show.style import save
-from pipeline.stages.saved import load_curve, load_splits, save_curve
+from pipeline.stages.saved import load_curve, load_densities, load_splits, save_curve
 from pipeline.training.fit import fit, start
 from pipeline.weight.curve import (
     Point,
     WeightParams,
     best_weights,
     build,
+    densities,
     drawn_view,
     measured,
     measured_weights,
@@ -90,6 +91,15 @@ def test_a_saved_curve_is_the_same_at_every_weight(trained: MultiRate, tmp_path:
     assert params["model"]["latent_size"] == 4
     with pytest.raises(UserError, match="holds no splits"):
         load_splits(path, "train")
+
+
+def test_a_curve_s_densities_are_kept_with_it(trained: MultiRate, points: list[Point], tmp_path: Path) -> None:
+    path, saved = tmp_path / "curve.safetensors", {"model": plain(MODEL), "objective": plain(objective_params())}
+    save_curve(path, trained, saved | {"weight": plain(weight_params())}, densities(points))
+    assert torch.equal(load_densities(path).at(30).means, points[-1].density.means)
+    save_curve(path, trained, saved | {"weight": plain(weight_params())})
+    with pytest.raises(UserError, match="run `dvc repro curve` first"):
+        load_densities(path)
 
 
 def test_the_best_weight_is_that_of_a_parabola() -> None:

@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,15 +60,25 @@ class Zygote:
         )
         self._answer()
 
-    def run(self, folder: Path, stage: str, after: float | None = None, signal: int = 9, **environment: str) -> Ended:
-        """Runs a stage; `after` so many seconds it gets the signal."""
-        (folder / "said.txt").write_text("")  # it may be killed before it says anything
-        order = {"stage": stage, "folder": str(folder), "environment": environment, "after": after, "signal": signal}
+    def run(
+        self,
+        folder: Path,
+        stage: str,
+        after: float | None = None,
+        signal: int = 9,
+        mounts: Mapping[str, int] | None = None,
+        **environment: str,
+    ) -> Ended:
+        """Runs a stage; `after` so many seconds it gets the signal. mounts: see mounts.confine."""
+        said = folder.with_suffix(".said")
+        said.write_text("")  # it may be killed before it says anything
+        order: dict[str, Any] = {"stage": stage, "folder": str(folder), "environment": environment}
+        order |= {"after": after, "signal": signal, "mounts": mounts or {}}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         answer = self._answer()
-        return Ended(answer["status"], answer["seconds"], (folder / "said.txt").read_text(encoding="utf-8"))
+        return Ended(answer["status"], answer["seconds"], said.read_text(encoding="utf-8"))
 
     def end(self) -> None:
         assert self._process.stdin is not None
@@ -171,6 +181,16 @@ def assert_sound(database: Path) -> None:
     twice = "SELECT run_uuid, key, step FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1"
     assert rows(database, twice) == []
     assert rows(database, "PRAGMA integrity_check") == [("ok",)]
+
+
+def assert_words(ended: Ended) -> None:
+    """It ended well, or with one line that says why not."""
+    assert ended.status in (0, 2), ended.said
+    assert "Traceback" not in ended.said
+    if ended.status == 2:
+        *_, last = ended.said.splitlines()
+        assert last.startswith("error: "), ended.said
+        assert ended.said.count("error: ") == 1, ended.said
 
 
 def assert_tidy(folder: Path) -> None:

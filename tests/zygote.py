@@ -9,20 +9,24 @@ import gc
 import importlib
 import json
 import os
+import shutil
+import signal
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import mounts
+
 STAGES = ("download", "prepare", "judge", "train", "evaluate", "curve", "tune")
-LEARNT = "learnt.txt"
 LIMIT_SECONDS = 300.0  # what takes longer hangs
 
 
 def main() -> None:
-    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    from pipeline.tracking import package
+    from pipeline.tracking import local, package
+
+    os.environ |= local.ENVIRONMENT  # mlflow reads it once
 
     stages = {name: importlib.import_module(f"pipeline.stages.{name}").main for name in STAGES}
     package.warm_up()
@@ -35,7 +39,7 @@ def main() -> None:
             _work(order, stages[order["stage"]])
         status = _watched(child, began, order)
         seconds = time.monotonic() - began
-        _learn(Path(order["folder"], LEARNT))
+        _learn(Path(order["folder"]).with_suffix(".learnt"))
         print(json.dumps({"status": status, "seconds": seconds}), flush=True)
 
 
@@ -43,10 +47,13 @@ def _work(order: dict[str, Any], stage: Any) -> None:
     from pipeline.base import console
 
     status, known = 1, set(sys.modules)
+    folder = place = Path(order["folder"])
     try:
-        os.chdir(order["folder"])
+        if order["mounts"]:
+            place = mounts.confine(folder, order["mounts"])
+        os.chdir(place)
         os.environ |= order["environment"]
-        said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        said = os.open(folder.with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(said, 1)
         os.dup2(said, 2)
         console.run(stage)
@@ -55,9 +62,14 @@ def _work(order: dict[str, Any], stage: Any) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()
-        Path(LEARNT).write_text("\n".join(name for name in sys.modules if name not in known))
+        os.chdir("/")
+        folder.with_suffix(".learnt").write_text("\n".join(name for name in sys.modules if name not in known))
+        if place != folder:  # the disk goes with the process
+            shutil.rmtree(folder)
+            shutil.copytree(place, folder)
         os._exit(status)
 
 

@@ -3,6 +3,7 @@
 On this machine a locked file says that a process lives, on other machines heartbeats do.
 """
 
+import logging
 import os
 import re
 import socket
@@ -72,6 +73,7 @@ def open_storage(url: str, retry: Callable[[optuna.Study, FrozenTrial], None]) -
     """
     if url.startswith(SCHEME):
         return _proxy(url, retry)
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # an interrupted query is logged with its traceback
     path = sqlite_path(url)
     if path is not None and not (path.exists() and path.stat().st_size):
         for leftover in ("-wal", "-shm"):  # of a deleted database: SQLite would replay them into the new one

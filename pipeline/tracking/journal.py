@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -29,6 +28,7 @@ class Journal:
         self.files = path.with_suffix("")  # a folder with copies of the files that wait
         self.waiting: dict[int, Record] = {}  # by their numbers
         self.closed = False  # no record will follow
+        self.is_whole = descriptor >= 0  # whether the disk has what memory has
         self._count = 0
 
     @classmethod
@@ -39,6 +39,9 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
             journal = cls(path, os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600), head)
             fcntl.flock(journal._descriptor, fcntl.LOCK_EX)
+            if os.fstat(journal._descriptor).st_nlink == 0:  # another process took it for an ended one's
+                journal.release()
+                return cls.new(folder, head)
         except OSError as error:
             console.warn(f"{folder} can't be written ({error.strerror}): what MLflow doesn't get is lost at the end")
             return cls(path, -1, head)
@@ -55,14 +58,17 @@ class Journal:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             lines = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]  # what follows is half a line
+            if not lines:  # its process was killed at once
+                path.unlink()
             journal = cls(path, descriptor, lines[0])
             for line in lines[1:]:
                 if "sent" in line:
                     journal.waiting.pop(line["sent"], None)
                     journal.head |= {name: line[name] for name in ("run_id",) if name in line}
                 else:
-                    journal.waiting[journal._count] = line
-                    journal._count += 1
+                    number = line.pop("number", journal._count)  # a full disk may have left some out
+                    journal.waiting[number] = line
+                    journal._count = number + 1
             assert journal.head.keys() >= {"store", "name", "key", "run_id", "ends"}
         except (OSError, ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError):
             os.close(descriptor)
@@ -74,7 +80,7 @@ class Journal:
         """Keeps a record; returns its number."""
         number, self._count = self._count, self._count + 1
         self.waiting[number] = record
-        self._write(record)
+        self._write(record | {"number": number})
         return number
 
     def sent(self, number: int, run_id: str) -> None:
@@ -110,9 +116,16 @@ class Journal:
         return name
 
     def _write(self, line: Record) -> None:
+        """On a full disk, memory still has the line; no half of it may stay, since others follow."""
         if self._descriptor >= 0:
-            with suppress(OSError):  # a full disk: memory still has it
-                os.write(self._descriptor, json.dumps(line).encode() + b"\n")
+            size, content = os.fstat(self._descriptor).st_size, json.dumps(line).encode() + b"\n"
+            try:
+                whole = os.write(self._descriptor, content) == len(content)
+            except OSError:
+                whole = False
+            if not whole:
+                self.is_whole = False
+                os.ftruncate(self._descriptor, size)
 
 
 def waiting(folder: Path) -> dict[str, int]:

@@ -83,6 +83,11 @@ def _metrics(it: Delivery) -> None:
     from mlflow.entities import Metric
 
     values, step = it.record["values"], it.record["step"]
+    if it.record.get("adds"):  # what is measured again has the same figures
+        known = it.client.get_run(it.to.run_id).data.metrics
+        values = {name: value for name, value in values.items() if known.get(name) != value}
+        if not values:
+            return
     if it.again and any(one.step == step for one in it.client.get_metric_history(it.to.run_id, min(values))):
         return
     if it.record["of_model"] and it.to.model_id is None:

@@ -186,9 +186,10 @@ class Run:
         left = self._outbox.flush() if self._outbox.users == 0 else 0
         if left:
             what = "1 record waits" if left == 1 else f"{left} records wait"
-            console.warn(
-                f"{what} in {OUTBOX} for MLflow at {shown(self.uri)}: `cvae sync`, or the next run, sends them"
-            )
+            rest = "`cvae sync`, or the next run, sends them"
+            if not self._journal.is_whole:
+                rest = f"{OUTBOX} can't be written, so that some of them are lost now"
+            console.warn(f"{what} in {OUTBOX} for MLflow at {shown(self.uri)}: {rest}")
 
     def metrics(self, values: Mapping[str, float], step: int, of_model: bool = False) -> None:
         """One request for all of them. `of_model` also links them to the run's logged model.
@@ -204,7 +205,7 @@ class Run:
             console.warn(f"not a finite number, left out of MLflow: {lost}")
             self.tags({"not_finite": lost})
         if finite:
-            self._put("metrics", values=finite, step=step, at=_now(), of_model=of_model)
+            self._put("metrics", values=finite, step=step, at=_now(), of_model=of_model, adds=self._adds)
 
     def params(self, values: Mapping[str, Any], resolved: Mapping[str, Any] | None = None) -> None:
         """Values by names such as `train.epochs`: what was changed as parameters, all as the artifact params.yaml.

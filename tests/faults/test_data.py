@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drills import Zygote, digits, make_project
+from drills import Zygote, assert_words, digits, make_project
 
 pytestmark = pytest.mark.slow
 
@@ -55,10 +55,8 @@ def test_odd_data_is_measured_or_refused_in_one_line(
     folder = make_project(tmp_path / "project", empty_database, images, labels, train)
     for stage in ("prepare", "judge", "train", "evaluate"):
         ended = zygote.run(folder, stage)
-        assert ended.status in (0, 2), ended.said
+        assert_words(ended)
         if ended.status == 2:
-            assert sum(line.startswith("error: ") for line in ended.said.splitlines()) == 1, ended.said
-            assert ended.said.splitlines()[-1].startswith("error: "), ended.said
             print(stage, ended.said)
             return
     assert (folder / "reports/metrics.json").exists()

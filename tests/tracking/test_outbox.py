@@ -132,10 +132,27 @@ def test_a_run_of_a_living_process_is_left_alone(root: Path) -> None:
 def test_a_file_that_is_no_outbox_stops_nothing(root: Path, content: str) -> None:
     folder = root / ".cvae/outbox"
     folder.mkdir(parents=True)
-    (folder / "x.jsonl").write_text(content)
+    (folder / "x-1.jsonl").write_text(content)
     with runs.start("train", "e", root=root) as run:
         pass
     assert kept(run).info.status == "FINISHED"
+    assert outbox_files(root) == (["x-1.jsonl"] if content else [])  # an empty one: its process was killed at once
+
+
+def test_a_full_disk_leaves_no_half_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Journal.new(root, {"store": "s", "name": "r", "key": "k", "run_id": "", "ends": True})
+    made.append({"do": "first"})
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, content: write(descriptor, content[:5]))
+    made.append({"do": "second"})
+    monkeypatch.setattr(os, "write", write)
+    made.append({"do": "third"})
+    made.sent(made.append({"do": "fourth"}), "r")
+    assert not made.is_whole
+    made.release()
+    again = Journal.adopt(made.path)
+    assert again is not None
+    assert [record["do"] for record in again.waiting.values()] == ["first", "third"]
 
 
 def test_a_database_that_is_deleted_during_a_run_is_reported_and_a_new_one_takes_the_rest(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine
+from pipeline.base.errors import UserError
 from pipeline.base.files import write_json
 
 FOLDER = Path("benchmarks")
@@ -56,6 +57,15 @@ def show(rows: dict[str, dict[str, Any]]) -> None:
         value = "not measured" if row["value"] is None else f"{row['value']:,.2f}"
         word = {None: "", True: "met", False: "missed"}[row["met"]]
         print(f"{name:36} {value:>12} {'≥' if row['kind'] == 'least' else '≤'} {row['bar']:12,.2f}  {word}")
+
+
+def between(path: Path, begin: str, end: str, inside: str) -> str:
+    """The text of a page with `inside` between its two marks. Raises UserError where it has none."""
+    before, first, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise UserError(f"{path} has lost its marks: put back the lines {begin} and {end}")
+    return f"{before}{begin}\n{inside}\n{end}{after}"
 
 
 def _commit() -> str | None:

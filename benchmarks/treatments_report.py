@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import charts
+from benchmarks.results import between
 from benchmarks.treatments import CHOICE, FOLDER, SCHEDULES, SETTING, SETUP, TABLE, chosen
 from pipeline.base import console
 from pipeline.base.errors import UserError
@@ -169,15 +170,6 @@ def lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
 
 
-def replaced(text: str, inside: str) -> str:
-    """The page with `inside` between its marks. Raises UserError where it has none."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"{DOC} has lost its marks: put back the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{inside}\n{END}{after}"
-
-
 def picture(rows: pd.DataFrame, path: Path) -> None:
     """Frechet by likelihood, prior and sampler."""
     plain = rows[rows["treatment"] == "constant"]
@@ -192,8 +184,7 @@ def main() -> None:
     parser.add_argument("--doc", type=Path, default=DOC, metavar="FILE", help=f"({DOC})")
     options = parser.parse_args()
     results = read(options.tables)
-    text = replaced(options.doc.read_text(encoding="utf-8"), render(results))
-    write_text(options.doc, text)
+    write_text(options.doc, between(options.doc, BEGIN, END, render(results)))
     picture(results.rows, options.doc.with_name("treatments.png"))
     print(f"{options.doc} and its figure written")
 

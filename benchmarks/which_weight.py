@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.results import between
+from pipeline.base.files import write_text
 from pipeline.base.paths import BEST, PUBLISHED, SEEDS, STUDY_FIGURES, TRIALS
 from pipeline.stages.study.files import read_bench, read_setting
 from pipeline.stages.study.words import markdown, plus_minus
@@ -44,13 +46,9 @@ def sigma_vae(seeds: int) -> str:
     return markdown(["", "seeds", *COLUMNS], [["σ-VAE", str(len(rows)), *cells]])
 
 
-def between(page: str, name: str, text: str) -> str:
-    """The page with `text` between the comments `name: begin` and `name: end`."""
-    before, _, rest = page.partition(f"<!-- {name}: begin -->\n")
-    _, end, after = rest.partition(f"<!-- {name}: end -->")
-    if not end:
-        raise ValueError(f"{PAGE} has no place for {name}")
-    return f"{before}<!-- {name}: begin -->\n{text}\n{end}{after}"
+def publish(name: str, text: str) -> None:
+    """Puts `text` between the page's comments `name: begin` and `name: end`."""
+    write_text(PAGE, between(PAGE, f"<!-- {name}: begin -->", f"<!-- {name}: end -->", text))
 
 
 def main() -> None:
@@ -61,12 +59,11 @@ def main() -> None:
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout.strip()
     for picture in ("uses", "weights"):
         answer += f"\n\n![{picture} of the study](results/study/{picture}.png)"
-    page = between(PAGE.read_text(encoding="utf-8"), "study", answer)
+    publish("study", answer)
     if options.sigma_vae:
-        page = between(page, "sigma-vae", sigma_vae(options.sigma_vae))
+        publish("sigma-vae", sigma_vae(options.sigma_vae))
     for path in (BEST, TRIALS, SEEDS, *sorted(STUDY_FIGURES.glob("*.png"))):
         shutil.copy(path, PUBLISHED)
-    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -160,9 +160,8 @@ def of_run(uri: str) -> Gathered:
     if run.has_model and not evaluated:
         of_model = of_file(model_file(uri), run.history)
         case = replace(of_model.case, figures=figures | dict(of_model.case.figures))
-        return Gathered(
-            name, f"not evaluated; its model: {of_model.measured}", case, of_model.hints, of_model.per_class
-        )
+        measured = f"not evaluated; its model: {of_model.measured}"
+        return Gathered(name, measured, case, of_model.hints, of_model.per_class)
     hint = f"the run holds no model: `dvc exp run -S objective.kl_weight={aim.kl_weight!r}` trains and evaluates one"
     if run.has_model:
         file = f"models/{uri.removeprefix('runs:/').split('/')[0]}.safetensors"
@@ -196,9 +195,8 @@ def screen(gathered: Gathered, diagnosis: "Diagnosis", columns: int) -> str:
         say(figures(known))
     for found in diagnosis.findings:
         says, remedy = words(case, found)
-        evidence = (
-            f"{one.figure} {number(one.value)} ({one.beyond} {number(one.threshold)})" for one in found.evidence
-        )
+        signs = found.evidence
+        evidence = (f"{one.figure} {number(one.value)} ({one.beyond} {number(one.threshold)})" for one in signs)
         say("")
         say(f"{MARK[found.severity]} {found.name}  ({found.severity})")
         say(says, "  ")

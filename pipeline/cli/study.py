@@ -53,10 +53,8 @@ def study(
             raise
         setting = read_setting(needs_files=False)  # a fresh clone
         seeds, table = (pd.read_csv(PUBLISHED / f"{file}.csv") for file in ("seeds", "trials"))
-        results, name = (
-            Results(None, seeds, table, f"from {PUBLISHED}, as no study was run here yet"),
-            "of this project",
-        )
+        where, name = f"from {PUBLISHED}, as no study was run here yet", "of this project"
+        results = Results(None, seeds, table, where)
     found = answers(results.seeds, setting) if len(results.seeds) else {}
     said = words.sentences(found, results.seeds, setting) if found else ["No weight has been trained yet."]
     if markdown:

@@ -60,9 +60,8 @@ def _cells(count: int, source: torch.Generator) -> Tensor:
     side = torch.where(side == 8, 7, side)
     corner = torch.arange(SIDE, device=source.device) // side * side
     rows = noise.gather(1, corner[:, :, None].expand(-1, -1, SIDE))
-    return rows.gather(2, corner[:, None, :].expand(-1, SIDE, -1)) < torch.rand(
-        count, 1, 1, generator=source, device=source.device
-    )
+    share = torch.rand(count, 1, 1, generator=source, device=source.device)
+    return rows.gather(2, corner[:, None, :].expand(-1, SIDE, -1)) < share
 
 
 def quadrants_shown(number: int) -> Tensor:

@@ -88,10 +88,8 @@ def negative_log_likelihood(
     source = torch.Generator(split.images.device).manual_seed(seed)
     images, given = published_view(split, pixels, number, label, seed)
     measured = log_likelihood(model, images, given, draws if model.latent_size else 1, source)
-    bound = measured.log_likelihood.double()
-    return Estimate(
-        -float(bound.mean()), float(bound.std()) / len(bound) ** 0.5, float(measured.effective_samples.median())
-    )
+    bound, effective = measured.log_likelihood.double(), float(measured.effective_samples.median())
+    return Estimate(-float(bound.mean()), float(bound.std()) / len(bound) ** 0.5, effective)
 
 
 def squared_errors(completer: Completer, network: Completer, split: Split, number: int, seed: int) -> dict[str, float]:

@@ -200,8 +200,7 @@ def complete(
     label, known = torch.full((1,), digit or 0, device=image.device), no if digit is None else ~no
     given = condition(image.view(1, 1, SIDE, SIDE), visible.view(1, -1), label, known, no)
     images = sample(model, given, count, source).view(count, 1, SIDE, SIDE)
-    scores = log_likelihood(
-        model, (images >= 0.5).float(), given.expand(count, -1), SCORING_DRAWS, source
-    ).log_likelihood
+    binary, each = (images >= 0.5).float(), given.expand(count, -1)
+    scores = log_likelihood(model, binary, each, SCORING_DRAWS, source).log_likelihood
     order = scores.argsort(descending=True)
     return Completions(images[order].squeeze(1), scores[order])

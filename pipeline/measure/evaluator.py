@@ -201,10 +201,8 @@ class Evaluator:
     def _judged(self, split: Split) -> Judged:
         if self.judges is None:
             raise ValueError("samples need judges")
-        images = to_unit(split.images)
-        return Judged(
-            images.flatten(1), self.judges.tolerant.read(images), self.judges.plain.read(images), split.labels
-        )
+        images, (tolerant, plain) = to_unit(split.images), self.judges
+        return Judged(images.flatten(1), tolerant.read(images), plain.read(images), split.labels)
 
     def _log_density(self, model: CVAE, density: Density, split: Split) -> float:
         # Other noise than that of the latents the density was fitted to.

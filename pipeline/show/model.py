@@ -95,9 +95,8 @@ def latent_space(mu: np.ndarray, labels: np.ndarray) -> "Figure":
         axes.scatter(own[:, 0], own[:, 1], s=3, linewidths=0, alpha=0.6, color=ACCENT, label="this digit")
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
         axes.spines[:].set_color(PALE)
-    figure.suptitle(
-        f"Latent means of validation images on two principal axes ({share:.0%} of the variance)", fontsize=11
-    )
+    title = f"Latent means of validation images on two principal axes ({share:.0%} of the variance)"
+    figure.suptitle(title, fontsize=11)
     legend(figure, markerscale=3)
     return figure
 

@@ -141,11 +141,10 @@ class Study(Found):
     def put_back(self, error: BaseException) -> None:
         """Ends the trials in training here because of `error` and puts them back in the queue."""
         with self.turn():
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
             for trial_id in list(self._live):
                 self._live.discard(trial_id)
-                self._fail(
-                    trial_id, interrupted=isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit), most=1
-                )
+                self._fail(trial_id, interrupted=interrupted, most=1)
 
     def keep_strip(self, candidate: Candidate, strip: np.ndarray) -> None:
         """Keeps a picture (H, W) uint8 with the trial."""

@@ -150,7 +150,7 @@ class Outbox:
             failure: Exception | None = None
             try:
                 self._connect()
-                self._within(self._deadline(line), self._send, line)
+                self._send_in_time(line)
             except Exception as error:
                 failure = error
             with self._changed:
@@ -187,14 +187,11 @@ class Outbox:
         elif record["do"] == "end":
             self._opened.pop(target.key, None)
 
-    def _deadline(self, line: Line) -> float:
-        return CALL_SECONDS + line.record.get("bytes", 0) / BYTES_PER_SECOND
-
-    def _within(self, seconds: float, call: Callable[[Line], None], line: Line) -> None:
+    def _send_in_time(self, line: Line) -> None:
         if self._is_local:  # SQLite has deadlines of its own
-            call(line)
+            self._send(line)
         else:
-            within(seconds, lambda: call(line))
+            within(CALL_SECONDS + line.record.get("bytes", 0) / BYTES_PER_SECOND, lambda: self._send(line))
 
     def _pause(self, failure: Exception) -> None:
         self._failures += 1

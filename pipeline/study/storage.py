@@ -35,7 +35,7 @@ from pipeline.study.proxy import turn as turn_of
 DATABASE = "optuna.db"
 HEARTBEAT_SECONDS = 60
 GRACE_SECONDS = 120  # a trial whose last heartbeat is older is taken for dead
-PATIENCE_SECONDS = 60  # how long we wait while another process locks a SQLite file
+PATIENCE_SECONDS = 60  # how long we wait while another process locks a SQLite file, and for a proxy's answer
 ANSWER_SECONDS = 10  # how long we wait for a server to answer
 
 Storage = RDBStorage | Proxy
@@ -257,7 +257,7 @@ def _translate_errors(engine: sqlalchemy.Engine, url: str) -> None:
 
 def _proxy(url: str, retry: Callable[[optuna.Study, FrozenTrial], None] | None = None) -> Proxy:
     with quiet():
-        return Proxy(url, lambda reason: _unusable(url, reason), ANSWER_SECONDS, GRACE_SECONDS, retry)
+        return Proxy(url, lambda reason: _unusable(url, reason), PATIENCE_SECONDS, GRACE_SECONDS, retry)
 
 
 def _unusable(url: str, reason: Any) -> UserError:

@@ -1,0 +1,232 @@
+"""On a team's servers: MLflow and Optuna on PostgreSQL, artifacts and DVC's remote on S3. No password stays behind."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import drills
+import pytest
+from imports import ROOT
+from postgres import Server
+from servers import Tracking, bad, free_port, s3
+
+from pipeline.base.params import write
+from pipeline.cli.services import services
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:_NoneStep.value will soon raise:DeprecationWarning"),  # of DVC
+    # MLflow and Optuna leave the connections of a refused database to the garbage collector, which says so.
+    pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning"),
+]
+
+USER, PASSWORD, KEY = "anna", "geheim/9 ä", "gs3heim-key"
+LOGIN = f"{USER}:{quote(PASSWORD, safe='')}"
+FORMS = ("geheim", quote(PASSWORD), quote(PASSWORD, safe=""), KEY)  # of what must be nowhere
+
+
+@dataclass
+class Team:
+    """The servers, and the environment that names them. log: what they print."""
+
+    environment: dict[str, str]
+    database: Server
+    bucket: Any  # boto3's client
+    log: Path
+
+    def url(self, database: str) -> str:
+        return self.database.url(database, *LOGIN.split(":"))
+
+    def dump(self) -> bytes:
+        """All that the databases hold, and all objects on S3."""
+        found = []
+        for name in ("team_mlflow", "team_optuna"):
+            for (table,) in self.database.query("SELECT tablename FROM pg_tables WHERE schemaname = 'public'", name):
+                rows = self.database.query(f'SELECT each::text FROM "{table}" AS each', name)
+                found += [str(row).encode() for (row,) in rows]
+        found += [self.bucket.get_object(Bucket="team", Key=key)["Body"].read() for key in self.objects()]
+        return b"\n".join(found)
+
+    def objects(self) -> list[str]:
+        """The names of the objects on S3."""
+        return [entry["Key"] for entry in self.bucket.list_objects_v2(Bucket="team").get("Contents", [])]
+
+
+@pytest.fixture(scope="module")
+def team(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    folder = tmp_path_factory.mktemp("team")
+    server.query(f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'")
+    for name in ("team_mlflow", "team_optuna"):
+        server.query(f"CREATE DATABASE {name} OWNER {USER}")
+    with s3("team", KEY) as (keys, bucket), pytest.MonkeyPatch.context() as patch:
+        made = Team({}, server, bucket, folder)
+        tracking = Tracking(folder, keys | {
+            "MLFLOW_BACKEND_STORE_URI": made.url("team_mlflow").replace("postgresql:", "postgresql+psycopg:"),
+            "MLFLOW_ARTIFACTS_DESTINATION": "s3://team/mlflow",
+        })  # fmt: skip
+        port = free_port()
+        patch.setenv("OPTUNA_STORAGE", made.url("team_optuna"))
+        with open(folder / "proxy.log", "w") as log:
+            command = [sys.executable, "-m", "pipeline.study.serve", "--port", str(port)]
+            proxy = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        try:
+            tracking.start()
+            made.environment = keys | {
+                "MLFLOW_TRACKING_URI": tracking.address.replace("//", f"//{LOGIN}@"),
+                "OPTUNA_STORAGE": f"grpc://localhost:{port}",
+            }
+            for name, value in made.environment.items():
+                patch.setenv(name, value)
+            yield made
+        finally:
+            tracking.stop()
+            proxy.terminate()
+            proxy.wait()
+
+
+def test_two_machines_share_a_study_on_servers_and_leave_no_password(
+    prepared: Path, zygote: drills.Zygote, team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        shutil.copytree(prepared, folder)
+        monkeypatch.chdir(folder)
+        write({("tune", "trials"): 6})
+    with drills.zygote() as second, ThreadPoolExecutor() as pool:
+        both = pool.map(
+            lambda at: at[0].run(at[1], "tune", **team.environment), zip((zygote, second), folders, strict=True)
+        )
+        ended = list(both)
+    assert [one.status for one in ended] == [0, 0], "\n".join(one.said for one in ended)
+    for one, folder in zip(ended, folders, strict=True):
+        sync = [sys.executable, "-m", "pipeline.cli", "sync"]
+        while "cvae sync" in one.said and subprocess.run(sync, cwd=folder, env=_with_ours()).returncode:
+            pass  # the server is slow
+    query = team.database.query
+    assert query("SELECT state, count(*) FROM trials GROUP BY state", "team_optuna") == [("COMPLETE", 6)]
+    workers = "SELECT DISTINCT value_json FROM trial_user_attributes WHERE key = 'worker'"
+    assert len(query(workers, "team_optuna")) == 2
+    assert query("SELECT name FROM runs WHERE status != 'FINISHED'", "team_mlflow") == []
+    assert query("SELECT count(*) FROM runs", "team_mlflow") == [(7,)]
+    assert any(key.startswith("mlflow/") and key.endswith(".safetensors") for key in team.objects())
+    assert not (folders[0] / "optuna.db").exists()
+    for folder in (*folders, team.log):
+        for path in folder.rglob("*"):
+            assert not (path.is_file() and _holds(path.read_bytes())), path
+    assert not _holds(team.dump())
+
+
+def _with_ours() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def _holds(content: bytes) -> bool:
+    """Whether a password is in it."""
+    return any(form.encode() in content for form in FORMS)
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of DVC with a remote on S3, in which we are."""
+    from dvc.repo import Repo
+
+    monkeypatch.chdir(tmp_path)
+    Repo.init(no_scm=True).close()
+    (tmp_path / ".dvc/config").write_text(
+        "[core]\n    no_scm = true\n    remote = team\n['remote \"team\"']\n    url = s3://team/dvc\n"
+    )
+    return tmp_path
+
+
+def test_data_goes_to_s3_and_comes_back(team: Team, remote: Path) -> None:
+    from dvc.repo import Repo
+
+    (remote / "data.bin").write_bytes(b"images")
+    with Repo() as repo:
+        repo.add("data.bin")
+        assert repo.push() == 1
+        shutil.rmtree(remote / ".dvc/cache")
+        (remote / "data.bin").unlink()
+        repo.pull()
+    assert (remote / "data.bin").read_bytes() == b"images"
+    assert any(key.startswith("dvc/") for key in team.objects())
+
+
+@pytest.mark.usefixtures("team", "remote")
+def test_the_doctor_finds_nothing_wrong_with_good_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert services()
+    said = capsys.readouterr().out
+    assert [line[:3] for line in said.splitlines()] == ["✓ M", "✓ O", "✓ D"]
+    assert "artifacts at mlflow-artifacts:/" in said
+    assert not _holds(said.encode())
+
+
+@pytest.mark.usefixtures("remote")
+def test_the_doctor_says_in_a_line_what_is_wrong_with_a_server_and_what_to_do(
+    team: Team, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = team.database.query
+
+    def says(name: str, pattern: str, **environment: str) -> None:
+        with monkeypatch.context() as changed:
+            for variable, value in environment.items():
+                changed.setenv(variable, value)
+            assert not services()
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("✗")]
+        assert line.startswith(f"✗ {name}: ")
+        for words in pattern.split("…"):
+            assert words in line
+        assert not _holds(line.encode())
+
+    url = team.url("team_optuna")
+    wrong = url.replace(LOGIN, f"{USER}:{KEY}")
+    says("Optuna", "password authentication failed…: correct user and password in OPTUNA_STORAGE", OPTUNA_STORAGE=wrong)
+    says("Optuna", 'database "none" does not exist…: create the database', OPTUNA_STORAGE=team.url("none"))
+    away = f"postgresql://{LOGIN}@127.0.0.1:9/none"
+    says("Optuna", "refused…: start the server, or correct host and port in OPTUNA_STORAGE", OPTUNA_STORAGE=away)
+    says("Optuna", "unavailable…: start the server", OPTUNA_STORAGE="grpc://127.0.0.1:9")
+    says("Optuna", "is MLflow's database: Optuna needs one of its own", OPTUNA_STORAGE=team.url("team_mlflow"))
+    with _older(query, "team_optuna"):
+        says("Optuna", "no longer compatible…`optuna storage upgrade", OPTUNA_STORAGE=url)
+    store = team.url("team_mlflow")
+    with _older(query, "team_mlflow"):
+        says("MLflow", "out-of-date database schema…`mlflow db upgrade ADDRESS`", MLFLOW_TRACKING_URI=store)
+    says("MLflow", "refused…: start the server", MLFLOW_TRACKING_URI=f"http://{LOGIN}@127.0.0.1:9")
+    with bad("401") as address:
+        login = address.replace("//", f"//{LOGIN}@")
+        says("MLflow", "401…: correct user and password in MLFLOW_TRACKING_URI", MLFLOW_TRACKING_URI=login)
+    says("DVC", "connect to the endpoint…: start the server", AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    Path(".dvc/config").write_text(
+        "[core]\n    no_scm = true\n    remote = team\n['remote \"team\"']\n    url = s3://no-team/dvc\n"
+    )
+    says("DVC", "bucket does not exist): create the bucket, or correct its name")
+
+
+@contextmanager
+def _older(query: Callable[[str, str], Any], database: str) -> Iterator[None]:
+    """A database whose tables are of an older version."""
+    ((version,),) = query("SELECT version_num FROM alembic_version", database)
+    query("UPDATE alembic_version SET version_num = 'older'", database)
+    try:
+        yield
+    finally:
+        query(f"UPDATE alembic_version SET version_num = '{version}'", database)
+
+
+@pytest.mark.usefixtures("remote")
+def test_the_doctor_names_a_driver_that_is_missing_and_exits_with_2(team: Team) -> None:
+    program = (
+        "import sys; sys.modules['psycopg'] = None; sys.argv[1:] = ['doctor', '--services']; import cvae; cvae.main()"
+    )
+    environment = _with_ours() | {"OPTUNA_STORAGE": team.url("team_optuna")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "psycopg is not installed): pip install '.[postgres]'" in done.stdout

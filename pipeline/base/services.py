@@ -7,6 +7,7 @@ REMEDIES = (
      "correct user and password in {variable}"),
     ("database .* does not exist", "create the database, as with `createdb`, or correct its name in {variable}"),
     ("bucket does not exist|NoSuchBucket", "create the bucket, or correct its name"),
+    ("too many clients", "use Optuna's storage proxy (docs/machines.md), or raise max_connections"),
     ("permission denied", "grant the user of {variable} rights on it"),
     ("out-of-date database schema|no longer compatible with the table schema",
      "make a backup, then run `{upgrade}` with the version that is installed here"),

@@ -30,14 +30,14 @@ def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
     timed: whether it says at its end how long it took.
     """
     _signals.clear()
-    signal.signal(signal.SIGTERM, _terminated)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _terminated)
-    terminal.spell_out()
-    sys.unraisablehook = _not_raised
-    if "DVC_STAGE" in os.environ:
-        _end_with_parent()
     try:
+        signal.signal(signal.SIGTERM, _terminated)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _terminated)
+        terminal.spell_out()
+        sys.unraisablehook = _not_raised
+        if "DVC_STAGE" in os.environ:
+            _end_with_parent()
         main()
         if timed:
             say_seconds(Path(sys.argv[0]).stem)

@@ -103,6 +103,6 @@ def test_mlflows_tables_of_an_earlier_version_are_refused_in_one_line(tmp_path: 
     path = tmp_path / "mlflow.db"
     with closing(sqlite3.connect(path)) as database:
         database.executescript((OLD / "mlflow.sql").read_text(encoding="utf-8"))
-    with pytest.raises(UserError, match=r"mlflow db upgrade sqlite:///.*mlflow\.db") as caught:
-        local.connect(f"sqlite:///{path}")
+    with pytest.raises(UserError, match=r"mlflow\.db can't be used .*mlflow db upgrade") as caught:
+        local.find(f"sqlite:///{path}", "0" * 32)
     assert "\n" not in str(caught.value)

@@ -37,16 +37,18 @@ class Screen(NamedTuple):
         return max(map(len, self.lines))
 
 
-def cvae_on_terminal(folder: Path, words: str, columns: int = 80, **environment: str) -> Screen:
-    """Runs `cvae WORDS` in a folder on a terminal with so many columns."""
-    return on_terminal(folder, [sys.executable, "-m", "pipeline.cli", *words.split()], columns, **environment)
+def cvae_on_terminal(folder: Path, words: str, columns: int = 80, lines: int = 24, **environment: str) -> Screen:
+    """Runs `cvae WORDS` in a folder on a terminal with so many columns and lines."""
+    return on_terminal(folder, [sys.executable, "-m", "pipeline.cli", *words.split()], columns, lines, **environment)
 
 
-def on_terminal(folder: Path, command: list[str], columns: int = 80, **environment: str) -> Screen:
-    """Runs a command in a folder on a terminal with so many columns."""
+def on_terminal(folder: Path, command: list[str], columns: int = 80, lines: int = 24, **environment: str) -> Screen:
+    """Runs a command in a folder on a terminal with so many columns and lines."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "PYTHONUTF8")}
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR", "PYTHONUTF8")
+    }
     surroundings = inherited | {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT)} | environment
     with subprocess.Popen(command, cwd=folder, env=surroundings, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)

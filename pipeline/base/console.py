@@ -1,6 +1,8 @@
 """What programs say: progress bars, tables, numbers, how long they took, and errors in one line."""
 
+import atexit
 import errno
+import gc
 import os
 import re
 import signal
@@ -30,6 +32,7 @@ def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
     timed: whether it says at its end how long it took.
     """
     _signals.clear()
+    atexit.register(gc.freeze)  # a last collection of torch's and MLflow's objects would take a second
     try:
         signal.signal(signal.SIGTERM, _terminated)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

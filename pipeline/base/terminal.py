@@ -61,6 +61,11 @@ def width() -> int:
     return shutil.get_terminal_size().columns
 
 
+def height() -> int:
+    """Lines of the terminal; 24 where there is none, unless LINES names another number."""
+    return shutil.get_terminal_size().lines
+
+
 def wrapped(text: str, indent: str = "") -> str:
     """A paragraph in lines that fit the terminal and are not too long to read; all lines but the first are indented."""
     return textwrap.fill(

@@ -7,7 +7,7 @@ import typer
 
 from pipeline.base.errors import UserError
 from pipeline.base.paths import COMPLETER, JUDGE
-from pipeline.cli.options import Model, Scale, Seed, in_rows, model_file, where_to
+from pipeline.cli.options import Labels, Model, Scale, Seed, in_rows, model_file, show, where_to
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,7 @@ def complete(
     found_as = list(zip(read_as, scores, strict=True))
     cells = torch.cat([veiled(image, visible)[None], found.images]).numpy()
     if out is None:
-        pictures.show(cells[None], above=["seen", *map(str, range(1, count + 1))])
+        show(cells[None], Labels((), ["seen", *map(str, range(1, count + 1))]))
     else:
         ink, above = in_rows(cells, ["seen", *(f"{label}  {score:.1f}" for label, score in found_as)])
         pictures.save_png(out, pictures.picture(ink, pictures.fitting_scale(len(ink), len(ink[0]), scale), (), above))

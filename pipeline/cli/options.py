@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.stages.saved import Saved
 
 ROW = 10  # pictures of a row
+AFTER = 4  # lines of a terminal that images leave to what is said of them, and to the prompt
 FRAME_MILLISECONDS = 60
 
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 2, metavar="N", help="the same seed gives the same pictures")]
@@ -116,7 +117,7 @@ def deliver(images: "Tensor", out: Path | None, said: str, scale: int | None, la
     ink: np.ndarray = images.numpy()
     rows, columns = ink.shape[:2]
     if out is None:
-        said += _show(ink, labels)
+        said += show(ink, labels)
     elif out.suffix == ".gif":
         cells, above = in_rows(ink, labels.rows)
         scale = pictures.fitting_scale(cells.shape[0] * cells.shape[1] * columns, 1, scale)
@@ -129,20 +130,29 @@ def deliver(images: "Tensor", out: Path | None, said: str, scale: int | None, la
     console.say(said if out is None else f"{out}: {said}")
 
 
-def _show(ink: "np.ndarray", labels: Labels) -> str:
-    """Draws on the terminal. Returns in words what did not fit, if its rows may not go on below."""
+def show(ink: "np.ndarray", labels: Labels) -> str:
+    """Draws images (R, C, 28, 28) on the terminal, as many as fit. Returns in words what did not."""
     import numpy as np
 
     from pipeline.base import terminal
     from pipeline.show import pictures
 
-    count, label = ink.shape[1], max(map(len, labels.rows), default=0)
-    fit = pictures.fitting(count, label, terminal.width())
-    if fit.columns == count or labels.too_wide == "wrap":
-        pictures.show(ink, labels.rows, labels.columns, fit)
-        return ""
-    last = fit.columns if labels.too_wide == "cut" else count
-    kept = np.linspace(0, last - 1, fit.columns).round().astype(int)
-    pictures.show(ink[:, kept], labels.rows, [labels.columns[place] for place in kept if labels.columns], fit)
-    needed = label + bool(label) + count * (pictures.HALVED + pictures.BETWEEN) - pictures.BETWEEN
-    return f"; {fit.columns} of {count} in a row are shown, {needed} columns or --out show all"
+    (rows, count), label = ink.shape[:2], max(map(len, labels.rows), default=0)
+    width, height = terminal.width(), terminal.height() - AFTER
+    fit = pictures.fitting(count, label, width)
+    if rows > pictures.rows_fitting(fit, count, bool(labels.columns), height):
+        fit = pictures.fitting(count, label, width, [pictures.HALVED])
+    columns, above = np.arange(count), labels.columns
+    if labels.too_wide != "wrap":
+        last = fit.columns if labels.too_wide == "cut" else count
+        columns = np.linspace(0, last - 1, fit.columns).round().astype(int)
+        above = [above[place] for place in columns.tolist() if above]
+    left, kept = labels.rows, pictures.rows_fitting(fit, len(columns), bool(above), height)
+    if rows > kept and labels.too_wide == "cut" and left:  # digits side by side, fewer samples of each
+        ink, rows, count, left, above = ink.swapaxes(0, 1), count, rows, (), left
+        fit, columns = pictures.fitting(count, 0, width, [pictures.HALVED]), np.arange(count)
+        kept = pictures.rows_fitting(fit, count, True, height)
+    pictures.show(ink[:kept, columns], left[:kept], above, fit)
+    some = [(min(kept, rows), rows, "rows"), (len(columns), count, "in a row")]
+    missing = " and ".join(f"{shown} of {every} {what}" for shown, every, what in some if shown < every)
+    return f"; {missing} are shown, a larger terminal or --out shows all" if missing else ""

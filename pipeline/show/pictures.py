@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.base import terminal
 from pipeline.base.errors import UserError
 from pipeline.base.files import png, replacing
 
@@ -123,13 +122,19 @@ class Fit(NamedTuple):
     columns: int
 
 
-def fitting(columns: int, label: int, width: int) -> Fit:
+def fitting(columns: int, label: int, width: int, sides: Sequence[int] = (SIDE, HALVED)) -> Fit:
     """Rows of `columns` images beside labels of `label` characters: full size, or else half, and as many as fit."""
-    for side in (SIDE, HALVED):
+    for side in sides:
         fit = max((width - label - bool(label) + BETWEEN) // (side + BETWEEN), 1)
         if fit >= columns:
             return Fit(side, columns)
     return Fit(HALVED, fit)
+
+
+def rows_fitting(fit: Fit, columns: int, captions: bool, height: int) -> int:
+    """How many rows of `columns` images fit, at least one. A row that goes on below needs its lines once more."""
+    blocks = -(-columns // fit.columns)
+    return max((height // blocks - captions) // (fit.side // 2), 1)
 
 
 def screen(images: np.ndarray, fit: Fit, left: Sequence[str], above: Sequence[str], colours: bool) -> str:
@@ -156,7 +161,6 @@ def screen(images: np.ndarray, fit: Fit, left: Sequence[str], above: Sequence[st
     return "\n".join(lines)
 
 
-def show(images: np.ndarray, left: Sequence[str] = (), above: Sequence[str] = (), fit: Fit | None = None) -> None:
+def show(images: np.ndarray, left: Sequence[str], above: Sequence[str], fit: Fit) -> None:
     """Prints images (R, C, 28, 28) in [0, 1] with labels in the best way that the terminal supports."""
-    fit = fit or fitting(images.shape[1], max(map(len, left), default=0), terminal.width())
     print(screen(images, fit, left, above, has_colours()), flush=True)

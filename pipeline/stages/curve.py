@@ -37,7 +37,8 @@ def main() -> None:
     notes = {"device": str(device), "precision": str(pick_precision(params.precision, device)).removeprefix("torch.")}
     training = start(curve.build(model_params, aim, weight, params.seed), params, device)
     print("one CVAE for β from {:g} to {:g}, on {device} in {precision}".format(*weight.range, **notes))
-    about = {"experiment": experiment, "params": flat({"weight": weight, "train": params})}
+    said = "One CVAE for every KL weight; a step of `curve/…` is a weight, from the lowest on."
+    about = {"experiment": experiment, "params": flat({"weight": weight, "train": params}), "about": said}
     with recording("curve", training, params.epochs, hashes, notes, name="curve", **about) as (run, _, follow):
         follow(fit(training, train, validation, params, aim, curve.drawn_view(training.model, pixels)), None)
         points = list(curve.measured(training.model, curve.measured_weights(weight), evaluator, components))

@@ -49,7 +49,7 @@ def main() -> None:
         new = {name: value for name, value in (named | of_test).items() if name not in history}  # train recorded those
         run.metrics(new, int(history["step"].iloc[-1]), of_model=True)
         run.table(per_class, "per_class")
-        run.tags({"collapsed": str(figures["collapsed"]).lower(), "doctor": diagnosis.verdict})
+        run.evaluated({name: each.figures for name, each in found.items()}, diagnosis.verdict, "figures/samplers.png")
         for path in (paths.VALIDATION, paths.METRICS, paths.PER_CLASS, paths.DOCTOR, *paths.FIGURES.glob("*.png")):
             run.artifact(path, "figures" if path.parent == paths.FIGURES else None)
     print(f"{paths.VALIDATION}, {paths.METRICS} and others written; the doctor's verdict: {diagnosis.verdict}")

@@ -1,13 +1,18 @@
-"""What a run says of itself: its parameters, and the file that holds all of them."""
+"""What a run says of itself: its parameters, the file that holds all of them, and its description."""
 
 import io
 import subprocess
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlencode
 
+from pipeline.base import console
 from pipeline.base.params import FILE
 
 ALWAYS = ("objective.kl_weight",)
+OF_SAMPLES = ("frechet", "class_accuracy", "diversity", "coverage")
+OF_FIT = ("reconstruction", "kl", "nll")
+SAMPLERS = ("fitted", "prior")
 
 
 def changed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,6 +35,23 @@ def as_file(values: Mapping[str, Any]) -> str:
     text = io.StringIO()
     YAML(typ="safe", pure=True).dump(by_section(values), text)
     return text.getvalue()
+
+
+def figures(found: Mapping[str, Mapping[str, float]]) -> str:
+    """A table in Markdown of the headline figures of each split, such as {"test": {"fitted/frechet": 3.6}}."""
+
+    def row(split: str, sampler: str) -> list[str]:
+        names = [*(f"{sampler}/{name}" for name in OF_SAMPLES), *OF_FIT]
+        return [split, sampler, *(console.number(found[split].get(name, "–")) for name in names)]
+
+    headings = ["split", "sampler", *OF_SAMPLES, *OF_FIT]
+    lines = [headings, ["---"] * len(headings), *(row(split, sampler) for split in found for sampler in SAMPLERS)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def picture(run_id: str, artifact: str) -> str:
+    """An artifact of a run in Markdown, which MLflow's page shows in a description."""
+    return f"![{artifact}](get-artifact?{urlencode({'path': artifact, 'run_uuid': run_id})})"
 
 
 def by_section(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

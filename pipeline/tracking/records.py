@@ -93,7 +93,8 @@ def _metrics(it: Delivery) -> None:
     if it.record["of_model"] and it.to.model_id is None:
         it.to.know(it.client.get_run(it.to.run_id))
     model = it.to.model_id if it.record["of_model"] else None
-    entries = [Metric(name, value, it.record["at"], step, model_id=model) for name, value in values.items()]
+    first = sorted(values, key=lambda name: not name.startswith("validation/"))  # Compare opens on what came first
+    entries = [Metric(name, values[name], it.record["at"], step, model_id=model) for name in first]
     it.client.log_batch(it.to.run_id, metrics=entries, synchronous=True)
 
 

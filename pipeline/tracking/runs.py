@@ -24,7 +24,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import png, shown, sqlite_path
 from pipeline.base.params import FILE, params
 from pipeline.tracking import package
-from pipeline.tracking.about import as_file, changed
+from pipeline.tracking.about import as_file, changed, figures, picture
 from pipeline.tracking.journal import OUTBOX
 from pipeline.tracking.labels import labelled
 from pipeline.tracking.local import KEY, connect, experiment_id, find, one_line, tracking_uri, within
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DESCRIPTION, EVALUATED = "mlflow.note.content", "evaluated_with"
+EVALUATION = "\n\n### Evaluation"  # in a description
 LONGEST_DIGEST = 36  # MLflow's limit, in characters
 
 
@@ -111,6 +112,7 @@ def add_to(pointer: Mapping[str, Any], name: str, experiment: str, root: Path = 
     target = Target(found[0].info.run_name, pointer.get("run_key") or found[0].data.tags.get(KEY, pointer["run_id"]))
     target.know(found[0])
     run = Run(Outbox.at(found[1], root), target, adds=True)
+    run.about = known.get(DESCRIPTION, "")
     if how:
         run.tags({EVALUATED: how})
     return run
@@ -123,7 +125,7 @@ class Run:
     """
 
     def __init__(self, outbox: Outbox, target: Target, *, adds: bool = False, goes_on: bool = False) -> None:
-        self.name, self._outbox = target.name, outbox
+        self.name, self._outbox, self.about = target.name, outbox, ""
         self.uri = outbox.uri if sqlite_path(outbox.uri) else shown(outbox.uri)  # files may hold it
         self._target, self._adds, self._goes_on = target, adds, goes_on
         self._journal = outbox.journal(target, ends=not adds)
@@ -224,6 +226,12 @@ class Run:
     def describe(self, text: str) -> None:
         """The description at the top of the run's page, in Markdown. It replaces an earlier one."""
         self.tags({DESCRIPTION: text})
+
+    def evaluated(self, found: Mapping[str, Mapping[str, float]], verdict: str, artifact: str) -> None:
+        """What an evaluation found, as tags and below the description: figures by split, the doctor's, a picture."""
+        self.tags({"collapsed": str(found["validation"]["collapsed"]).lower(), "doctor": verdict})
+        said = [self.about.partition(EVALUATION)[0] + EVALUATION, figures(found), f"The doctor's verdict: {verdict}"]
+        self.describe("\n\n".join([*said, picture(self.wait_for_id(), artifact)]))
 
     def samples(self, picture: "np.ndarray", columns: Sequence[str], rows: Sequence[str]) -> None:
         """The picture that every training and every trial has, with labels: a tile, and the artifact samples.png.

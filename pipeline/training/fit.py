@@ -174,9 +174,9 @@ class Epoch:
     ) -> Record:
         """One model's record. train: its loss, reconstruction and kl; validation: what `validate` gave."""
         figures = {
+            **dict(zip(("train/loss", "train/reconstruction", "train/kl"), train, strict=True)),
             "train/kl_weight": kl_weight,
             "train/learning_rate": learning_rate,
-            **dict(zip(("train/loss", "train/reconstruction", "train/kl"), train, strict=True)),
             **{f"validation/{name}": value for name, value in validation.items()},
             "time/seconds": self.seconds,
             "time/images_per_second": self.images / self.seconds,

@@ -294,15 +294,25 @@ def test_what_cannot_be_completed_is_said_in_one_line(drawer: Path, cvae: Cvae, 
 
 
 @pytest.mark.slow
-def test_rows_fit_a_terminal_of_80_columns_with_their_labels(project: Path) -> None:
+def test_pictures_fit_a_terminal_of_80_columns_and_24_lines_with_their_labels(project: Path) -> None:
     shutil.copy(ROOT / SMALL, project / MODEL)
-    for words, labels, above in (
-        ("sample 0-9 --count 12", list("0123456789"), ""),
-        ("traverse 5", [f"z{dimension}" for dimension in range(16)], "-3.0"),
+    for words, labels, left_out in (
+        ("sample 0-9 --count 12", "0 1 2 3 4 5 6 7 8 9", "1 of 12 rows are shown"),
+        ("traverse 5", "-3.0 -1.7 -0.3 +1.7 +3.0 z0 z1", "2 of 16 rows and 5 of 10 in a row are shown"),
+        ("sample 8 --count 30", "", "2 of 6 rows are shown"),
+        ("morph", "0 1 2 3 4 5 6 7 8 9", ""),
     ):
         shown = cvae_on_terminal(project, words)
-        assert (shown.status, shown.width <= 80) == (0, True)
-        assert len(shown.lines) < len(labels) * 7 + 6  # no row goes on below
-        assert [line.split()[0] for line in shown.lines if re.match(r" ?(z?\d+) .*▀", line)] == labels
-        assert above in shown.lines[0]
-        assert re.search(r"5 of 1[02] in a row\s+are\s+shown,\s+\d+\s+columns or --out show all", shown.text)
+        assert (shown.status, shown.width <= 80, len(shown.lines) <= 24) == (0, True, True)
+        drawn, said = " ".join(shown.lines).rpartition("▀")[::2]
+        assert [word for word in re.sub("[▀ ]+", " ", drawn).split() if word != " "] == labels.split()
+        assert left_out in " ".join(said.split())
+        assert ("a larger terminal or --out shows all" in " ".join(said.split())) == bool(left_out)
+
+
+def test_a_larger_terminal_shows_all(project: Path) -> None:
+    shutil.copy(ROOT / SMALL, project / MODEL)
+    shown = cvae_on_terminal(project, "sample 0-9 --count 12", columns=200, lines=90)
+    labels = [line.split()[0] for line in shown.lines if re.match(r"\d .*▀", line)]
+    assert labels == list("0123456789")
+    assert "are shown" not in shown.text

@@ -128,15 +128,19 @@ class Project:
     def files(self, folder: str) -> set[str]:
         return {path.name for path in (self.folder / folder).iterdir()}
 
+    def query(self, select: str) -> list[Any]:
+        """Rows of MLflow's tables."""
+        with closing(sqlite3.connect(self.folder / "mlflow.db")) as database:
+            return database.execute(select).fetchall()
+
     def runs(self) -> dict[str, dict[str, str | float]]:
         """MLflow's runs by their ids, from its tables: the `status`, `params.*`, `metrics.*` and `tags.*` of each."""
-        with closing(sqlite3.connect(self.folder / "mlflow.db")) as database:
-            found: dict[str, dict[str, str | float]] = {
-                run: {"status": status} for run, status in database.execute("SELECT run_uuid, status FROM runs")
-            }
-            for kind, table in (("params", "params"), ("metrics", "latest_metrics"), ("tags", "tags")):
-                for run, key, value in database.execute(f"SELECT run_uuid, key, value FROM {table}"):
-                    found[run][f"{kind}.{key}"] = value
+        found: dict[str, dict[str, str | float]] = {
+            run: {"status": status} for run, status in self.query("SELECT run_uuid, status FROM runs")
+        }
+        for kind, table in (("params", "params"), ("metrics", "latest_metrics"), ("tags", "tags")):
+            for run, key, value in self.query(f"SELECT run_uuid, key, value FROM {table}"):
+                found[run][f"{kind}.{key}"] = value
         return found
 
 
@@ -222,6 +226,7 @@ def test_one_run_holds_training_and_evaluation(project: Project) -> None:
     assert run["tags.doctor"] == project.json("reports/doctor.json")["verdict"]
     assert float(run["params.objective.kl_weight"]) == project.params()["objective"]["kl_weight"]
     assert run["tags.dvc_stage"] == "train"
+    assert f"| {figures['fitted']['frechet']:.4g} |" in str(run["tags.mlflow.note.content"])
     assert not {"metrics.epoch", "metrics.step"} & run.keys()
 
 
@@ -458,6 +463,23 @@ def test_the_best_weight_is_promoted_and_nothing_else_changes(project: Project, 
     assert "objective.kl_weight 0.001 →" in project.cvae("promote", "--for", "draw_prior")
     low, high = best["uses"]["draw_prior"]["interval"]
     assert low <= project.params()["objective"]["kl_weight"] <= high
+
+
+def test_a_trials_model_is_kept_drawn_from_and_registered(project: Project, tmp_path: Path) -> None:
+    project, out = project.copy(tmp_path / "copy"), tmp_path / "digits.npz"
+    best, trained = project.json("reports/study/best.json"), project.json("models/run.json")["run_id"]
+    project.cvae("sample", "0-9", "--count", "2", "--model", f"runs:/{best['run_id']}", "--out", str(out))
+    assert np.load(out)["images"].shape == (20, 28, 28)
+    kept = {run for (run,) in project.query("SELECT source_run_id FROM logged_models")}
+    others = set(project.csv("reports/study/trials.csv")["run_id"]) - kept
+    refused = project.cvae("sample", "8", "--model", f"runs:/{others.pop()}", status=2)
+    assert "only the best trial's model is kept" in refused
+
+    assert "cvae-mnist@champion is now version 1" in project.cvae("promote", "--trial", str(best["trial"]))
+    assert "is version 1, as it was" in project.cvae("promote", "--trial", str(best["trial"]))
+    project.cvae("promote")  # today's weight can't be told apart from the best: its own model is registered
+    aliases = project.query("SELECT alias, run_id FROM registered_model_aliases JOIN model_versions USING (name, version)")
+    assert dict(aliases) == {"champion": trained, "challenger": best["run_id"]}
 
 
 def test_a_clone_without_the_database_answers_from_the_exported_files(project: Project, tmp_path: Path) -> None:

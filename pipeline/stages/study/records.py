@@ -17,8 +17,8 @@ from pipeline.study.queue import Candidate, Study
 from pipeline.study.search import Began, Ended, Epoch, Event
 from pipeline.study.space import full_names
 from pipeline.study.uses import Answer
+from pipeline.tracking import about
 from pipeline.tracking import runs as tracking
-from pipeline.tracking.about import by_section
 from pipeline.tracking.local import find, tracking_uri
 from pipeline.training.fit import Diverged
 
@@ -55,6 +55,8 @@ class Records:
             if event.strip is not None:
                 run.samples(event.strip, "0123456789", SAMPLERS)
             run.tags({"state": event.state, "seeds": len(candidate.seeds)})
+            found = {name.removeprefix("validation/"): value for name, value in candidate.figures.items()}
+            run.describe(f"{self._about_trials()}\n\n{about.figures({'validation': found})}")
             error = Diverged(f"diverged in epoch {candidate.epochs}") if event.state == "FAIL" else None
             self.runs.pop(number).end(error)
 
@@ -62,14 +64,16 @@ class Records:
         """Says what the study found, adds the exported files and the best trials' models."""
         table, best = self.study.table(), self.study.choose()
         self._end_finished(table)
-        for path in (TRIALS, SEEDS, BEST, *sorted(STUDY_FIGURES.glob("*.png"))):
+        figures = sorted(STUDY_FIGURES.glob("*.png"))
+        for path in (TRIALS, SEEDS, BEST, *figures):
             self.parent.artifact(path, "figures" if path.parent == STUDY_FIGURES else None)
         self.parent.tags({"trials": self.study.done()})
         said = words.sentences(found, self.study.seeds(), self.study.setting)
         tables = words.markdown(*words.of_uses(found)), words.markdown(*words.table(found, table, self.study.setting))
-        self.parent.describe("\n\n".join([*said, *tables]))
-        figures = _figures(table, best.number)
-        self.parent.metrics(figures | {"best/kl_weight": best.kl_weight}, step=self.study.done())
+        pictures = (about.picture(self.parent.run_id, f"figures/{path.name}") for path in figures)
+        self.parent.describe("\n\n".join([*said, *tables, *pictures]))
+        measured = _figures(table, best.number)
+        self.parent.metrics(measured | {"best/kl_weight": best.kl_weight}, step=self.study.done())
         strip = self.study.strip(best.number)
         if strip is not None:
             self.parent.samples(strip, "0123456789", SAMPLERS)
@@ -96,7 +100,7 @@ class Records:
         run.metrics(curves, event.record.step)
         if event.fitted is not None:
             setting = self.study.setting
-            params = by_section(setting.params(event.candidate.trial.params))
+            params = about.by_section(setting.params(event.candidate.trial.params))
             params["model"] |= {"preset": "strong"}  # which would give what is blank, and nothing is
             params["sample"] = {"components": setting.components}
             save_cvae(self._file(event.candidate.trial.number), event.fitted.model, event.fitted.density, params)
@@ -126,11 +130,16 @@ class Records:
         run = tracking.start(
             name, self.experiment, tags=tags, key=trial.user_attrs.get("run_key", ""), wait=False,
             params=shown | full_names(trial.params), resolved=every,
-            about=f"{name} of study {self.study.name}: {setting.tune.epochs} epochs, with one or more seeds. "
-            "Curves are of the first seed; figures on validation are means over the seeds.",
+            about=self._about_trials(),
         )  # fmt: skip
         run.dataset("mnist", setting.hashes["data"], str(PREPARED), "train")
         return run
+
+    def _about_trials(self) -> str:
+        return (
+            f"A trial of study {self.study.name}. Epochs of each training: {self.study.setting.tune.epochs}. "
+            "Curves are of the first seed; figures on validation are means over the seeds."
+        )
 
 
 def _figures(table: "pd.DataFrame", number: int) -> dict[str, float]:
@@ -150,10 +159,10 @@ def study_run(study: Study, experiment: str) -> Iterator[tracking.Run]:
     with ExitStack() as stack:
         with study.turn():  # of processes that start together, only the first makes a run
             before = study.inner.user_attrs.get("run_key", "")
-            about = f"A study of the KL weight with {study.setting.tune.trials} trials. It has not ended yet."
+            said = f"A study of the KL weight with {study.setting.tune.trials} trials. It has not ended yet."
             params = {} if before else flat({"tune": study.setting.tune})
             run = stack.enter_context(
-                tracking.start(name, experiment, params=params, tags=tags, about=about, key=before)
+                tracking.start(name, experiment, params=params, tags=tags, about=said, key=before)
             )
             if not before:
                 run.dataset("mnist", study.setting.hashes["data"], str(PREPARED), "train")

@@ -92,4 +92,7 @@ $(READY): requirements.lock pyproject.toml
 	@uv pip install --quiet --require-hashes --compile-bytecode --requirement requirements.lock \
 		$(if $(LEAVE_OUT),--excludes .venv/left_out)
 	@uv pip install --quiet --no-deps --editable .
+	@! git rev-parse --git-dir >/dev/null 2>&1 || { git config user.name && git config user.email; } >/dev/null || { \
+		git config user.name cvae && git config user.email cvae@localhost && \
+		echo 'git knew no name for the commits of experiments; it is cvae here: change it with git config user.name and user.email'; }
 	@pwd -P >$@

@@ -54,3 +54,25 @@ def test_make_sets_up_in_any_folder_and_again_after_a_move(tmp_path: Path) -> No
     os.utime(moved / ".venv/ready", (0, 0))  # older than requirements.lock
     setup(moved)
     assert (moved / ".venv/log").read_text().count("--excludes") == 2
+
+
+def test_setup_names_somebody_for_experiments_where_git_knows_nobody(tmp_path: Path) -> None:
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    script(tmp_path / "bin/uv", "")
+    script(tmp_path / "bin/python3", 'case $2 in venv) mkdir -p .venv/bin && ln -sf "$0" .venv/bin/python ;; esac')
+    path = os.pathsep.join([str(tmp_path / "bin"), "/usr/bin", "/bin"])
+    environment = {"PATH": path, "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("git", "init", "-q")
+    assert "change it with git config" in run("make", "setup")
+    assert run("git", "config", "user.name") == "cvae\n"
+    run("git", "config", "user.name", "Ada")
+    (tmp_path / ".venv/ready").unlink()
+    assert "git config" not in run("make", "setup")
+    assert run("git", "config", "user.name") == "Ada\n"

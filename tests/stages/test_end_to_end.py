@@ -28,6 +28,7 @@ from imports import ROOT
 from safetensors.numpy import load_file
 from stores import forget
 
+from pipeline.base.console import number
 from pipeline.base.params import read, write
 from pipeline.cli import main as cli
 
@@ -226,7 +227,7 @@ def test_one_run_holds_training_and_evaluation(project: Project) -> None:
     assert run["tags.doctor"] == project.json("reports/doctor.json")["verdict"]
     assert float(run["params.objective.kl_weight"]) == project.params()["objective"]["kl_weight"]
     assert run["tags.dvc_stage"] == "train"
-    assert f"| {figures['fitted']['frechet']:.4g} |" in str(run["tags.mlflow.note.content"])
+    assert f"| test | fitted | {number(figures['fitted']['frechet'])} |" in str(run["tags.mlflow.note.content"])
     assert not {"metrics.epoch", "metrics.step"} & run.keys()
 
 
@@ -448,11 +449,11 @@ def test_the_best_weight_is_promoted_and_nothing_else_changes(project: Project, 
     assert best["study"] in project.cvae("study")
     assert "its figures on validation" in project.cvae("doctor", f"runs:/{project.json('models/run.json')['run_id']}")
     before = (project.folder / "params.yaml").read_text(encoding="utf-8").splitlines()
-    number, said = str(best["trial"]), project.cvae("promote", "--trial", str(best["trial"]))
+    said = project.cvae("promote", "--trial", str(best["trial"]))
     after = (project.folder / "params.yaml").read_text(encoding="utf-8").splitlines()
     changed = [new for old, new in zip(before, after, strict=True) if old != new]
     assert [new.split()[:2] for new in changed] == [["kl_weight:", str(best["kl_weight"])]]
-    assert f"trial {number}" in said
+    assert f"trial {best['trial']}" in said
     assert project.runs()[best["run_id"]]["tags.promoted"] == "true"
     kept = (project.folder / "params.yaml").read_bytes()
     assert "can't be told apart" in project.cvae("promote")  # today's is inside
@@ -478,7 +479,9 @@ def test_a_trials_model_is_kept_drawn_from_and_registered(project: Project, tmp_
     assert "cvae-mnist@champion is now version 1" in project.cvae("promote", "--trial", str(best["trial"]))
     assert "is version 1, as it was" in project.cvae("promote", "--trial", str(best["trial"]))
     project.cvae("promote")  # today's weight can't be told apart from the best: its own model is registered
-    aliases = project.query("SELECT alias, run_id FROM registered_model_aliases JOIN model_versions USING (name, version)")
+    aliases = project.query(
+        "SELECT alias, run_id FROM registered_model_aliases JOIN model_versions USING (name, version)"
+    )
     assert dict(aliases) == {"champion": trained, "challenger": best["run_id"]}
 
 

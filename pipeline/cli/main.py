@@ -23,10 +23,12 @@ from pipeline.cli import (
     export,
     report,
     reproduce,
+    restore,
     spectrum,
     study,
     sync,
     values,
+    verify,
     weight,
 )
 
@@ -52,6 +54,8 @@ Train a conditional VAE on MNIST and find out which KL weight, and why.
   cvae reproduce article              the collapse that the article avoids
   cvae ui                             compare runs in the browser
   cvae sync                           send MLflow what it could not take
+  cvae verify                         whether files, runs and trials still match
+  cvae restore RUN_ID                 a run's params and weights, as they were
 """
 STAGES = {
     "download": "Fetch and check the four files of MNIST.",
@@ -84,6 +88,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "reproduce": reproduce.reproduce,
     "ui": report.ui,
     "sync": sync.sync,
+    "verify": verify.verify,
+    "restore": restore.restore,
 }
 
 

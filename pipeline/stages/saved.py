@@ -116,6 +116,12 @@ def load_cvae(path: Path, device: "torch.device | str" = "cpu") -> Saved:
         return Saved(_ready(model, device), density, params)
 
 
+def params_of(path: Path) -> dict[str, Any]:
+    """All params that a CVAE was trained with, by section. Raises UserError."""
+    with _opened(path, "cvae") as (_, params):
+        return params
+
+
 def save_curve(path: Path, model: "MultiRate", params: Mapping[str, Any], densities: "Densities | None" = None) -> None:
     """The multi-rate CVAE's weights, densities along the weight, three sections of params, and the hash of the data."""
     tensors = _prefixed(MODEL, model.state_dict()) | _prefixed(DENSITY, densities.tensors() if densities else {})

@@ -186,5 +186,11 @@ def of_seeds(attributes: Mapping[str, Any]) -> dict[int, dict[str, float]]:
     return {int(key.removeprefix(SEED)): dict(value) for key, value in attributes.items() if key.startswith(SEED)}
 
 
+def means(seeds: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """The means over the seeds of a trial's figures."""
+    rows = list(seeds.values())
+    return {name: float(np.mean([row[name] for row in rows])) for name in (rows[0] if rows else ())}
+
+
 def feasible(trial: FrozenTrial) -> bool:
     return all(value <= 0 for value in trial.constraints.values())

@@ -24,7 +24,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import for_reading, home, identity, png, shown, sqlite_path
 from pipeline.base.paths import WORKERS
 from pipeline.study import storage
-from pipeline.study.found import SEED, Found, counts, of_seeds
+from pipeline.study.found import SEED, Found, counts, means, of_seeds
 from pipeline.study.space import Setting, same, widest_gap
 from pipeline.study.storage import NoStudy, Storage, quiet
 
@@ -51,8 +51,7 @@ class Candidate:
     @property
     def figures(self) -> dict[str, float]:
         """Means over the seeds."""
-        rows = list(self.seeds.values())
-        return {name: float(np.mean([row[name] for row in rows])) for name in (rows[0] if rows else ())}
+        return means(self.seeds)
 
     def keep(self, seed: int, figures: Mapping[str, float]) -> None:
         """Keeps a training's figures in the trial, so that they survive whatever happens to this process."""
@@ -211,6 +210,18 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
         with storage.turn(url):  # two processes that make tables at once fail
             database = storage.open_storage(url, retry)
             return Study(_find_or_make(setting, database, create), database, setting, url, root)
+
+
+def read_study(name: str, root: Path, environment: Mapping[str, str] = os.environ) -> optuna.Study:
+    """A study by its name, to be read. Raises UserError where the database can't be used, NoStudy where it has none."""
+    own = url = storage.storage_url(root, environment)
+    if path := sqlite_path(own):
+        url = f"sqlite:///{for_reading(path)}"
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with storage.one_line(own), quiet(), suppress(KeyError):
+        if storage.has_studies(url):
+            return optuna.load_study(study_name=name, storage=storage.open_storage(url, retry))
+    raise NoStudy(f"there is no study {name} in {shown(own)}: name its database in OPTUNA_STORAGE, or run `cvae tune`")
 
 
 def _find_or_make(setting: Setting, database: Storage, create: bool) -> optuna.Study:

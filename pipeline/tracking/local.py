@@ -166,6 +166,12 @@ def _follow(path: Path, original: Path) -> None:
                 database.execute(f"{moved} {known}", (here, len(place) + 1, place, len(place) + 1, f"{place}/"))
 
 
+def is_there(uri: str) -> bool:
+    """Whether the store is there to be read: `connect` would create a SQLite file."""
+    path = sqlite_path(uri)
+    return path is None or _has_content(path)
+
+
 def _has_content(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
@@ -233,8 +239,7 @@ def find(uri: str, run_id: str, key: str = "") -> Any:
 
     Raises UserError if the store cannot be used.
     """
-    path = sqlite_path(uri)
-    if path is not None and not path.exists():  # connecting would create it
+    if not is_there(uri):
         return None
     client = connect(uri)
     with one_line(uri):
@@ -292,17 +297,38 @@ def named(uri: str, root: Path) -> tuple[Any, str]:
     return run, store
 
 
-def _all_params(run: Any, store: str) -> dict[str, str]:
-    """The values of the run's artifact params.yaml, as MLflow would write them; none if it has none."""
+def below(store: str, run: Any) -> list[Any]:
+    """The runs whose parent is this one."""
+    with one_line(store):
+        of_run = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+        return list(connect(store).search_runs([run.info.experiment_id], of_run))
+
+
+def artifact(run: Any, store: str, name: str, folder: Path) -> Path | None:
+    """A file of the run's artifacts, fetched into `folder`; None if it has none of that name."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    with suppress(MlflowException, OSError), tempfile.TemporaryDirectory(prefix="cvae-") as folder:
-        path = download_artifacts(f"{run.info.artifact_uri}/{FILE}", dst_path=folder, tracking_uri=store)
-        sections = read(Path(path))
-        every = ((f"{name}.{key}", value) for name, values in sections.items() for key, value in values.items())
-        return {name.rstrip("."): str(value) for name, value in every}
-    return {}
+    with suppress(MlflowException, OSError):
+        return Path(download_artifacts(f"{run.info.artifact_uri}/{name}", dst_path=str(folder), tracking_uri=store))
+    return None
+
+
+def params_of(run: Any, store: str) -> dict[str, dict[str, Any]]:
+    """The sections of the run's artifact params.yaml; none if it has none."""
+    with tempfile.TemporaryDirectory(prefix="cvae-") as folder:
+        path = artifact(run, store, FILE, Path(folder))
+        return read(path) if path else {}
+
+
+def history_of(run: Any, store: str, names: Sequence[str]) -> list[tuple[int, dict[str, float]]]:
+    """The steps of a run, each with the last value of each metric in `names` that it has."""
+    rows: dict[int, dict[str, float]] = {}
+    with one_line(store):
+        for name in names:
+            for point in connect(store).get_metric_history(run.info.run_id, name):
+                rows.setdefault(point.step, {})[name] = point.value
+    return sorted(rows.items())
 
 
 @dataclass(frozen=True)
@@ -322,15 +348,12 @@ def recorded(uri: str, root: Path, curves: Sequence[str]) -> Recorded:
     Raises UserError if there is no such run.
     """
     run, store = named(uri, root)
-    rows: dict[int, dict[str, float]] = {}
-    with one_line(store):
-        for name in curves:
-            for point in connect(store).get_metric_history(run.info.run_id, name):
-                rows.setdefault(point.step, {})[name] = point.value
+    every = params_of(run, store)
     return Recorded(
         name=run.info.run_name,
-        params=dict(run.data.params) | _all_params(run, store),
+        params=dict(run.data.params)
+        | {f"{name}.{key}".rstrip("."): str(value) for name, one in every.items() for key, value in one.items()},
         metrics=dict(run.data.metrics),
-        history=[rows[step] for step in sorted(rows)],
+        history=[row for _, row in history_of(run, store, curves)],
         has_model=bool(run.outputs and run.outputs.model_outputs),
     )

@@ -149,17 +149,29 @@ def download_model(uri: str, root: Path) -> Path:
     """
     run, store = named(uri, root)
     run_id = run.info.run_id
+    target = home(root) / "models" / f"{run_id}.safetensors"
+    with packaged(run, store) as weights, replacing(target) as part:
+        shutil.copy(weights, part)
+    return target
+
+
+@contextmanager
+def packaged(run: Any, store: str) -> Iterator[Path]:
+    """The weights of a run's model, in a temporary folder. Raises UserError if it has none."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    run_id = run.info.run_id
     if not (run.outputs and run.outputs.model_outputs):
         raise UserError(f"run {run_id} has no model: {_why_none(run)}")
-    with one_line(store), tempfile.TemporaryDirectory(prefix="cvae-") as folder:
-        from mlflow.artifacts import download_artifacts
-
-        model = connect(store).get_logged_model(run.outputs.model_outputs[-1].model_id)
-        data = download_artifacts(f"{model.artifact_location}/data", dst_path=folder, tracking_uri=store)
+    with tempfile.TemporaryDirectory(prefix="cvae-") as folder:
+        with one_line(store):
+            place = connect(store).get_logged_model(run.outputs.model_outputs[-1].model_id).artifact_location
+            try:
+                data = download_artifacts(f"{place}/data", dst_path=folder, tracking_uri=store)
+            except (MlflowException, FileNotFoundError):
+                raise UserError(f"the model of run {run_id} is not at {place}: put that folder back") from None
         weights = sorted(Path(data).rglob("*.safetensors"))
         if not weights:
             raise UserError(f"the model of run {run_id} is not one of this project: it holds no safetensors file")
-        target = home(root) / "models" / f"{run_id}.safetensors"
-        with replacing(target) as part:
-            shutil.copy(weights[0], part)
-    return target
+        yield weights[0]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import UserError
-from pipeline.tracking.local import connect, find, one_line, tracking_uri
+from pipeline.tracking.local import connect, find, is_there, one_line, tracking_uri
 from pipeline.tracking.package import NAMES
 
 NAME = NAMES["samples"]
@@ -37,6 +37,27 @@ def crown(run_id: str, root: Path = Path(), beside: Sequence[Path] = ()) -> str 
             client.set_registered_model_alias(NAME, CHALLENGER, former.version)
             said += f"; version {former.version} is @{CHALLENGER}"
         return said
+
+
+def aliases(uri: str) -> dict[str, tuple[str, Any]]:
+    """Each alias of the registered model with its version's number, and the version; None where it is not there.
+
+    Empty where nothing was registered. Raises UserError if the store cannot be used.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found: dict[str, tuple[str, Any]] = {}
+    if not is_there(uri):
+        return found
+    with one_line(uri):
+        client = connect(uri)
+        for model in client.search_registered_models(f"name = '{NAME}'"):
+            for alias, number in model.aliases.items():
+                try:
+                    found[alias] = number, client.get_model_version(NAME, number)
+                except MlflowException:
+                    found[alias] = number, None
+    return found
 
 
 def _champion(client: Any) -> Any:

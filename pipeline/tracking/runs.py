@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.base.files import png, shown, sqlite_path
+from pipeline.base.files import png, sha256, shown, sqlite_path
 from pipeline.base.params import FILE, params
 from pipeline.tracking import package
 from pipeline.tracking.about import as_file, changed, figures, picture
@@ -88,7 +88,7 @@ def add_to(pointer: Mapping[str, Any], name: str, experiment: str, root: Path = 
     """Opens a run that has ended, to add to it; its status stays. `pointer` is what `Run.pointer` gave.
 
     how: in which way an evaluation measured, in words. A run that was evaluated in another way keeps those figures, and
-    a new run below it takes these.
+    a new run below it takes these. So does a trial, whose figures are means over its seeds.
 
     The run is looked for in today's store, by its id or key, then at the server that the pointer names. If it is at
     neither, a new run with that name and experiment is started in today's store, and a line warns.
@@ -106,7 +106,7 @@ def add_to(pointer: Mapping[str, Any], name: str, experiment: str, root: Path = 
         console.warn(f"MLflow run {named} is not at {where}: a new run takes the records")
         return start(name, experiment, root=root)
     known = found[0].data.tags
-    if how and known.get(EVALUATED, how) != how:
+    if how and (known.get(EVALUATED, how) != how or known.get("kind") == "trial"):
         tags = {EVALUATED: how, "kind": "evaluation", "mlflow.parentRunId": found[0].info.run_id}
         return start(f"{name}, {how}", experiment, tags=tags, root=root)
     target = Target(found[0].info.run_name, pointer.get("run_key") or found[0].data.tags.get(KEY, pointer["run_id"]))
@@ -275,8 +275,9 @@ class Run:
     def model(self, weights: Path | str, served: package.Served = "samples") -> None:
         """The packaged model `runs:/<run id>/cvae-mnist` with these weights, and the figures that the run has so far.
 
-        `model_id` is set once it is sent.
+        `model_id` is set once it is sent. The tag `model_hash` is the SHA-256 of the weights.
         """
+        self.tags({"model_hash": sha256(weights)})
         self._put_file("model", Path(weights).read_bytes(), "", name=Path(weights).name, served=served)
 
     def _put(self, do: str, **values: Any) -> None:

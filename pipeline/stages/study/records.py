@@ -149,7 +149,8 @@ def _figures(table: "pd.DataFrame", number: int) -> dict[str, float]:
 
 
 def _tags(study: Study, kind: str) -> dict[str, str]:
-    return {"study": study.name, "kind": kind, "group": f"study {study.name}"}
+    group, data = f"study {study.name}", study.setting.hashes["data"]
+    return {"study": study.name, "kind": kind, "group": group, "data_hash": data}
 
 
 @contextmanager

@@ -1,0 +1,403 @@
+"""`cvae verify` names each link that is broken on purpose, and `cvae restore` brings a run back, also after a move.
+
+One small project trains, evaluates, runs a study and promotes; each test works in a copy of it.
+"""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import drills
+import pandas as pd
+import pytest
+from commands import Cvae
+from imports import ROOT
+from ruamel.yaml import YAML
+from stores import forget
+from studies import empty
+
+from pipeline.base.files import sha256
+from pipeline.base.params import read, write
+from pipeline.cli import restore
+from pipeline.study.queue import read_study
+from pipeline.tracking import local, registry
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("prepare", "judge", "train", "evaluate", "tune")
+MODEL, RUN, HISTORY = "models/cvae.safetensors", "models/run.json", "reports/history.csv"
+METRICS, TRIALS, BEST = "reports/metrics.json", "reports/study/trials.csv", "reports/study/best.json"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DVC project after all of STAGES, whose best trial is promoted."""
+    base = tmp_path_factory.mktemp("links")
+    local.connect(f"sqlite:///{base / 'mlflow.db'}")
+    forget()
+    folder = drills.make_project(base / "project", base / "mlflow.db", *drills.digits())
+    shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache", "config.local"))
+    shutil.copy(ROOT / ".gitignore", folder)
+    yaml, stages = YAML(), YAML().load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    kept = {name: stages[name] for name in STAGES}
+    kept["tune"]["deps"] = [dep for dep in kept["tune"]["deps"] if "curve" not in dep]
+    for stage in kept.values():
+        stage["deps"].remove("reports/params.txt")
+    with open(folder / "dvc.yaml", "w", encoding="utf-8") as file:
+        yaml.dump({"stages": kept}, file)
+    for words in (
+        "init -q",
+        "config user.name test",
+        "config user.email test@example.org",
+        "add -A",
+        "commit -qm Start",
+    ):
+        subprocess.run(["git", *words.split()], cwd=folder, check=True)
+    with drills.zygote() as zygote:
+        for stage in STAGES:
+            ended = zygote.run(folder, stage)
+            assert ended.status == 0, ended.said
+    subprocess.run(["dvc", "commit", "-q", "--force"], cwd=folder, env=environment(), check=True)
+    best = json.loads((folder / BEST).read_text(encoding="utf-8"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # MLflow itself looks for the model in the store of the folder
+        assert registry.crown(best["run_id"])
+    study = read_study(best["study"], folder)
+    study.set_user_attr(
+        "promoted", next(one.number for one in study.trials if one.user_attrs.get("asked") == "params.yaml")
+    )
+    forget()
+    return folder
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy, in which commands run."""
+    folder = shutil.copytree(made, tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PATH", environment()["PATH"])
+    for name in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield folder
+    forget()
+
+
+def verified(cvae: Cvae, *broken: str, status: int = 1) -> str:
+    """What `cvae verify` says; it must name each of `broken` in a line of its own, with the exit status."""
+    forget()
+    answer = cvae("verify")
+    assert answer.status == status, answer
+    for words in broken:
+        (line,) = (line for line in answer.out.splitlines() if words in line and line.startswith("✗"))
+        assert ": " in line.partition(words)[2] or "`" in line, "it says the remedy"
+    return answer.out
+
+
+def sql(database: str, *statement: Any) -> None:
+    with closing(sqlite3.connect(database)) as opened, opened:
+        opened.execute(*statement)
+
+
+def edit(path: str, change: Callable[[Any], Any]) -> None:
+    """Changes a JSON file."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    change(content)
+    Path(path).write_text(json.dumps(content), encoding="utf-8")
+
+
+def run_id(path: str = RUN) -> str:
+    return str(json.loads(Path(path).read_text(encoding="utf-8"))["run_id"])
+
+
+def flip(path: Path) -> None:
+    """Changes the last byte of a file, which is one of a weight."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def replace_database(name: str, content: bytes) -> None:
+    for suffix in ("-wal", "-shm"):
+        Path(name + suffix).unlink(missing_ok=True)
+    Path(name).write_bytes(content)
+
+
+def change_a_trial(path: str) -> None:
+    table = pd.read_csv(path)
+    table["validation/nll"] += 1
+    table.to_csv(path, index=False)
+
+
+def flip_packaged() -> None:
+    with closing(sqlite3.connect("mlflow.db")) as database:
+        query = "SELECT artifact_location FROM logged_models WHERE source_run_id = ?"
+        ((place,),) = database.execute(query, (run_id(),)).fetchall()
+    model = Path(place).name if (Path(place).name != "artifacts") else Path(place).parent.name
+    (weights,) = (path for path in Path("mlartifacts").rglob("*.safetensors") if model in path.parts)
+    flip(weights)
+
+
+def leave_records() -> None:
+    folder = Path(".cvae/outbox")
+    folder.mkdir(parents=True, exist_ok=True)
+    head = {"store": "sqlite:///mlflow.db", "name": "r", "key": "k", "run_id": run_id(), "ends": False}
+    record = {"do": "tags", "values": {"late": "yes"}}
+    (folder / "k-1.jsonl").write_text(f"{json.dumps(head)}\n{json.dumps(record)}\n", encoding="utf-8")
+
+
+BREAKS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+    "an edited model": (
+        lambda: flip(Path(MODEL)),
+        (f"{MODEL} is not the file that dvc.lock names", "has model_hash"),
+    ),
+    "a deleted model": (lambda: Path(MODEL).unlink(), (f"{MODEL} is missing",)),
+    "edited data": (
+        lambda: flip(Path("data/prepared/mnist.safetensors")),
+        ("data/prepared/mnist.safetensors is not the file", f"is not the data that {RUN} says"),
+    ),
+    "edited code": (
+        lambda: Path("pipeline/model/cvae.py").write_text("# other\n"),
+        ("pipeline/model differs from what evaluate, judge, train, tune ran with", "was trained by other code"),
+    ),
+    "a deleted run": (
+        lambda: sql("mlflow.db", "UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = ?", (run_id(),)),
+        (f"{RUN} names MLflow run ",),
+    ),
+    "another run": (lambda: edit(RUN, lambda run: run.update(run_id=run_id(BEST))), ("has model_hash",)),
+    "another hash of the data": (
+        lambda: sql("mlflow.db", "UPDATE tags SET value = 'x' WHERE key = 'data_hash' AND run_uuid = ?", (run_id(),)),
+        ("has data_hash x",),
+    ),
+    "a foreign mlflow.db": (
+        lambda: replace_database("mlflow.db", empty()),
+        ("another program's database",),
+    ),
+    "no mlflow.db": (lambda: Path("mlflow.db").unlink(), (f"{RUN} names MLflow run",)),
+    "other weights in MLflow": (flip_packaged, ("MLflow's weights of run",)),
+    "a changed figure": (
+        lambda: edit(METRICS, lambda figures: figures.update(nll=1.5)),
+        (f"{METRICS} is not the file", f"{METRICS}: test/nll is 1.5, in MLflow run"),
+    ),
+    "a changed history": (
+        lambda: Path(HISTORY).write_text(Path(HISTORY).read_text().rpartition(",")[0] + ",1\n"),
+        (f"{HISTORY}: ",),
+    ),
+    "a changed figure of a trial": (lambda: change_a_trial(TRIALS), ("validation/nll is", f"{TRIALS} is not the file")),
+    "a deleted trial": (
+        lambda: sql("optuna.db", "DELETE FROM trials WHERE number = 1"),
+        (f"{TRIALS} has trial 1, which Optuna's study",),
+    ),
+    "a foreign optuna.db": (lambda: replace_database("optuna.db", empty()), ("there is no study",)),
+    "another best run": (lambda: edit(BEST, lambda best: best.update(run_id="0")), (f"{BEST} names another run",)),
+    "a weight that the study did not find": (
+        lambda: write({("objective", "kl_weight"): 1234.5}),
+        ("objective.kl_weight 1234.5 is none that",),
+    ),
+    "an alias to a missing version": (
+        lambda: sql("mlflow.db", "UPDATE registered_model_aliases SET version = 99"),
+        ("models:/cvae-mnist@champion is version 99, which MLflow does not have",),
+    ),
+    "an alias to a version of a deleted run": (
+        lambda: sql("mlflow.db", "UPDATE model_versions SET run_id = 'abc'"),
+        ("models:/cvae-mnist@champion, version 1, names MLflow run abc",),
+    ),
+    "records that wait": (leave_records, ("1 records in .cvae/outbox wait for MLflow at sqlite:///mlflow.db",)),
+    "garbage": (lambda: Path(BEST).write_text("{"), (f"{BEST} can't be read",)),
+    "a table of something else": (
+        lambda: Path(TRIALS).write_text("a,b\n1,2\n"),
+        (f"{TRIALS} is not what this version",),
+    ),
+}
+
+
+# Breaks that don't hide one another: all of a group are made, and all must be named.
+GROUPS = (
+    (
+        "edited data", "edited code", "another hash of the data", "a changed figure", "a changed history",
+        "a changed figure of a trial", "another best run", "a weight that the study did not find",
+        "an alias to a missing version", "records that wait",
+    ),
+    ("an edited model", "other weights in MLflow", "a deleted trial", "an alias to a version of a deleted run"),
+    ("a deleted run", "a table of something else"),
+    ("no mlflow.db", "a foreign optuna.db"),
+    ("a foreign mlflow.db", "a deleted model", "garbage"),
+    ("another run",),
+)  # fmt: skip
+
+
+def test_each_break_is_in_a_group() -> None:
+    assert sorted(name for group in GROUPS for name in group) == sorted(BREAKS)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_breaks_are_named_and_nothing_is_changed(project: Path, cvae: Cvae, group: tuple[str, ...]) -> None:
+    for name in group:
+        BREAKS[name][0]()
+    before = files(project)
+    verified(cvae, *(words for name in group for words in BREAKS[name][1]))
+    assert files(project) == before
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Hashes of all files but DVC's own, git's, and those of SQLite, which may move what is written among them."""
+    found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    kept = {
+        path for path in found if path.parts[0] not in (".dvc", ".git") and path.suffix not in (".db-wal", ".db-shm")
+    }
+    return {str(path): "" if path.suffix == ".db" else sha256(folder / path) for path in kept}
+
+
+def test_a_moved_project_is_whole(project: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "0 are broken" in verified(cvae, status=0)
+    moved = project.with_name("moved")
+    project.rename(moved)
+    monkeypatch.chdir(moved)
+    assert "0 are broken" in verified(cvae, status=0)
+    assert not project.exists()
+
+
+def test_what_was_never_made_is_said_and_no_database_appears(
+    tmp_path: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "mlflow.db").touch()  # empty: it is none either
+    monkeypatch.chdir(tmp_path)
+    said = verified(cvae, status=0)
+    for words in ("is no DVC project", "no model was trained", "no study was run", "no model was promoted"):
+        assert words in said
+    assert {path.name for path in tmp_path.iterdir()} == {"params.yaml", "mlflow.db"}
+    assert (tmp_path / "mlflow.db").stat().st_size == 0
+
+
+@pytest.mark.usefixtures("project")
+def test_a_clone_that_has_run_nothing_names_its_stages(cvae: Cvae, tmp_path: Path) -> None:
+    subprocess.run(["git", "add", "-A"], check=True)
+    subprocess.run(["git", "commit", "-qm", "Record"], check=True)
+    subprocess.run(["git", "clone", "-q", ".", str(tmp_path / "clone")], check=True)
+    os.chdir(tmp_path / "clone")
+    said = verified(cvae, status=0)
+    assert "nothing is here of prepare, judge, train, evaluate, tune" in said
+
+
+# Bringing a run back
+
+
+def trained_anew(cvae: Cvae, weight: float) -> None:
+    """Another training, in place of today's."""
+    write({("objective", "kl_weight"): weight})
+    answer = cvae("train")
+    assert answer.status == 0, answer.err
+    forget()
+
+
+def contents() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in restore.TOUCHED if path.exists()}
+
+
+@pytest.mark.parametrize("source", ["DVC's cache", "MLflow"])
+def test_a_training_comes_back_byte_for_byte_with_what_it_was_evaluated_to(
+    project: Path, cvae: Cvae, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, first = contents(), run_id()
+    trained_anew(cvae, 7.5)
+    moved = project.with_name("moved")
+    project.rename(moved)
+    monkeypatch.chdir(moved)
+    if source == "MLflow":
+        shutil.rmtree(".dvc/cache/runs")
+    in_place = contents()
+    said = cvae(f"restore {first}")
+    assert said.status == 0, said.err
+    assert f"from {source}" in said.out
+    assert contents() == before
+    (kept,) = Path(".cvae/before").iterdir()
+    assert {path: (kept / path).read_bytes() for path in in_place} == in_place
+    status = subprocess.run(["dvc", "status"], capture_output=True, text=True, check=True).stdout
+    assert "up to date" in status
+    verified(cvae, status=0)
+
+
+@pytest.mark.usefixtures("project")
+def test_a_trial_comes_back_and_its_figures_stay_when_it_is_evaluated(cvae: Cvae) -> None:
+    best = json.loads(Path(BEST).read_text(encoding="utf-8"))
+    comments = Path("params.yaml").read_text(encoding="utf-8").count("#")
+    said = cvae(f"restore runs:/{best['run_id']}")
+    assert said.status == 0, said.err
+    assert "a study trained these weights" in said.out
+    values = read("params.yaml")
+    assert values["train"]["epochs"] == values["tune"]["epochs"] == len(pd.read_csv(HISTORY))
+    assert values["model"]["latent_size"] == 2
+    assert Path("params.yaml").read_text(encoding="utf-8").count("#") == comments
+    assert run_id() == best["run_id"]
+    assert cvae("evaluate").status == 0
+    said_of = verified(cvae, f"{MODEL} is not the file that dvc.lock names")
+    assert "in MLflow run" not in said_of  # neither the trial's figures nor the evaluation's are other ones
+
+
+@pytest.mark.usefixtures("project")
+def test_a_trial_whose_model_was_not_kept_gives_its_params_alone(cvae: Cvae) -> None:
+    table, before = pd.read_csv(TRIALS), contents()
+    with closing(sqlite3.connect("mlflow.db")) as database:
+        kept = {run for (run,) in database.execute("SELECT source_run_id FROM logged_models")}
+    lost = table[~table["run_id"].isin(kept)]
+    if lost.empty:
+        pytest.skip("each trial is the best one for some use")
+    said = cvae(f"restore {lost['run_id'].iloc[0]}").out
+    assert "the run's weights were not kept" in said
+    assert read("params.yaml")["objective"]["kl_weight"] == pytest.approx(lost["kl_weight"].iloc[0])
+    assert contents()[MODEL] == before[MODEL]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device", "models/run.json")])
+def test_an_interrupted_restore_leaves_everything_as_it_was(
+    project: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    first = run_id()
+    trained_anew(cvae, 7.5)
+    before = files(project)
+
+    def fail(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(restore, "_lock", fail)
+    assert cvae(f"restore {first}").status in (130, 2)
+    assert files(project) == before
+
+
+@pytest.mark.usefixtures("project")
+def test_other_data_is_said_and_dvc_lock_stays(cvae: Cvae) -> None:
+    first, lock = run_id(), Path("dvc.lock").read_bytes()
+    flip(Path("data/prepared/mnist.safetensors"))
+    said = cvae(f"restore {first}").out
+    assert "NOT the run's data" in said
+    assert "since the data is not the run's" in said
+    assert Path("dvc.lock").read_bytes() == lock
+
+
+def test_what_is_no_training_or_has_other_weights_changes_nothing(project: Path, cvae: Cvae) -> None:
+    with closing(sqlite3.connect("mlflow.db")) as database:
+        ((study,),) = database.execute("SELECT run_uuid FROM tags WHERE key = 'kind' AND value = 'study'").fetchall()
+    flip_packaged()
+    shutil.rmtree(".dvc/cache/runs")
+    before = files(project)
+    for run, words in (("abc", "there is no run abc"), ("!", "names no run"), (study, "is no training"),
+                       (run_id(), "are not those of its tag model_hash")):  # fmt: skip
+        answer = cvae(f"restore {run}")
+        assert answer.status == 2
+        assert words in answer.err
+        assert answer.err.count("\n") == 1
+        assert files(project) == before

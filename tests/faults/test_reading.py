@@ -99,10 +99,11 @@ def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert saved.resume_training(path, start(build(small, 1), train_params(), torch.device("cpu"))) == {"history": []}
 
 
-def test_mlflows_tables_of_an_earlier_version_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_mlflows_tables_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    """MLflow brings them up to date."""
     path = tmp_path / "mlflow.db"
     with closing(sqlite3.connect(path)) as database:
         database.executescript((OLD / "mlflow.sql").read_text(encoding="utf-8"))
-    with pytest.raises(UserError, match=r"mlflow\.db can't be used .*mlflow db upgrade") as caught:
-        local.find(f"sqlite:///{path}", "0" * 32)
-    assert "\n" not in str(caught.value)
+        ((run,),) = database.execute("SELECT run_uuid FROM runs").fetchall()
+    found = local.find(f"sqlite:///{path}", run)
+    assert (found.info.run_name, found.data.metrics) == ("old", {"validation/elbo": -100.0})

@@ -116,7 +116,7 @@ def assert_whole(folder: Path, stage: str) -> None:
         assert_whole_records(folder)
     finished = [name for (name,) in rows(folder / "mlflow.db", "SELECT name FROM runs WHERE status = 'FINISHED'")]
     if stage == "curve":
-        assert finished == ["curve"]
+        assert set(finished) == {"curve"}  # a kill may come when all is done: the next command then starts anew
     if stage == "tune":
         trials = SETTINGS["tune"]["trials"]
         states = [state for (state,) in rows(folder / "optuna.db", "SELECT state FROM trials")]

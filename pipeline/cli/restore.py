@@ -14,11 +14,11 @@ import typer
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import address, alone, replacing, sha256, write_json
-from pipeline.base.params import FILE, digest, parse, read, write
 from pipeline.base.paths import CHECKPOINTS, HISTORY, MODEL, PREPARED, RUN
 
 BEFORE = Path(".cvae/before")
-TOUCHED = (Path(FILE), Path("dvc.lock"), MODEL, RUN, HISTORY)
+PARAMS = Path("params.yaml")
+TOUCHED = (PARAMS, Path("dvc.lock"), MODEL, RUN, HISTORY)
 
 
 def restore(run: Annotated[str, typer.Argument(metavar="RUN", help="the id of a training or trial in MLflow")]) -> None:
@@ -31,6 +31,7 @@ def restore(run: Annotated[str, typer.Argument(metavar="RUN", help="the id of a 
     cvae restore 3f2a…              `cvae ui` shows the ids
     dvc repro evaluate
     """
+    from pipeline.base.params import write
     from pipeline.tracking.local import named
 
     found, store = named(f"runs:/{run.removeprefix('runs:/')}", Path())
@@ -46,7 +47,7 @@ def restore(run: Annotated[str, typer.Argument(metavar="RUN", help="the id of a 
                     shutil.copyfile(file, part)
             why = _lock(found) if files else "the run's weights were not kept"
     for (section, key), value in changes.items():
-        print(f"{FILE}: {section}.{key} {json.dumps(before[section, key])} → {json.dumps(value)}")
+        print(f"{PARAMS}: {section}.{key} {json.dumps(before[section, key])} → {json.dumps(value)}")
     if files:
         print(f"{', '.join(map(str, files))}: from {source}")
     print(f"{PREPARED}: {_data(found)}")
@@ -79,6 +80,8 @@ def _or_as_before() -> Iterator[Path]:
 
 def _from_dvc(run: Any) -> dict[Path, Path]:
     """The outputs of the stage `train` that name the run, in DVC's cache; none if it does not hold them all."""
+    from pipeline.base.params import read
+
     said = subprocess.run(["dvc", "cache", "dir"], capture_output=True, text=True)
     cache, tag = Path(said.stdout.strip()), run.data.tags.get("model_hash")
     for entry in cache.glob("runs/*/*/*") if said.returncode == 0 else ():
@@ -96,6 +99,7 @@ def _from_mlflow(run: Any, store: str, folder: Path) -> dict[Path, Path]:
     """The same files, made in `folder` of what MLflow has; none if it has no weights."""
     import pandas as pd
 
+    from pipeline.base.params import digest
     from pipeline.stages.saved import params_of
     from pipeline.tracking.local import KEY, artifact, history_of, tracking_uri
     from pipeline.tracking.package import packaged
@@ -126,6 +130,7 @@ def _from_mlflow(run: Any, store: str, folder: Path) -> dict[Path, Path]:
 
 def _changes(run: Any, store: str, weights: Path | None) -> dict[tuple[str, str], Any]:
     """What params.yaml must get. Raises UserError for a run that this version of the project can't train."""
+    from pipeline.base.params import digest, read
     from pipeline.stages.check import load_all
     from pipeline.stages.saved import params_of
     from pipeline.tracking import local
@@ -142,7 +147,7 @@ def _changes(run: Any, store: str, weights: Path | None) -> dict[tuple[str, str]
         if key not in content.get(name, {}):
             commit = run.data.tags.get("mlflow.source.git.commit", "its commit")
             raise UserError(
-                f"run {run.info.run_id} has {name}.{key}, {FILE} does not: `git checkout {commit}` brings its version"
+                f"run {run.info.run_id} has {name}.{key}, {PARAMS} does not: `git checkout {commit}` brings its version"
             )
     load_all({name: {**one, **sections.get(name, {})} for name, one in content.items()})
     return {(name, key): value for (name, key), value in changes.items() if content[name][key] != value}
@@ -150,6 +155,7 @@ def _changes(run: Any, store: str, weights: Path | None) -> dict[tuple[str, str]
 
 def _as_given(resolved: Mapping[str, Any], today: Mapping[str, Any]) -> dict[str, Any]:
     """The section `model` of a run that keeps it resolved: as today, or blank, wherever that gives the same model."""
+    from pipeline.base.params import parse
     from pipeline.model.cvae import ModelParams, resolve
 
     given = {**today, **resolved}

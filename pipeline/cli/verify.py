@@ -12,7 +12,6 @@ import typer
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256, shown
-from pipeline.base.params import digest, read
 from pipeline.base.paths import BEST, CURVE, HISTORY, METRICS, MODEL, PREPARED, RUN, TRIALS, VALIDATION
 
 CHANGED = {  # DVC's word for an output that changed: what is wrong, and the remedy
@@ -29,7 +28,7 @@ def verify() -> None:
 
     By hashes and ids: dvc.lock and the files, models/run.json and its MLflow run, reports/ and the figures of that run,
     the study's files and its trials in Optuna and MLflow, MLflow's champion and its run. It lists every broken link
-    with the remedy, and changes nothing. The exit status is 1 if a link is broken.
+    with the remedy, and changes nothing. The exit status is 2 if a link is broken.
     """
     from pipeline.tracking.local import reading_uri
 
@@ -44,7 +43,7 @@ def verify() -> None:
     broken = len(set(links.broken))
     print(f"{links.held} links hold, {broken} {'is' if broken == 1 else 'are'} broken")
     if broken:
-        raise typer.Exit(1)
+        raise typer.Exit(2)
 
 
 @dataclass
@@ -181,6 +180,7 @@ def _changes(status: list[Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _training(links: Links) -> None:
+    from pipeline.base.params import digest
     from pipeline.stages.saved import data_of_curve, load_pointer, params_of
 
     data = sha256(PREPARED) if PREPARED.exists() else None
@@ -232,6 +232,8 @@ def _code(links: Links, tags: Mapping[str, str], where: str) -> None:
 
 def same_code(commit: str) -> bool | None:
     """Whether today's code of the stage `train` is that of a commit; None where git does not have the commit."""
+    from pipeline.base.params import read
+
     code = [path for path in read("dvc.yaml")["stages"]["train"]["deps"] if path.startswith("pipeline/")]
     status = subprocess.run(["git", "diff", "--quiet", commit, "--", *code], capture_output=True).returncode
     return status == 0 if status in (0, 1) else None
@@ -294,19 +296,19 @@ def _study(links: Links) -> None:
                 number in trials, f"{TRIALS} has trial {number}, which {where} lacks: `dvc repro --force tune`"
             ):
                 _trial(links, table.loc[number].dropna().to_dict(), trials[number], where, remedy)
-    with links.reading(BEST, remedy):
-        links.run("", best["run"]["run_key"], str(BEST))
-        row = table.loc[best["trial"]].to_dict() | {"trial": best["trial"]}
-        links.figures(BEST, best["values"], str(TRIALS), row, remedy)
-        links.hold(
-            best["run_id"] == row["run_id"],
-            f"{BEST} names another run of trial {best['trial']} than {TRIALS}: {remedy}",
-        )
-        promoted = study.user_attrs.get("promoted")
-        if promoted is None:
-            links.unchecked.append("no trial was promoted yet: `cvae promote`")
-        else:
-            _promoted(links, best, table.loc[promoted]["kl_weight"], promoted)
+        with links.reading(BEST, remedy):
+            links.run("", best["run"]["run_key"], str(BEST))
+            row = table.loc[best["trial"]].to_dict() | {"trial": best["trial"]}
+            links.figures(BEST, best["values"], str(TRIALS), row, remedy)
+            links.hold(
+                best["run_id"] == row["run_id"],
+                f"{BEST} names another run of trial {best['trial']} than {TRIALS}: {remedy}",
+            )
+            promoted = study.user_attrs.get("promoted")
+            if promoted is None:
+                links.unchecked.append("no trial was promoted yet: `cvae promote`")
+            else:
+                _promoted(links, best, table.loc[promoted]["kl_weight"], promoted)
 
 
 def _trial(links: Links, row: Mapping[Any, Any], trial: Any, where: str, remedy: str) -> None:
@@ -332,6 +334,8 @@ def _trial(links: Links, row: Mapping[Any, Any], trial: Any, where: str, remedy:
 
 def _promoted(links: Links, best: Mapping[str, Any], tried: float, number: int) -> None:
     """The weight in params.yaml against what the study answers: the trial that was promoted, or a use's interval."""
+    from pipeline.base.params import read
+
     weight = read()["objective"]["kl_weight"]
     intervals = [best["interval"], *(use["interval"] for use in best["uses"].values())]
     links.hold(

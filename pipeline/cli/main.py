@@ -54,8 +54,8 @@ Train a conditional VAE on MNIST and find out which KL weight, and why.
   cvae reproduce article              the collapse that the article avoids
   cvae ui                             compare runs in the browser
   cvae sync                           send MLflow what it could not take
-  cvae verify                         whether files, runs and trials still match
-  cvae restore RUN_ID                 a run's params and weights, as they were
+  cvae verify                         whether files, runs and trials match
+  cvae restore RUN_ID                 a run's params and weights, back
 """
 STAGES = {
     "download": "Fetch and check the four files of MNIST.",

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from pipeline.base.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
 def replacing(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path beside `path`. It is renamed to `path` at the end, or removed after an error."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # such as in /proc
+        raise UserError(f"{path} can't be written ({error.strerror}): name another place") from None
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         if not _lives(old.name.split(".")[-2]):  # its process was killed
             old.unlink(missing_ok=True)
@@ -34,6 +39,9 @@ def replacing(path: Path | str) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
+    except OSError as error:
+        error.filename = error.filename or str(part)  # a full disk does not say which file
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -1,5 +1,7 @@
 """Files appear whole or not at all."""
 
+import errno
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +36,11 @@ def test_an_error_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path) -
         raise KeyboardInterrupt
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == text
     assert names(tmp_path) == ["a.json"]
+
+
+def test_a_full_disk_is_an_error_of_its_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space.*a\.txt"), replacing(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,13 @@ def test_a_person_at_a_terminal_sees_digits_and_gets_no_file(
 
 
 @pytest.mark.parametrize(
-    ("place", "reason"), [("params.yaml/x.png", "params.yaml"), ("d.png", "d.png"), ("/proc/x.png", "/proc/x.png")]
+    ("place", "reason"),
+    [
+        ("params.yaml/x.png", "params.yaml"),
+        ("d.png", "d.png"),
+        ("/proc/x.png", "/proc/x.png"),
+        ("/proc/x/y.png", "/proc/x/y.png"),
+    ],
 )
 def test_a_place_that_takes_no_file_is_said_in_one_line(project: Path, cvae: Cvae, place: str, reason: str) -> None:
     (project / "d.png").mkdir()

@@ -137,6 +137,6 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     assert_refused(project, cvae, "export --model none.safetensors", "none.safetensors not found")
     assert_refused(project, cvae, "export --model garbage", "garbage holds no cvae")
     assert_refused(project, cvae, "export --format torch", "'torch' is not")
-    assert_refused(project, cvae, "export --out garbage", "--out garbage can't be written")
+    assert_refused(project, cvae, "export --out garbage", "garbage can't be written")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert_refused(project, cvae, "export", "the export needs onnxruntime, which is not installed: `pip install")

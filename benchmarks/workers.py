@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import resource
+import signal
 import tempfile
 import time
 import uuid
@@ -77,8 +78,13 @@ def processes(wanted: Setting, root: Path, workers: int) -> float:
             work(open_study(wanted, root, create=False))
             os._exit(0)
         children.append(child)
-    if any(os.waitpid(child, 0)[1] for child in children):
-        raise SystemExit("a worker failed")
+    while children:
+        child, status = os.wait()
+        children.remove(child)
+        if status:
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+            raise SystemExit("a worker failed")
     return time.perf_counter() - began
 
 

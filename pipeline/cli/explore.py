@@ -19,9 +19,9 @@ def explore(
     cvae explore --runs runs:/RUN_ID --runs models/cvae.safetensors --out mine.html
     """
     from pipeline.base.paths import EXPLORE
-    from pipeline.stages.playing import of_study, write_page
+    from pipeline.stages.playing import write_page
 
-    write_page([*of_study(), *map(_of_model, runs or [])], out or EXPLORE)
+    write_page(out or EXPLORE, [*map(_of_model, runs or [])])
 
 
 def _of_model(name: str) -> dict[str, str]:

@@ -1,18 +1,20 @@
 """`cvae report --html`: one HTML file of the workspace or of several runs. Its templates are in the folder handon/."""
 
 import json
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.console import number
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256, write_text
-from pipeline.base.paths import BEST, CURVE_FIGURE, METRICS, MODEL, PER_CLASS, RUN, SEEDS, VALIDATION
+from pipeline.base.paths import BEST, CURVE_FIGURE, METRICS, MODEL, PER_CLASS, RUN, SEEDS, TRIALS, VALIDATION
 from pipeline.cli import doctor
+from pipeline.cli.options import WORKSPACE, model_file, of_revision
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.measure.doctor import Case
 
 TEMPLATES = Path(__file__).parent / "handon"
-WORKSPACE = "workspace"
+STUDY = "study"
 OF_FIT = ("reconstruction", "kl", "elbo", "nll", "effective_samples", "active_units", "bits_per_dimension")
 OF_SAMPLES = ("class_accuracy", "diversity", "frechet", "coverage")
 SHOWN = (*OF_FIT, *(f"{sampler}/{name}" for sampler in ("prior", "fitted", "real") for name in OF_SAMPLES))
@@ -47,11 +49,13 @@ class Side:
 
 
 def write(out: Path, runs: Sequence[str]) -> None:
-    """Writes the page of the runs: safetensors files, runs:/RUN_ID or `workspace`, the default. Raises UserError."""
+    """Writes the page of the runs: files, runs:/RUN_ID, experiments, `study`, or `workspace`, the default.
+
+    Raises UserError.
+    """
     if out.suffix != ".html":
         raise UserError(f"--html {out} must end in .html")
-    sides = [_workspace() if run == WORKSPACE else _other(run) for run in runs or [WORKSPACE]]
-    html = page(sides)
+    html = page([_side_of(run) for run in runs or [WORKSPACE]], STUDY in runs)
     write_text(out, html)
     print(f"{out} written, {len(html) / 1e6:.1f} MB: open it in a browser")
 
@@ -67,8 +71,8 @@ def rendered(name: str, **values: Any) -> str:
     return made.get_template(name).render(**values).lstrip("\n")
 
 
-def page(sides: Sequence[Side]) -> str:
-    """The HTML of runs side by side."""
+def page(sides: Sequence[Side], with_trials: bool = False) -> str:
+    """The HTML of runs side by side, and of the study's trials, if asked for."""
     from markupsafe import Markup
 
     from pipeline.show.page import TEMPLATES as EXPLORE
@@ -82,6 +86,7 @@ def page(sides: Sequence[Side]) -> str:
         runs=sides,
         answer=_answer(),
         study=SEEDS,
+        trials=_trials() if with_trials else None,
         curve=text(CURVE_FIGURE.read_bytes()) if CURVE_FIGURE.exists() else "",
         validation=_beside([side.validation for side in sides]),
         test=_beside([side.test for side in sides]) if any(side.test for side in sides) else {},
@@ -123,6 +128,40 @@ def _answer() -> list[str]:
         raise UserError(f"{SEEDS} is no table of this study ({error}): run `dvc repro tune`") from None
 
 
+def _trials() -> dict[str, Any]:
+    """The table of the study's trials and their samples, as the page shows them."""
+    import pandas as pd
+
+    from pipeline.stages.playing import of_study
+    from pipeline.stages.study import words
+    from pipeline.stages.study.files import read_setting
+    from pipeline.study.uses import answers
+
+    setting, pictures = read_setting(needs_files=False), of_study()
+    seeds, table = pd.read_csv(SEEDS), pd.read_csv(TRIALS)
+    headings, rows = words.table(answers(seeds, setting), table, setting)
+    return {"headings": headings, "rows": rows, "pictures": pictures}
+
+
+def _side_of(run: str) -> Side:
+    if run == WORKSPACE:
+        return _workspace()
+    if run == STUDY:
+        from pipeline.stages.saved import load_json
+
+        best = load_json(BEST, "run `dvc repro tune` first", "run_id", "study")
+        return replace(_other(f"runs:/{best['run_id']}"), name=f"the best of study {best['study']}")
+    if run.startswith("runs:/") or run.endswith(".safetensors"):
+        return _other(run)
+    from pipeline.tracking.local import find, reading_uri
+
+    pointer = of_revision(run, RUN)
+    found = find(reading_uri(Path()), pointer.get("run_id", ""), pointer.get("run_key", "")) if pointer else None
+    if found is None:
+        raise UserError(f"{run} has no run in MLflow: give its safetensors file, or `dvc exp run` it again")
+    return replace(_other(f"runs:/{found.info.run_id}"), name=run)
+
+
 def _workspace() -> Side:
     from pipeline.measure.doctor import Case
     from pipeline.stages.saved import load_json, load_pointer
@@ -149,8 +188,6 @@ def _workspace() -> Side:
 
 def _other(run: str) -> Side:
     """A file, which is measured here, or a run of MLflow, whose recorded figures are read."""
-    from pipeline.cli.options import model_file
-
     path = model_file(run)
     aim, params, architecture, strip = _opened(path)
     if not run.startswith("runs:/"):
@@ -215,7 +252,7 @@ def _side(
         {"name": one.name, "severity": one.severity, **words(case, one)._asdict()} for one in diagnosis.findings
     ]
     differing = changed({f"{section}.{key}": v for section, values in params.items() for key, v in values.items()})
-    given = " ".join(f"-S {key}={_said(value)}" for key, value in differing.items())
+    given = " ".join(f"-S {shlex.quote(f'{key}={_said(value)}')}" for key, value in differing.items())
     commands = [f"dvc exp run evaluate {given}", "cvae report --html report.html"]
     code = origin.get("code", "").split()
     if code and len(code[0]) == 40:

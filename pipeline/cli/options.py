@@ -1,9 +1,10 @@
 """What several commands have in common: options, checks, and how pictures are delivered."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.model.samples import Sampler
     from pipeline.stages.saved import Saved
 
+WORKSPACE = "workspace"
 ROW = 10  # pictures of a row
 AFTER = 4  # lines of a terminal that images leave to what is said of them, and to the prompt
 FRAME_MILLISECONDS = 60
@@ -82,6 +84,22 @@ def model_file(name: str) -> Path:
     from pipeline.tracking.package import download_model
 
     return download_model(name, Path())
+
+
+def of_revision(name: str, path: Path) -> dict[str, Any]:
+    """A JSON file of a revision; empty where it has none, or DVC's cache does not hold it. Raises UserError."""
+    from dvc.api import open as opened
+    from dvc.exceptions import DvcException
+    from dvc.scm import RevError
+
+    try:
+        with opened(str(path), rev=None if name == WORKSPACE else name) as file:
+            content: dict[str, Any] = json.load(file)
+    except RevError:
+        raise UserError(f"{name} is no commit, branch or experiment: `dvc exp list` names experiments") from None
+    except (DvcException, OSError, ValueError):
+        return {}
+    return content
 
 
 def open_model(name: str, sampler: "Sampler | None") -> "tuple[Saved, Sampler]":

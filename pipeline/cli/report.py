@@ -3,7 +3,6 @@
 `cvae ui` opens MLflow's page on this project's runs.
 """
 
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -15,7 +14,8 @@ import typer
 from pipeline.base import console, terminal
 from pipeline.base.errors import UserError
 from pipeline.base.paths import BEST, DOCTOR, FIGURES, HEADLINE, JUDGE, METRICS, VALIDATION
-from pipeline.cli.handing import OF_FIT, OF_SAMPLES, WORKSPACE
+from pipeline.cli.handing import OF_FIT, OF_SAMPLES
+from pipeline.cli.options import WORKSPACE, of_revision
 from pipeline.stages.saved import load_json
 
 REMEDY = "run `dvc repro evaluate`"
@@ -26,18 +26,20 @@ SINGLE = "Another seed trains another network: the frechet of two single trainin
 def report(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="with --html: safetensors files, runs:/RUN_ID, or workspace"),
+        typer.Argument(metavar="[RUN]...", help="with --html: see below"),
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="write a page to hand on")] = None,
 ) -> None:
     """Show the headline figures of the last evaluation.
 
     With --html, one file holds them with samples, the study's answer, the doctor's verdict, and how to reproduce it.
+    RUN is a safetensors file, runs:/RUN_ID of MLflow, the name of a DVC experiment, workspace, or study: the study's
+    trials and its best model.
 
     \b
     cvae report
     cvae report --html report.html
-    cvae report --html runs.html workspace runs:/RUN_ID models/other.safetensors
+    cvae report --html runs.html workspace study heavier runs:/RUN_ID models/other.safetensors
     """
     if html is not None:
         from pipeline.cli.handing import write
@@ -146,7 +148,7 @@ def compare(
     if not revisions:
         revisions = ["HEAD", *(row["Experiment"] for row in exp_show() if row.get("Experiment"))]
     names = [WORKSPACE, *revisions]
-    found = {name: _headline(name) for name in names}
+    found = {name: of_revision(name, HEADLINE) for name in names}
     missing = [name for name, figures in found.items() if not figures]
     rows = {name: figures for name, figures in found.items() if figures}
     if not rows:
@@ -166,22 +168,6 @@ def compare(
     if len(by_judge) > 1:
         groups = "; ".join(", ".join(group) for group in by_judge.values())
         console.warn(f"different judges measured {groups}: figures of samples compare within one judge alone")
-
-
-def _headline(name: str) -> dict[str, Any]:
-    """The ten figures of a revision on validation; empty where it has none, or DVC's cache does not hold them."""
-    from dvc.api import open as opened
-    from dvc.exceptions import DvcException
-    from dvc.scm import RevError
-
-    try:
-        with opened(str(HEADLINE), rev=None if name == WORKSPACE else name) as file:
-            content: dict[str, Any] = json.load(file)
-    except RevError:
-        raise UserError(f"{name} is no commit, branch or experiment: `dvc exp list` names experiments") from None
-    except (DvcException, OSError, ValueError):
-        return {}
-    return content
 
 
 def _judge(name: str) -> str | None:

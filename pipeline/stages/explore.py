@@ -3,13 +3,13 @@
 from pipeline.base import console
 from pipeline.base.params import load
 from pipeline.base.paths import BEST, EXPLORE
-from pipeline.stages.playing import of_study, write_page
+from pipeline.stages.playing import write_page
 from pipeline.stages.saved import load_json
 from pipeline.tracking.runs import TrackingParams, add_to
 
 
 def main() -> None:
-    write_page(of_study(), EXPLORE)
+    write_page(EXPLORE)
     experiment = load(TrackingParams, "tracking").experiment
     of_study_run = load_json(BEST, "run `dvc repro tune` first", "run")["run"]  # MLflow shows the page with it
     with add_to(of_study_run, "explore", experiment) as run:

@@ -25,6 +25,10 @@ from pipeline.stages.saved import load_curve, load_json, load_splits
 
 TERMS = 20  # polynomials: what a layer is told is then right to 3e-4
 OF_DECODER, OF_ENCODER, OF_DENSITY = 15, 11, 12  # bits of a number: pixels to 1e-3, reconstructions to 1e-2
+OF_SAMPLES = ("frechet", "class_accuracy", "diversity")
+FIGURES = [f"validation/{name}" for name in ("kl", "reconstruction", "active_units")] + [
+    f"validation/{sampler}/{name}" for sampler in ("prior", "fitted") for name in OF_SAMPLES
+]
 OF_USE = {"draw_fitted": "fitted", "draw_prior": "prior"}  # the sampler of each use of the study
 
 
@@ -140,13 +144,14 @@ def content(
     }
 
 
-def write_page(runs: Sequence[Mapping[str, str]], out: Path) -> None:
-    """Writes the page with these runs side by side, each with name, words and png. Raises UserError."""
+def write_page(out: Path, more: Sequence[Mapping[str, str]] = ()) -> None:
+    """Writes the page with the study's trials and more runs, each with name, words and png. Raises UserError."""
     model, params = load_curve(CURVE)
     train, validation = load_splits(PREPARED, "train", "validation")
-    curve = pd.read_csv(_there(CURVE_TABLE, "curve"))
+    curve = _table(CURVE_TABLE, "curve", "kl_weight", *FIGURES)
     spectrum = load_json(SPECTRUM, "run `dvc repro spectrum` first")
     best = load_json(BEST, "run `dvc repro tune` first")
+    runs = [*of_study(), *more]
     html = page(content(model, params, train[:QUICK_TRAIN], validation, curve, spectrum, best, runs))
     write_text(out, html)
     print(f"{out} written, {len(html) / 1e6:.1f} MB: open it in a browser")
@@ -154,7 +159,8 @@ def write_page(runs: Sequence[Mapping[str, str]], out: Path) -> None:
 
 def of_study() -> list[dict[str, str]]:
     """The samples of the study's trials, from the lowest weight to the highest."""
-    frechet = pd.read_csv(_there(TRIALS, "tune")).set_index("trial")["validation/fitted/frechet"]
+    trials = _table(TRIALS, "tune", "trial", "validation/fitted/frechet")
+    frechet = dict(zip(trials["trial"], trials["validation/fitted/frechet"], strict=True))
     found = []
     for path in STUDY_SHEETS.glob("*.png"):
         number, weight = path.stem.split("_")
@@ -163,7 +169,14 @@ def of_study() -> list[dict[str, str]]:
     return [run for _, run in sorted(found, key=lambda pair: pair[0])]
 
 
-def _there(path: Path, stage: str) -> Path:
+def _table(path: Path, stage: str, *columns: str) -> pd.DataFrame:
+    """These columns of a table of a stage. Raises UserError where one lacks a number."""
     if not path.exists():
         raise UserError(f"{path} not found: run `dvc repro {stage}` first")
-    return path
+    try:
+        table = pd.read_csv(path)[list(columns)].astype(float)
+        if table.empty or table.isna().to_numpy().any():
+            raise ValueError
+        return table
+    except (OSError, ValueError, KeyError):  # pandas' own errors are ValueErrors
+        raise UserError(f"{path} lacks a figure of this version: delete it, and run `dvc repro {stage}`") from None

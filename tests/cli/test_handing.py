@@ -1,19 +1,23 @@
 """The page and the card to hand on."""
 
 import json
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from browser import browser_page, needs_chromium
+from browser import LEAST_CONTRAST, browser_page, nameless, needs_chromium
 from commands import Cvae, assert_refused
 
 from pipeline.base.files import write_json
-from pipeline.base.paths import CURVE_FIGURE, METRICS, PER_CLASS, RUN, VALIDATION
+from pipeline.base.paths import BEST, CURVE_FIGURE, METRICS, PER_CLASS, RUN, VALIDATION
+from pipeline.cli import handing
 from pipeline.cli.card import CARD, header, write_card
 from pipeline.cli.handing import OF_SAMPLES
 from pipeline.show.pictures import save_png
+from pipeline.stages import playing
 
 MODEL = "models/cvae.safetensors"
 
@@ -39,7 +43,7 @@ def evaluated(project: Path) -> Path:
 
 @needs_chromium
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "scheme"), [(375, "dark"), (1600, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(375, "dark"), (375, "light"), (1600, "dark"), (1600, "light")])
 def test_a_page_shows_a_run_beside_a_file(evaluated: Path, cvae: Cvae, width: int, scheme: str) -> None:
     """Without network, script or console message, and no wider than the window."""
     assert cvae(f"report --html report.html workspace {MODEL}").status == 0
@@ -52,6 +56,9 @@ def test_a_page_shows_a_run_beside_a_file(evaluated: Path, cvae: Cvae, width: in
         assert shown.evaluate("document.documentElement.scrollWidth") <= width
         assert shown.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
         assert shown.locator("img").count() == 3  # two strips and the curve
+        least, dim = shown.evaluate(LEAST_CONTRAST)
+        assert least >= 4.5, dim
+        assert nameless(shown) == []
         words = shown.inner_text("body")
         headings = shown.locator("h2").all_inner_texts()
     assert headings[-1] == "At the end, test"
@@ -67,6 +74,8 @@ def test_a_bad_page_is_refused_in_one_line_and_nothing_is_written(evaluated: Pat
         ("report --html report.html absent.safetensors", "absent.safetensors not found"),
         ("report --html report.html runs:/0123abcd", "there is no run 0123abcd"),
         (f"report {MODEL}", "give --html FILE.html"),
+        ("report --html report.html heavier", "heavier has no run in MLflow"),
+        ("report --html report.html study", "best.json not found: run `dvc repro tune` first"),
     ):
         assert_refused(evaluated, cvae, words, reason)
     figures = json.loads(VALIDATION.read_text(encoding="utf-8"))
@@ -74,6 +83,59 @@ def test_a_bad_page_is_refused_in_one_line_and_nothing_is_written(evaluated: Pat
     assert_refused(evaluated, cvae, "report --html report.html", "is of another model")
     VALIDATION.unlink()
     assert_refused(evaluated, cvae, "report --html report.html", "run `dvc repro evaluate` first")
+
+
+def test_an_experiment_is_its_run_in_mlflow_and_a_study_its_best(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae
+) -> None:
+    """Beside one another, and beside a file; the experiment's models/run.json says which run."""
+    for words in ("init -q", "add -A", "-c user.name=a -c user.email=a@b commit -qm one", "branch heavier"):
+        subprocess.run(["git", *words.split()], check=True)
+    subprocess.run(["dvc", "init", "-q"], check=True)
+    write_json(BEST, {"run_id": "77", "study": "kl-weight-1a2b"})
+    opened: list[str] = []
+    other = handing._other
+
+    def of_run(uri: str) -> handing.Side:
+        opened.append(uri)
+        return other(MODEL)
+
+    def find(_: str, run_id: str, key: str) -> SimpleNamespace:
+        assert (run_id, key) == ("0a1b", "2c3d")
+        return SimpleNamespace(info=SimpleNamespace(run_id=run_id))
+
+    monkeypatch.setattr(handing, "_other", of_run)
+    monkeypatch.setattr("pipeline.tracking.local.find", find)
+    monkeypatch.setattr(handing, "_trials", lambda: {"headings": ["β"], "rows": [["0.3 ★"]], "pictures": []})
+    monkeypatch.setattr(handing, "_answer", list)
+    assert cvae(f"report --html report.html heavier study {MODEL}").status == 0
+    assert opened == ["runs:/0a1b", "runs:/77", MODEL]
+    html = (evaluated / "report.html").read_text(encoding="utf-8")
+    for word in (">heavier<", "the best of study kl-weight-1a2b", "0.3 ★", "3 runs side by side"):
+        assert word in html
+
+
+def test_a_page_to_play_with_that_can_t_be_made_is_refused(project: Path, cvae: Cvae) -> None:
+    """No curve; a file that holds no CVAE; a run that isn't there; a model of another shape is none of it."""
+    for words, reason in (
+        ("explore --out page.html", "curve.safetensors not found: run `dvc repro curve` first"),
+        ("explore --out page.html --runs params.yaml", "params.yaml holds no cvae"),
+        ("explore --out page.html --runs absent.safetensors", "absent.safetensors not found"),
+        ("explore --out page.html --runs runs:/0123abcd", "there is no run 0123abcd"),
+        (f"explore --out page.html --runs {MODEL}", "curve.safetensors not found"),
+    ):
+        assert_refused(project, cvae, words, reason)
+
+
+def test_a_page_to_play_with_in_a_folder_that_can_t_be_written_is_refused(
+    project: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("load_curve", "load_splits"):
+        monkeypatch.setattr(playing, name, lambda *_: ([], []))
+    for name in ("load_json", "_table", "of_study"):
+        monkeypatch.setattr(playing, name, lambda *_: {})
+    monkeypatch.setattr(playing, "content", lambda *_: {})
+    assert_refused(project, cvae, "explore --out params.yaml/page.html", "params.yaml")
 
 
 def test_a_name_of_a_run_is_text_and_no_markup(evaluated: Path, cvae: Cvae) -> None:

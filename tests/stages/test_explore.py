@@ -47,9 +47,7 @@ def digits(rows: int) -> Split:
 
 
 def contents(model: MultiRate) -> dict[str, Any]:
-    names = ("kl", "reconstruction", "active_units", *(f"{sampler}/{metric}" for sampler in ("prior", "fitted")
-             for metric in ("frechet", "class_accuracy", "diversity")))  # fmt: skip
-    curve = pd.DataFrame({f"validation/{name}": [float(10 + place) for place in range(len(WEIGHTS))] for name in names})
+    curve = pd.DataFrame({name: [float(10 + place) for place in range(len(WEIGHTS))] for name in playing.FIGURES})
     curve.insert(0, "kl_weight", WEIGHTS)
     best = {"uses": {"draw_fitted": {"interval": [0.1, 0.5]}}}
     picture = png(np.zeros((28, 280), np.uint8))

@@ -109,9 +109,22 @@ class Firefox:
 
     def said(self, page: str) -> list[str]:
         """Firefox's errors and warnings about a page. Unlike Chromium's, they hold nothing that a page itself logs."""
-        self.send("Marionette:SetContext", {"value": "chrome"})
         script = "return Services.console.getMessageArray().map(String).filter((one) => one.includes(arguments[0]))"
-        found: list[str] = self.send("WebDriver:ExecuteScript", {"script": script, "args": [page]})["value"]
+        found: list[str] = self._of_firefox(script, page)
+        return found
+
+    def look(self, width: int, scheme: str) -> None:
+        """Gives pages a width, below that of Firefox's narrowest window too, and a colour scheme: dark or light."""
+        script = """window.resizeTo(Math.max(arguments[0], 500), 900);
+            const { style } = gBrowser.selectedBrowser;
+            style.minWidth = style.maxWidth = `${arguments[0]}px`;
+            Services.prefs.setIntPref("layout.css.prefers-color-scheme.content-override", arguments[1]);"""
+        self._of_firefox(script, width, ["dark", "light"].index(scheme))
+
+    def _of_firefox(self, script: str, *given: Any) -> Any:
+        """Runs a script in Firefox itself, not in its page."""
+        self.send("Marionette:SetContext", {"value": "chrome"})
+        found = self.send("WebDriver:ExecuteScript", {"script": script, "args": given})["value"]
         self.send("Marionette:SetContext", {"value": "content"})
         return found
 

@@ -14,22 +14,14 @@ def explore(
 ) -> None:
     """Write the page that slides the KL weight.
 
+    All runs are drawn from the same latents, so each must have as many as the curve's network.
+
     \b
     cvae explore
     cvae explore --runs runs:/RUN_ID --runs models/cvae.safetensors --out mine.html
     """
     from pipeline.base.paths import EXPLORE
+    from pipeline.cli.options import model_file
     from pipeline.stages.playing import write_page
 
-    write_page(out or EXPLORE, [*map(_of_model, runs or [])])
-
-
-def _of_model(name: str) -> dict[str, str]:
-    from pipeline.cli.options import model_file
-    from pipeline.model.samples import strip
-    from pipeline.show.page import png
-    from pipeline.stages.saved import load_cvae
-
-    model, density, params = load_cvae(model_file(name))
-    weight = params["objective"]["kl_weight"]
-    return {"name": f"β = {weight:g}", "words": name, "png": png(strip(model, density))}
+    write_page(out or EXPLORE, {name: model_file(name) for name in runs or []})

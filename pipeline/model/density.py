@@ -23,11 +23,11 @@ class Density(Mixture):
     """A mixture of C Gaussians over z for each class: weights (10, C), means (10, C, latent), roots of covariances."""
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean (10, latent) and covariance (10, latent, latent) of each class."""
-        mean = torch.einsum("ck,cki->ci", self.weights, self.means)
-        offset = self.means - mean[:, None]
-        within = torch.einsum("ck,ckij,cklj->cil", self.weights, self.roots, self.roots)
-        return mean, within + torch.einsum("ck,cki,ckj->cij", self.weights, offset, offset)
+        """Mean (..., 10, latent) and covariance (..., 10, latent, latent) of each class."""
+        mean = torch.einsum("...k,...ki->...i", self.weights, self.means)
+        offset = self.means - mean.unsqueeze(-2)
+        within = torch.einsum("...k,...kij,...klj->...il", self.weights, self.roots, self.roots)
+        return mean, within + torch.einsum("...k,...ki,...kj->...ij", self.weights, offset, offset)
 
     def log_prob(self, z: Tensor, labels: Tensor) -> Tensor:
         """log p(z∣y) of latents (N, latent) with labels (N,): (N,) nats, in float64."""

@@ -1,4 +1,4 @@
-"""Writes reports/explore.html, the page to play with: any KL weight by a slider. Half a minute on two cores."""
+"""Writes reports/explore.html, the page to play with: any KL weight by a slider. Three seconds."""
 
 from pipeline.base import console
 from pipeline.base.params import load

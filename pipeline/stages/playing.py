@@ -1,4 +1,4 @@
-"""What the page to play with holds of a multi-rate CVAE: its layers, and densities that travel with the KL weight."""
+"""What the page to play with holds: a multi-rate CVAE, densities that travel with the KL weight, and runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,14 +14,13 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import write_text
 from pipeline.base.params import Number, load_key
 from pipeline.base.paths import BEST, CURVE, CURVE_TABLE, PREPARED, SPECTRUM, STUDY_SHEETS, TRIALS
-from pipeline.data.splits import CLASSES, Pixels, Split
-from pipeline.measure.evaluator import QUICK_TRAIN
+from pipeline.data.splits import CLASSES, Split
 from pipeline.model import multirate
-from pipeline.model.density import Components, Density, fit_density
+from pipeline.model.density import Densities, Density
 from pipeline.model.multirate import MultiRate, Told
-from pipeline.model.samples import symmetric_root
-from pipeline.show.page import page, steps, text
-from pipeline.stages.saved import load_curve, load_json, load_splits
+from pipeline.model.samples import strip, symmetric_root
+from pipeline.show.page import page, png, steps, text
+from pipeline.stages.saved import load_curve, load_cvae, load_densities, load_json, load_splits
 
 TERMS = 20  # polynomials: what a layer is told is then right to 3e-4
 OF_DECODER, OF_ENCODER, OF_DENSITY = 15, 11, 12  # bits of a number: pixels to 1e-3, reconstructions to 1e-2
@@ -77,30 +76,25 @@ def network(model: MultiRate) -> dict[str, Any]:
     }
 
 
-def densities(
-    model: MultiRate, weights: Sequence[float], train: Split, pixels: Pixels, components: int
-) -> list[Density]:
-    """A density for each weight, fitted to training images. A component changes little from one weight to the next."""
-    found: list[Density] = []
-    for weight in weights:
-        found.append(fit_density(model.at(weight), train, pixels, components, 0, found[-1] if found else None))
-    return found
+def packed(fitted: Densities) -> dict[str, Any]:
+    """Densities as the page reads them; of each class also mean and symmetric root of the covariance, for styles.
 
-
-def packed(fitted: Sequence[Density], weights: Sequence[float]) -> dict[str, Any]:
-    """Densities as the page reads them; of each class also mean and symmetric root of the covariance, for styles."""
-    means, covariances = (torch.stack(part) for part in zip(*(each.moments() for each in fitted), strict=True))
-    roots = torch.stack([each.roots for each in fitted])
-    rows, columns = torch.tril_indices(roots.shape[-1], roots.shape[-1])
+    Those of every other weight, and of the last: a component changes little from one weight to the next.
+    """
+    count = len(fitted.kl_weights)
+    kept = [*range(0, count - 1, 2), count - 1]
+    density = Density(*(part[kept] for part in fitted.stacked))
+    means, covariances = density.moments()
+    rows, columns = torch.tril_indices(*density.roots.shape[-2:])
     tensors: dict[str, Tensor] = {
-        "shares": torch.stack([each.weights for each in fitted]),
-        "means": torch.stack([each.means for each in fitted]),
-        "roots": roots[..., rows, columns],
+        "shares": density.weights,
+        "means": density.means,
+        "roots": density.roots[..., rows, columns],
         "style_means": means,
         "style_roots": symmetric_root(covariances),
     }
-    return {"weights": list(weights)} | {
-        name: steps(tensor.cpu().numpy(), OF_DENSITY) for name, tensor in tensors.items()
+    return {"weights": fitted.kl_weights[kept].tolist()} | {
+        name: steps(tensor.numpy(), OF_DENSITY) for name, tensor in tensors.items()
     }
 
 
@@ -112,8 +106,7 @@ def examples(split: Split) -> list[dict[str, Any]]:
 
 def content(
     model: MultiRate,
-    params: Mapping[str, Any],
-    train: Split,
+    fitted: Densities,
     validation: Split,
     curve: pd.DataFrame,
     spectrum: Mapping[str, Any],
@@ -123,15 +116,12 @@ def content(
     """All that the page reads. Figures are those of validation; curve, spectrum, best: as their stages wrote them."""
     figures = {str(name).removeprefix("validation/"): list(column) for name, column in curve.items()}
     weights = figures["kl_weight"]
-    every_other = [*weights[:-1:2], weights[-1]]
-    pixels = params["objective"]["pixels"]
-    fitted = densities(model, every_other, train, pixels, load_key(Components, "sample", "components"))
     uses = best.get("uses", {})
     intervals = {sampler: uses[use]["interval"] for use, sampler in OF_USE.items() if use in uses}
     return {
         "weight": load_key(Number, "objective", "kl_weight"),
         "network": network(model),
-        "densities": packed(fitted, every_other),
+        "densities": packed(fitted),
         "curve": figures,
         "collapse": spectrum.get("collapse"),  # none, for some likelihoods
         "intervals": intervals,
@@ -144,17 +134,27 @@ def content(
     }
 
 
-def write_page(out: Path, more: Sequence[Mapping[str, str]] = ()) -> None:
-    """Writes the page with the study's trials and more runs, each with name, words and png. Raises UserError."""
-    model, params = load_curve(CURVE)
-    train, validation = load_splits(PREPARED, "train", "validation")
+def write_page(out: Path, more: Mapping[str, Path] | None = None) -> None:
+    """Writes the page with the study's trials, and with more models: files by name. Raises UserError."""
+    model, _ = load_curve(CURVE)
+    others = [_of_model(name, path, model.latent_size) for name, path in (more or {}).items()]
+    (validation,) = load_splits(PREPARED, "validation")
     curve = _table(CURVE_TABLE, "curve", "kl_weight", *FIGURES)
     spectrum = load_json(SPECTRUM, "run `dvc repro spectrum` first")
     best = load_json(BEST, "run `dvc repro tune` first")
-    runs = [*of_study(), *more]
-    html = page(content(model, params, train[:QUICK_TRAIN], validation, curve, spectrum, best, runs))
+    html = page(content(model, load_densities(CURVE), validation, curve, spectrum, best, [*of_study(), *others]))
     write_text(out, html)
     print(f"{out} written, {len(html) / 1e6:.1f} MB: open it in a browser")
+
+
+def _of_model(name: str, path: Path, latents: int) -> dict[str, str]:
+    model, density, params = load_cvae(path)
+    if model.latent_size != latents:
+        raise UserError(
+            f"{name} has {model.latent_size} latent dimensions, and the page's network {latents}, so they can't have "
+            "the same latents: leave it out, or show it by `cvae report --html`"
+        )
+    return {"name": f"β = {params['objective']['kl_weight']:g}", "words": name, "png": png(strip(model, density))}
 
 
 def of_study() -> list[dict[str, str]]:

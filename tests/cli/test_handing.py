@@ -2,22 +2,43 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import packaged
 import pandas as pd
 import pytest
+from bands import banded
 from browser import LEAST_CONTRAST, browser_page, nameless, needs_chromium
 from commands import Cvae, assert_refused
+from stores import forget
 
 from pipeline.base.files import write_json
-from pipeline.base.paths import BEST, CURVE_FIGURE, METRICS, PER_CLASS, RUN, VALIDATION
+from pipeline.base.params import plain
+from pipeline.base.paths import (
+    BEST,
+    CURVE,
+    CURVE_FIGURE,
+    CURVE_TABLE,
+    METRICS,
+    PER_CLASS,
+    PREPARED,
+    RUN,
+    SPECTRUM,
+    STUDY_SHEETS,
+    TRIALS,
+    VALIDATION,
+)
 from pipeline.cli import handing
 from pipeline.cli.card import CARD, header, write_card
 from pipeline.cli.handing import OF_SAMPLES
+from pipeline.model.cvae import build, resolve
 from pipeline.show.pictures import save_png
 from pipeline.stages import playing
+from pipeline.stages.saved import load_cvae, save_cvae, save_splits
+from pipeline.tracking import runs as tracking
 
 MODEL = "models/cvae.safetensors"
 
@@ -115,27 +136,48 @@ def test_an_experiment_is_its_run_in_mlflow_and_a_study_its_best(
         assert word in html
 
 
-def test_a_page_to_play_with_that_can_t_be_made_is_refused(project: Path, cvae: Cvae) -> None:
-    """No curve; a file that holds no CVAE; a run that isn't there; a model of another shape is none of it."""
+@pytest.fixture
+def playable(project: Path) -> Path:
+    """The project as before `dvc repro explore`, with a small curve and a study of one trial."""
+    packaged.save_three(project / "models")
+    save_splits(PREPARED, {"validation": banded(1, 0)})
+    row = {"trial": 0, "kl_weight": 1.0} | dict.fromkeys(playing.FIGURES, 2.0)
+    for path in (CURVE_TABLE, TRIALS):
+        path.parent.mkdir(parents=True)
+        pd.DataFrame([row, row | {"kl_weight": 2.0}]).to_csv(path, index=False)
+    write_json(SPECTRUM, {"collapse": 45.2})
+    write_json(BEST, {})
+    save_png(STUDY_SHEETS / "0_1.png", np.full((40, 60), 200, np.uint8))
+    return project
+
+
+def test_a_page_to_play_with_shows_runs_of_the_same_latents_alone(playable: Path, cvae: Cvae) -> None:
+    assert cvae(f"explore --out page.html --runs {MODEL}").status == 0
+    assert f'"words": "{MODEL}"' in (playable / "page.html").read_text(encoding="utf-8")
+    _, density, params = load_cvae(Path(MODEL))
+    wide = replace(packaged.SHAPE, latent_size=3)
+    save_cvae(Path("other.safetensors"), build(resolve(wide), 0, "bernoulli"), density, params | {"model": plain(wide)})
+    words = "other.safetensors has 3 latent dimensions, and the page's network 2"
+    assert_refused(playable, cvae, f"explore --runs {MODEL} --runs other.safetensors", words)
+
+
+@pytest.mark.slow
+def test_a_page_to_play_with_that_can_t_be_made_is_refused(playable: Path, cvae: Cvae) -> None:
+    """No CVAE in a file; a run that isn't there, or has no model; a folder that can't be written; no curve."""
+    with tracking.start("train", "e", root=playable) as run:
+        pass
+    forget()
     for words, reason in (
-        ("explore --out page.html", "curve.safetensors not found: run `dvc repro curve` first"),
-        ("explore --out page.html --runs params.yaml", "params.yaml holds no cvae"),
-        ("explore --out page.html --runs absent.safetensors", "absent.safetensors not found"),
-        ("explore --out page.html --runs runs:/0123abcd", "there is no run 0123abcd"),
-        (f"explore --out page.html --runs {MODEL}", "curve.safetensors not found"),
+        ("--runs params.yaml", "params.yaml holds no cvae"),
+        ("--runs absent.safetensors", "absent.safetensors not found"),
+        ("--runs models/completer.safetensors", "completer.safetensors holds no cvae"),
+        ("--runs runs:/0123abcd", "there is no run 0123abcd"),
+        (f"--runs runs:/{run.run_id}", "has no model: its training did not end"),
+        ("--out params.yaml/page.html", "params.yaml"),
     ):
-        assert_refused(project, cvae, words, reason)
-
-
-def test_a_page_to_play_with_in_a_folder_that_can_t_be_written_is_refused(
-    project: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("load_curve", "load_splits"):
-        monkeypatch.setattr(playing, name, lambda *_: ([], []))
-    for name in ("load_json", "_table", "of_study"):
-        monkeypatch.setattr(playing, name, lambda *_: {})
-    monkeypatch.setattr(playing, "content", lambda *_: {})
-    assert_refused(project, cvae, "explore --out params.yaml/page.html", "params.yaml")
+        assert_refused(playable, cvae, f"explore --out page.html {words}", reason)
+    CURVE.unlink()
+    assert_refused(playable, cvae, "explore --out page.html", "curve.safetensors not found: run `dvc repro curve`")
 
 
 def test_a_name_of_a_run_is_text_and_no_markup(evaluated: Path, cvae: Cvae) -> None:

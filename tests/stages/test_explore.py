@@ -11,12 +11,13 @@ import pytest
 import torch
 from browser import LEAST_CONTRAST, browser_page, firefox_page, nameless, needs_chromium, needs_firefox
 from latents import normal
-from settings import OBJECTIVE, model_params
+from settings import model_params
 
 from pipeline.base.errors import UserError
 from pipeline.data.splits import Split
 from pipeline.model import multirate
 from pipeline.model.cvae import resolve
+from pipeline.model.density import Density, fit_density, stacked
 from pipeline.model.multirate import MultiRate
 from pipeline.show.page import page, png
 from pipeline.stages import playing
@@ -52,8 +53,12 @@ def contents(model: MultiRate) -> dict[str, Any]:
     best = {"uses": {"draw_fitted": {"interval": [0.1, 0.5]}}}
     picture = png(np.zeros((28, 280), np.uint8))
     runs = [{"name": f"β = {weight}", "words": "", "png": picture} for weight in WEIGHTS]
-    split = digits(400)
-    return playing.content(model, {"objective": OBJECTIVE}, split, split, curve, {"collapse": 45.2}, best, runs)
+    fitted = stacked([fitted_at(model, weight) for weight in WEIGHTS], WEIGHTS)
+    return playing.content(model, fitted, digits(10), curve, {"collapse": 45.2}, best, runs)
+
+
+def fitted_at(model: MultiRate, weight: float) -> Density:
+    return fit_density(model.at(weight), digits(400), "grey", 10, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +151,7 @@ def test_firefox_slides_and_draws_as_chromium_does(file: Path, model: MultiRate,
 
 
 def test_a_latent_is_one_of_the_fitted_density_s(shown: "Page", model: MultiRate) -> None:
-    fitted = playing.densities(model, WEIGHTS[:1], digits(400), "grey", 10)[0]
+    fitted = fitted_at(model, WEIGHTS[0])
     noise = normal(LATENTS).float()
     script = "([w, noise]) => [...densities.at(w).sample(3, 0, new Float32Array(noise))]"
     ours = np.array(shown.evaluate(script, [WEIGHTS[0], noise.tolist()]))
@@ -245,6 +250,20 @@ def test_runs_stand_side_by_side_as_ticked(shown: "Page") -> None:
     assert 0 < count < len(WEIGHTS)
     shown.locator("#run-choices input:not(:checked)").first.check()
     assert visible.count() == count + 1
+
+
+@needs_firefox
+def test_it_fits_firefox_too(file: Path, tmp_path: Path) -> None:
+    with firefox_page(tmp_path) as firefox:
+        for width, scheme in itertools.product((375, 1600), ("light", "dark")):
+            firefox.look(width, scheme)
+            firefox.send("WebDriver:Navigate", {"url": file.as_uri()})
+            dark = "matchMedia('(prefers-color-scheme: dark)').matches"
+            found = firefox.evaluate(f"() => [innerWidth, {dark}, document.documentElement.scrollWidth <= innerWidth]")
+            assert found == [width, scheme == "dark", True]
+            least, words = firefox.evaluate(LEAST_CONTRAST)
+            assert least >= 4.5, words
+        assert firefox.said(file.as_uri()) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -70,14 +70,17 @@ class Zygote:
         **environment: str,
     ) -> Ended:
         """Runs a stage; `after` so many seconds it gets the signal. mounts: see mounts.confine."""
-        said = folder.with_suffix(".said")
+        said, temporary = folder.with_suffix(".said"), folder.with_suffix(".tmp")
         said.write_text("")  # it may be killed before it says anything
+        temporary.mkdir(exist_ok=True)
+        environment = {"TMPDIR": str(temporary)} | environment
         order: dict[str, Any] = {"stage": stage, "folder": str(folder), "environment": environment}
         order |= {"after": after, "signal": signal, "mounts": mounts or {}}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         answer = self._answer()
+        shutil.rmtree(temporary)  # a killed stage leaves its temporary files
         return Ended(answer["status"], answer["seconds"], said.read_text(encoding="utf-8"))
 
     def end(self) -> None:

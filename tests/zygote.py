@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -53,6 +54,7 @@ def _work(order: dict[str, Any], stage: Any) -> None:
             place = mounts.confine(folder, order["mounts"])
         os.chdir(place)
         os.environ |= order["environment"]
+        tempfile.tempdir = None  # the zygote has looked TMPDIR up
         said = os.open(folder.with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(said, 1)
         os.dup2(said, 2)

@@ -73,12 +73,23 @@ def s3(bucket: str, key: str) -> Iterator[tuple[dict[str, str], Any]]:
         running.stop()
 
 
+DRIPS = {
+    "headers": b"X-More: ",
+    "drop": b"Content-Length: 90000\r\n\r\n",
+    "chunks": b"Transfer-Encoding: chunked\r\n\r\n1;",
+}
+FLOODS = {"declared": b"Content-Length: 10000000000\r\n\r\n", "endless": b"\r\n"}
+STATUS = {
+    "500": "500 Error", "401": "401 Unauthorized", "403": "403 Forbidden", "html": "200 OK",
+    "redirect": "302 Found\r\nLocation: /again",
+}  # fmt: skip
+
+
 @contextmanager
 def bad(behaviour: str) -> Iterator[str]:
-    """A server that is up (`/health`) and then misbehaves: `hang` never answers, `drop` sends a byte now and then,
-    `500`, `401` and `html` answer with that. Yields its address.
+    """A server that is up (`/health`) and then misbehaves at each request. Yields its address.
 
-    It hangs or drips at every request but that for its health.
+    `hang` never answers; a status or `html` is the answer. DRIPS send a byte now and then, FLOODS all they can.
     """
     with socket.create_server(("127.0.0.1", 0)) as listening:
         ended = threading.Event()
@@ -90,14 +101,13 @@ def bad(behaviour: str) -> Iterator[str]:
                     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK")
                 elif behaviour == "hang":
                     ended.wait()
-                elif behaviour == "drop":
-                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-                    while not ended.wait(1):
-                        connection.sendall(b" ")
+                elif behaviour in DRIPS | FLOODS:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\n" + (DRIPS | FLOODS)[behaviour])
+                    while not ended.wait(0.2 if behaviour in DRIPS else 0):
+                        connection.sendall(b"1" if behaviour in DRIPS else bytes(65536))
                 else:
-                    words = {"500": "500 Error", "401": "401 Unauthorized", "html": "200 OK"}[behaviour]
                     body = b"<html>no"
-                    head = f"HTTP/1.1 {words}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n"
+                    head = f"HTTP/1.1 {STATUS[behaviour]}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n"
                     connection.sendall(f"{head}Connection: close\r\n\r\n".encode() + body)
 
         def serve() -> None:

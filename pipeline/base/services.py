@@ -1,6 +1,9 @@
-"""What to do about a server that can't be used, from what it or its driver says."""
+"""A deadline for any server, and what to do about one that can't be used, from what it or its driver says."""
 
 import re
+import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 REMEDIES = (
     ("authenticat|not authorized|error code 40[13]|InvalidAccessKey|SignatureDoesNotMatch|Forbidden|credentials",
@@ -18,6 +21,31 @@ REMEDIES = (
      "start the server, or correct host and port in {variable}"),
 )  # fmt: skip
 EXTRAS = {"psycopg": "postgres", "grpc": "grpc"}
+
+T = TypeVar("T")
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` returns or raises. Raises TimeoutError after that time; the call is then left to itself.
+
+    A timeout for each read would not do: a server may answer by the drop.
+    """
+    done: list[T | BaseException] = []
+
+    def work() -> None:
+        try:
+            done.append(call())
+        except BaseException as error:
+            done.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        raise TimeoutError(f"no answer in time: it took more than {seconds:g} s")
+    if isinstance(done[0], BaseException):
+        raise done.pop()  # which then holds no cycle, and with it an open connection
+    return done[0]
 
 
 def remedy(reason: str, variable: str, upgrade: str, otherwise: str) -> str:

@@ -9,19 +9,18 @@ import re
 import sqlite3
 import ssl
 import tempfile
-import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import for_reading, hide, home, replacing, shown, sqlite_path
 from pipeline.base.params import FILE, read
-from pipeline.base.services import remedy
+from pipeline.base.services import remedy, within
 from pipeline.tracking.page import best_first
 
 DATABASE = "mlflow.db"
@@ -43,7 +42,6 @@ ENVIRONMENT = {
     "MLFLOW_UV_AUTO_DETECT": "false",  # a lock file in the folder does not belong to the model
 }
 
-T = TypeVar("T")
 _copies: set[Path] = set()  # of databases that can't be written
 
 
@@ -257,29 +255,6 @@ def _found(client: Any, run_id: str, key: str) -> Any:
             return None
         raise
     return run if run.info.lifecycle_stage == "active" else None
-
-
-def within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` returns or raises. Raises TimeoutError after that time; the call is then left to itself.
-
-    A timeout for each read would not do: a server may answer by the drop.
-    """
-    done: list[T | Exception] = []
-
-    def work() -> None:
-        try:
-            done.append(call())
-        except Exception as error:
-            done.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not done:
-        raise TimeoutError("no answer in time")
-    if isinstance(done[0], Exception):
-        raise done[0]
-    return done[0]
 
 
 def named(uri: str, root: Path) -> tuple[Any, str]:

@@ -16,8 +16,9 @@ from typing import Any
 from pipeline.base import console
 from pipeline.base.errors import UserError
 from pipeline.base.files import address, home, identity, shown, sqlite_path
+from pipeline.base.services import within
 from pipeline.tracking.journal import OUTBOX, Journal, Record, waiting
-from pipeline.tracking.local import check, connect, reason, tracking_uri, within
+from pipeline.tracking.local import check, connect, reason, tracking_uri
 from pipeline.tracking.records import SEND, Delivery, Target
 
 PAUSE_SECONDS = 10.0  # how long a store that failed is left alone; twice as long after each further failure,

@@ -23,11 +23,12 @@ from pipeline.base import console
 from pipeline.base.errors import UserError
 from pipeline.base.files import png, sha256, shown, sqlite_path
 from pipeline.base.params import FILE, params
+from pipeline.base.services import within
 from pipeline.tracking import package
 from pipeline.tracking.about import as_file, changed, figures, picture
 from pipeline.tracking.journal import OUTBOX
 from pipeline.tracking.labels import labelled
-from pipeline.tracking.local import KEY, connect, experiment_id, find, one_line, tracking_uri, within
+from pipeline.tracking.local import KEY, connect, experiment_id, find, one_line, tracking_uri
 from pipeline.tracking.outbox import FIRST_SECONDS, Outbox
 from pipeline.tracking.page import SAMPLES
 from pipeline.tracking.records import Target

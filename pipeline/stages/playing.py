@@ -111,7 +111,7 @@ def content(
     curve: pd.DataFrame,
     spectrum: Mapping[str, Any],
     best: Mapping[str, Any],
-    runs: Sequence[Mapping[str, str]],
+    runs: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """All that the page reads. Figures are those of validation; curve, spectrum, best: as their stages wrote them."""
     figures = {str(name).removeprefix("validation/"): list(column) for name, column in curve.items()}
@@ -128,7 +128,7 @@ def content(
         "examples": examples(validation),
         "runs": list(runs),
         "figures_words": f"Measured at {len(weights)} weights on {len(validation):,} validation images.",
-        "about": "Made by `dvc repro explore`: one multi-rate CVAE, trained on MNIST for all weights at once. Figures "
+        "about": "Made by dvc repro explore: one multi-rate CVAE, trained on MNIST for all weights at once. Figures "
         "and fitted mixtures between the measured weights are interpolated. Completions are pseudo-Gibbs samples of "
         "the same network (Rezende 2014).",
     }
@@ -147,14 +147,15 @@ def write_page(out: Path, more: Mapping[str, Path] | None = None) -> None:
     print(f"{out} written, {len(html) / 1e6:.1f} MB: open it in a browser")
 
 
-def _of_model(name: str, path: Path, latents: int) -> dict[str, str]:
+def _of_model(name: str, path: Path, latents: int) -> dict[str, Any]:
     model, density, params = load_cvae(path)
     if model.latent_size != latents:
         raise UserError(
             f"{name} has {model.latent_size} latent dimensions, and the page's network {latents}, so they can't have "
             "the same latents: leave it out, or show it by `cvae report --html`"
         )
-    return {"name": f"β = {params['objective']['kl_weight']:g}", "words": name, "png": png(strip(model, density))}
+    words = f"β = {params['objective']['kl_weight']:g}, {name}"
+    return {"name": words, "words": "", "given": True, "png": png(strip(model, density))}
 
 
 def of_study() -> list[dict[str, str]]:

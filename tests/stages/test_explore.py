@@ -197,7 +197,8 @@ def test_the_track_shows_the_study_s_interval_and_the_words_the_collapse(shown: 
     assert shown.locator("#marks .band").count() == 1
     words = shown.text_content("#marks-words") or ""
     assert "0.1 to 0.5" in words
-    assert "45.2" in words
+    assert "45.2, beyond the slider's end" in words
+    assert shown.locator("#marks .beyond").count() == 1
     shown.check("input[value=prior]")  # whose interval this study does not have
     assert shown.locator("#marks .band").count() == 0
 

@@ -45,8 +45,8 @@ function showSampler() {
   }
   if (data.collapse) {
     const beyond = data.collapse > HIGH;
-    if (!beyond) mark("tick", data.collapse);
-    words.push(`Above ${short(data.collapse)}${beyond ? ", which is beyond the slider" : ", the dark mark"}, all latents ` +
+    mark(beyond ? "beyond" : "tick", data.collapse);
+    words.push(`Above ${short(data.collapse)}, ${beyond ? "beyond the slider's end" : "the dark mark"}, all latents ` +
       "are unused: the spectrum of the data says so.");
   }
   element("marks-words").textContent = words.join(" ");
@@ -75,8 +75,8 @@ function buildRuns() {
   element("runs-section").hidden = data.runs.length === 0;
   const every = Math.ceil(data.runs.length / 4);
   data.runs.forEach((run, index) => {
-    const box = make("input", { type: "checkbox", checked: index % every === 0 });
-    const image = make("img", { src: `data:image/png;base64,${run.png}`, alt: `samples of ${run.name}, ${run.words}` });
+    const box = make("input", { type: "checkbox", checked: run.given || index % every === 0 });
+    const image = make("img", { src: `data:image/png;base64,${run.png}`, alt: `samples of ${run.name}` });
     const caption = make("figcaption", { textContent: [run.name, run.words].filter(Boolean).join(" · ") });
     const figure = make("figure", { hidden: !box.checked }, caption, image);
     box.addEventListener("change", () => { figure.hidden = !box.checked; });

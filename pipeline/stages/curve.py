@@ -39,7 +39,8 @@ def main() -> None:
     print("one CVAE for β from {:g} to {:g}, on {device} in {precision}".format(*weight.range, **notes))
     said = "One CVAE for every KL weight; a step of `curve/…` is a weight, from the lowest on."
     about = {"experiment": experiment, "params": flat({"weight": weight, "train": params}), "about": said}
-    with recording("curve", training, params.epochs, hashes, notes, name="curve", **about) as (run, _, follow):
+    tags = notes | {"group": "curve"}
+    with recording("curve", training, params.epochs, hashes, tags, name="curve", **about) as (run, _, follow):
         follow(fit(training, train, validation, params, aim, curve.drawn_view(training.model, pixels)), None)
         points = list(curve.measured(training.model, curve.measured_weights(weight), evaluator, components))
         save_curve(CURVE, training.model, saved | {"data": hashes["data"]}, curve.densities(points))

@@ -11,7 +11,9 @@ import time
 import urllib.request
 import webbrowser
 from contextlib import suppress
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import IO
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
@@ -38,16 +40,9 @@ def ui(root: Path, port: int, open_browser: bool, experiment: str, study: str = 
     if uri.startswith("http"):
         _show(shown(uri).rstrip("/") + page, open_browser)
         return
-    place, port = sqlite_path(own), _free_port(port)
-    # Without a proxy for artifacts: runs that write straight to the database cannot use its addresses.
-    artifacts = ["--default-artifact-root", place.with_name(ARTIFACTS).as_uri()] if place else []
-    command = [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *artifacts]
-    command += ["--host", "127.0.0.1", "--workers", "1", "--port", str(port)]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
-    environment["MLFLOW_BACKEND_STORE_URI"] = uri  # others can read a command line, but not the environment
+    port = _free_port(port)
     with tempfile.TemporaryFile("w+") as log:
-        # In a session of its own: Ctrl-C reaches this process only, which then ends the server with its children.
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        server = start(uri, port, log, sqlite_path(own))
         try:
             if is_up(server, f"http://127.0.0.1:{port}"):
                 _show(f"http://127.0.0.1:{port}{page}", open_browser)
@@ -60,6 +55,25 @@ def ui(root: Path, port: int, open_browser: bool, experiment: str, study: str = 
             pass
         finally:
             end(server)
+
+
+def start(uri: str, port: int, log: IO[str], database: Path | None) -> "subprocess.Popen[bytes]":
+    """Starts MLflow's server on the store at `uri`, for this machine alone.
+
+    database: the SQLite file beside which artifacts lie, if it is one.
+    """
+    # Without a proxy for artifacts: runs that write straight to the database cannot use its addresses.
+    artifacts = ["--default-artifact-root", database.with_name(ARTIFACTS).as_uri()] if database else []
+    # Before it was installed anew, an older version of this package names no app.
+    ours = ["--app-name", "cvae"] if entry_points(group="mlflow.app", name="cvae") else []
+    command = [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *artifacts, *ours]
+    command += ["--host", "127.0.0.1", "--workers", "1", "--port", str(port)]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+    environment["MLFLOW_BACKEND_STORE_URI"] = uri  # others can read a command line, but not the environment
+    folders = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]  # it may name another `pipeline`
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+    # In a session of its own: Ctrl-C reaches this process only, which then ends the server with its children.
+    return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
 def is_up(server: "subprocess.Popen[bytes]", address: str) -> bool:

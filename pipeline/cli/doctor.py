@@ -166,7 +166,7 @@ def of_run(uri: str) -> Gathered:
     if run.has_model:
         file = f"models/{uri.removeprefix('runs:/').split('/')[0]}.safetensors"
         hint = f"`cvae sample 0-9 --model {uri}` fetches {file}, and `cvae doctor {file}` measures it"
-    return Gathered(name, f"its figures on {split[:-1]}" if evaluated else "not evaluated", case, [hint])
+    return Gathered(name, f"recorded on {split[:-1]} images" if evaluated else "not evaluated", case, [hint])
 
 
 def _value(text: str) -> Any:

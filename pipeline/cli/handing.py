@@ -189,41 +189,24 @@ def _workspace() -> Side:
 def _other(run: str) -> Side:
     """A file, which is measured here, or a run of MLflow, whose recorded figures are read."""
     path = model_file(run)
-    aim, params, architecture, strip = _opened(path)
-    if not run.startswith("runs:/"):
-        gathered = doctor.of_file(path)
-        return _side(gathered.name, gathered.measured, gathered.case, gathered.per_class, {}, params, {}, path, strip)
+    _, params, _, strip = _opened(path)
+    gathered = doctor.of_run(run) if run.startswith("runs:/") else doctor.of_file(path)
+    measured, per_class, test, origin = gathered.measured, gathered.per_class, {}, {}
+    if run.startswith("runs:/"):
+        from pipeline.tracking.local import artifact, named
 
-    from pipeline.measure.doctor import Case
-    from pipeline.tracking.local import connect, named, recorded
-
-    kept = recorded(run, Path(), doctor.CURVES)
-    found, store = named(run, Path())
-    tags, run_id = found.data.tags, found.info.run_id
-    origin = {name.replace("_", " "): tags[name] for name in ("data_hash", "params_hash") if name in tags}
-    origin |= {"MLflow run": run_id, "code": tags.get("mlflow.source.git.commit", "not recorded")}
-    validation = _of_split(kept.metrics, "validation/")
-    if "prior/class_accuracy" in validation:
-        case = Case(aim, validation, kept.history, architecture.prior, architecture.conditioning)
-        measured, per_class = "recorded in MLflow, measured on validation images", _artifact(connect(store), run_id)
-    else:
-        gathered = doctor.of_file(path, kept.history)
-        case, measured, per_class = gathered.case, gathered.measured, gathered.per_class
-    test = _of_split(kept.metrics, "test/")
-    return _side(f"run {kept.name}", measured, case, per_class, test, params, origin, path, strip)
-
-
-def _of_split(metrics: Mapping[str, float], split: str) -> dict[str, float]:
-    return {name.removeprefix(split): value for name, value in metrics.items() if name.startswith(split)}
-
-
-def _artifact(client: Any, run_id: str) -> "pd.DataFrame | None":
-    """The table of digits that an evaluated run keeps; None where it has none."""
-    if PER_CLASS.name not in {one.path for one in client.list_artifacts(run_id)}:
-        return None
-    with tempfile.TemporaryDirectory(prefix="cvae-") as folder:
-        client.download_artifacts(run_id, PER_CLASS.name, folder)
-        return _table(Path(folder, PER_CLASS.name))
+        found, store = named(run, Path())
+        tags, run_id = found.data.tags, found.info.run_id
+        origin = {name.replace("_", " "): tags[name] for name in ("data_hash", "params_hash") if name in tags}
+        origin |= {"MLflow run": run_id, "code": tags.get("mlflow.source.git.commit", "not recorded")}
+        test = {name.removeprefix("test/"): one for name, one in found.data.metrics.items() if name.startswith("test/")}
+        with tempfile.TemporaryDirectory(prefix="cvae-") as folder:
+            table = artifact(found, store, PER_CLASS.name, Path(folder))
+            per_class = _table(table) if table else per_class
+        if per_class is None:
+            per_class = doctor.of_file(path).per_class
+            measured += "; each digit is measured here"
+    return _side(gathered.name, measured, gathered.case, per_class, test, params, origin, path, strip)
 
 
 def _opened(path: Path) -> tuple[Any, dict[str, Any], Any, str]:
@@ -243,7 +226,9 @@ def _side(
     name: str, measured: str, case: "Case", per_class: "pd.DataFrame | None", test: Mapping[str, float],
     params: Mapping[str, Any], origin: Mapping[str, str], path: Path, strip: str,
 ) -> Side:  # fmt: skip
+    from pipeline.base.params import read
     from pipeline.cli.findings import words
+    from pipeline.cli.restore import as_given
     from pipeline.measure.doctor import diagnose
     from pipeline.tracking.about import changed
 
@@ -251,9 +236,10 @@ def _side(
     findings = [
         {"name": one.name, "severity": one.severity, **words(case, one)._asdict()} for one in diagnosis.findings
     ]
-    differing = changed({f"{section}.{key}": v for section, values in params.items() for key, v in values.items()})
-    given = " ".join(f"-S {shlex.quote(f'{key}={_said(value)}')}" for key, value in differing.items())
-    commands = [f"dvc exp run evaluate {given}", "cvae report --html report.html"]
+    given = {**params, "model": as_given(params["model"], read()["model"])}
+    differing = changed({f"{section}.{key}": v for section, values in given.items() for key, v in values.items()})
+    options = " ".join(f"-S {shlex.quote(f'{key}={_said(value)}')}" for key, value in differing.items())
+    commands = [f"dvc exp run evaluate {options}", "cvae report --html report.html"]
     code = origin.get("code", "").split()
     if code and len(code[0]) == 40:
         commands.insert(0, f"git checkout {code[0]}")

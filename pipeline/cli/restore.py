@@ -141,7 +141,7 @@ def _changes(run: Any, store: str, weights: Path | None) -> dict[tuple[str, str]
             f"run {run.info.run_id} ({run.info.run_name}) is no training of the CVAE, and no trial of a study"
         )
     if digest(sections) != run.data.tags.get("params_hash"):
-        sections["model"] = _as_given(sections["model"], content["model"])
+        sections["model"] = as_given(sections["model"], content["model"])
     changes = {(name, key): value for name, one in sections.items() for key, value in one.items()}
     for name, key in changes:
         if key not in content.get(name, {}):
@@ -153,7 +153,7 @@ def _changes(run: Any, store: str, weights: Path | None) -> dict[tuple[str, str]
     return {(name, key): value for (name, key), value in changes.items() if content[name][key] != value}
 
 
-def _as_given(resolved: Mapping[str, Any], today: Mapping[str, Any]) -> dict[str, Any]:
+def as_given(resolved: Mapping[str, Any], today: Mapping[str, Any]) -> dict[str, Any]:
     """The section `model` of a run that keeps it resolved: as today, or blank, wherever that gives the same model."""
     from pipeline.base.params import parse
     from pipeline.model.cvae import ModelParams, resolve

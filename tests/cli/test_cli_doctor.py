@@ -102,7 +102,7 @@ def test_a_run_is_read_as_far_as_it_goes(store: Path, cvae: Cvae) -> None:
         figures = {"kl": 5.0, "prior/class_accuracy": 0.5, "prior/frechet": 90.0, "fitted/frechet": 3.0}
         one.metrics({f"validation/{name}": value for name, value in figures.items()}, step=0)
     out = one_line(cvae(f"doctor runs:/{one.run_id}/").out)
-    assert "its figures on validation" in out
+    assert "recorded on validation" in out
     assert "verdict: prior_hole, under_trained" in out
 
     with tracking.start("an older version", "e", params=params, root=store) as old:

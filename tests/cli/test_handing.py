@@ -67,7 +67,9 @@ def evaluated(project: Path) -> Path:
 @pytest.mark.parametrize(("width", "scheme"), [(375, "dark"), (375, "light"), (1600, "dark"), (1600, "light")])
 def test_a_page_shows_a_run_beside_a_file(evaluated: Path, cvae: Cvae, width: int, scheme: str) -> None:
     """Without network, script or console message, and no wider than the window."""
-    assert cvae(f"report --html report.html workspace {MODEL}").status == 0
+    named = f"models/{'0123456789abcdef' * 2}.safetensors"
+    Path(named).write_bytes(Path(MODEL).read_bytes())
+    assert cvae(f"report --html report.html workspace {named}").status == 0
     with browser_page(width, scheme) as shown:
         asked: list[str] = []
         shown.on("request", lambda request: asked.append(request.url))
@@ -84,7 +86,7 @@ def test_a_page_shows_a_run_beside_a_file(evaluated: Path, cvae: Cvae, width: in
         headings = shown.locator("h2").all_inner_texts()
     assert headings[-1] == "At the end, test"
     assert words.index("4.25") < words.index("3.75")
-    for word in ("workspace", MODEL, "0a1b", "4e5f", "objective.kl_weight", "dvc exp run evaluate", "9.5"):
+    for word in ("workspace", named, "0a1b", "4e5f", "objective.kl_weight", "dvc exp run evaluate", "9.5"):
         assert word in words
 
 
@@ -180,13 +182,17 @@ def test_a_page_to_play_with_that_can_t_be_made_is_refused(playable: Path, cvae:
     assert_refused(playable, cvae, "explore --out page.html", "curve.safetensors not found: run `dvc repro curve`")
 
 
-def test_a_name_of_a_run_is_text_and_no_markup(evaluated: Path, cvae: Cvae) -> None:
-    odd = evaluated / "<b>&.safetensors"
-    odd.write_bytes((evaluated / MODEL).read_bytes())
+def test_a_name_of_a_run_is_text_and_a_whole_architecture_is_its_changes(evaluated: Path, cvae: Cvae) -> None:
+    """A study keeps of its models what a preset gives them, too."""
+    model, density, params = load_cvae(Path(MODEL))
+    whole = params | {"model": plain(model.architecture) | {"preset": "strong"}}
+    save_cvae(evaluated / "<b>&.safetensors", model, density, whole)
     assert cvae("report --html report.html '<b>&.safetensors'").status == 0
     html = (evaluated / "report.html").read_text(encoding="utf-8")
     assert "<b>" not in html
     assert "&lt;b&gt;&amp;.safetensors" in html
+    assert "-S model.latent_size=2 -S &#39;model.encoder_hidden=[8]&#39;" in html
+    assert "-S model.conditioning=null" in html  # as the preset has it
 
 
 def test_a_card_has_the_headings_and_a_result_for_each_split(project: Path) -> None:

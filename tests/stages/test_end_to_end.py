@@ -447,7 +447,7 @@ def test_the_best_weight_is_promoted_and_nothing_else_changes(project: Project, 
     project = project.copy(tmp_path / "copy")
     best = project.json("reports/study/best.json")
     assert best["study"] in project.cvae("study")
-    assert "its figures on validation" in project.cvae("doctor", f"runs:/{project.json('models/run.json')['run_id']}")
+    assert "recorded on validation" in project.cvae("doctor", f"runs:/{project.json('models/run.json')['run_id']}")
     before = (project.folder / "params.yaml").read_text(encoding="utf-8").splitlines()
     said = project.cvae("promote", "--trial", str(best["trial"]))
     after = (project.folder / "params.yaml").read_text(encoding="utf-8").splitlines()

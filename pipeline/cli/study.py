@@ -103,7 +103,7 @@ def promote(
     if chosen is None:
         print(f"params.yaml: objective.kl_weight stays {setting.aim.kl_weight:g}. {why}")
         _register(_trained())
-        _hand_on(setting, setting.aim.kl_weight, why, None, {})
+        _hand_on(setting, why, None, {})
         return
     changes = {(name.partition(".")[0], name.partition(".")[2]): value for name, value in chosen.params.items()}
     before = params.write(changes)
@@ -116,17 +116,20 @@ def promote(
         stores = dict.fromkeys([tracking_uri(Path()), chosen.tracking_uri])  # the folder may have moved
         tracking.tag(chosen.run_id, {"promoted": "true"}, list(stores))
     print(f"{why} `dvc repro` trains with it; on validation: {console.figures(chosen.values)}.")
-    _register(chosen.run_id)
+    is_registered = _register(chosen.run_id)
     row = results.table.set_index("trial").loc[chosen.number].to_dict()
-    _hand_on(setting, chosen.kl_weight, why, chosen.run_id, row)
+    _hand_on(setting, why, chosen.run_id if is_registered else None, row)
 
 
-def _hand_on(setting: "Setting", kl_weight: float, why: str, run_id: str | None, row: Mapping[Any, Any]) -> None:
-    """Writes the card of the trial in a row of the study's table; without a row, of today's model."""
+def _hand_on(setting: "Setting", why: str, run_id: str | None, row: Mapping[Any, Any]) -> None:
+    """Writes the card of the trial in a row of the study's table, at its own weight; without a row, of today's model.
+
+    run_id: whose model MLflow has; None: `dvc repro` trains it.
+    """
     from pipeline.base.paths import MODEL
     from pipeline.cli.card import of_today, write_card
 
-    split = "validation/"
+    split, kl_weight = "validation/", float(row["kl_weight"]) if row else setting.aim.kl_weight
     measured = {name.removeprefix(split): value for name, value in row.items() if name.startswith(split)}
     model = f"runs:/{run_id}" if run_id else str(MODEL)
     params = {"likelihood": setting.aim.likelihood, "pixels": setting.aim.pixels}
@@ -142,8 +145,8 @@ def _trained() -> str | None:
     return load_pointer(RUN)["run_id"] if RUN.exists() else None
 
 
-def _register(run_id: str | None) -> None:
-    """Makes the model of a run MLflow's champion, and says so."""
+def _register(run_id: str | None) -> bool:
+    """Makes the model of a run MLflow's champion, and says so; False where it was not kept."""
     from pipeline.stages.saved import load_completer, load_densities
     from pipeline.tracking.registry import crown
 
@@ -159,3 +162,4 @@ def _register(run_id: str | None) -> None:
     if said and beside:
         said += f". Beside the champion: {' and '.join(path.name for path in beside)}"
     print(f"{said}." if said else "Its model was not kept, so none is registered in MLflow.")
+    return said is not None

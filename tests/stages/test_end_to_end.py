@@ -462,6 +462,8 @@ def test_the_best_weight_is_promoted_and_nothing_else_changes(project: Project, 
     assert (project.folder / "params.yaml").read_bytes() == kept
     project.change("objective", kl_weight=1e-3)
     assert "objective.kl_weight 0.001 →" in project.cvae("promote", "--for", "draw_prior")
+    card = (project.folder / "models/CARD.md").read_text(encoding="utf-8")
+    assert f"with β = {best['uses']['draw_prior']['kl_weight']:g}. " in card  # that of the trial, which is not rounded
     low, high = best["uses"]["draw_prior"]["interval"]
     assert low <= project.params()["objective"]["kl_weight"] <= high
 
@@ -582,6 +584,8 @@ def test_the_branch_of_completions(project: Project, tmp_path: Path) -> None:
     words = ("--mask", "top", "--count", "4", "--out", out, "--model", f"runs:/{run_id}")
     project.cvae("complete", eight, *words)
     assert Path(out).read_bytes() == kept
+    project.cvae("export", "--model", "models/completer.safetensors", "--out", str(tmp_path / "onnx"))
+    assert (tmp_path / "onnx/completer.onnx").exists()
     assert "up to date" in project.run("dvc", "repro", "completion/dvc.yaml")
     project.run("dvc", "checkout")
 

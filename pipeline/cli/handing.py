@@ -228,8 +228,8 @@ def _side(
 ) -> Side:  # fmt: skip
     from pipeline.base.params import read
     from pipeline.cli.findings import words
-    from pipeline.cli.restore import as_given
     from pipeline.measure.doctor import diagnose
+    from pipeline.model.cvae import as_given
     from pipeline.tracking.about import changed
 
     diagnosis = diagnose(case)

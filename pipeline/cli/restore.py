@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -141,6 +141,8 @@ def _changes(run: Any, store: str, weights: Path | None) -> dict[tuple[str, str]
             f"run {run.info.run_id} ({run.info.run_name}) is no training of the CVAE, and no trial of a study"
         )
     if digest(sections) != run.data.tags.get("params_hash"):
+        from pipeline.model.cvae import as_given
+
         sections["model"] = as_given(sections["model"], content["model"])
     changes = {(name, key): value for name, one in sections.items() for key, value in one.items()}
     for name, key in changes:
@@ -151,21 +153,6 @@ def _changes(run: Any, store: str, weights: Path | None) -> dict[tuple[str, str]
             )
     load_all({name: {**one, **sections.get(name, {})} for name, one in content.items()})
     return {(name, key): value for (name, key), value in changes.items() if content[name][key] != value}
-
-
-def as_given(resolved: Mapping[str, Any], today: Mapping[str, Any]) -> dict[str, Any]:
-    """The section `model` of a run that keeps it resolved: as today, or blank, wherever that gives the same model."""
-    from pipeline.base.params import parse
-    from pipeline.model.cvae import ModelParams, resolve
-
-    given = {**today, **resolved}
-    whole = resolve(parse(ModelParams, given, "model"))
-    for key in given:
-        for shorter in (None, today[key]):
-            with suppress(UserError):
-                if resolve(parse(ModelParams, given | {key: shorter}, "model")) == whole:
-                    given[key] = shorter
-    return given
 
 
 def _lock(run: Any) -> str:

@@ -1,6 +1,7 @@
 """The conditional VAE: an encoder q(z∣x,y), a decoder p(x∣z,y) that is told the label, a prior p(z∣y)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.base.params import Neutral, params
+from pipeline.base.errors import UserError
+from pipeline.base.params import Neutral, params, parse
 from pipeline.data.splits import CLASSES, PIXELS
 from pipeline.model import likelihood
 from pipeline.model import prior as priors
@@ -105,6 +107,18 @@ def resolve(params: ModelParams) -> Architecture:
     if not priors.PRIORS[params.prior].has_components:
         values["prior_components"] = 1
     return Architecture(**{name: getattr(preset, name) if value is None else value for name, value in values.items()})
+
+
+def as_given(resolved: Mapping[str, Any], today: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `model` of a run that keeps it resolved: as today, or blank, wherever that gives the same model."""
+    given = {**today, **resolved}
+    whole = resolve(parse(ModelParams, given, "model"))
+    for key in given:
+        for shorter in (None, today[key]):
+            with suppress(UserError):
+                if resolve(parse(ModelParams, given | {key: shorter}, "model")) == whole:
+                    given[key] = shorter
+    return given
 
 
 class Condition(nn.Module):

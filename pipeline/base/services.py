@@ -44,7 +44,10 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     if not done:
         raise TimeoutError(f"no answer in time: it took more than {seconds:g} s")
     if isinstance(done[0], BaseException):
-        raise done.pop()  # which then holds no cycle, and with it an open connection
+        try:
+            raise done[0]
+        finally:
+            done.clear()  # or the error would hold itself, and with it an open connection
     return done[0]
 
 

@@ -5,10 +5,12 @@ pauses, and the records wait, on disk too: see journal.py. What waits when the p
 """
 
 import errno
+import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,8 +124,9 @@ class Outbox:
         """Seconds without any answer after which nobody waits any longer."""
         if self.client is None and not self._failures:
             return FIRST_SECONDS
-        if self._is_local:
-            return LOCAL_PATIENCE
+        return LOCAL_PATIENCE if self._is_local else self._tenth()
+
+    def _tenth(self) -> float:
         return min(max((time.monotonic() - self._began) / 10, LEAST_PATIENCE), MOST_PATIENCE)
 
     def _adopt(self, key: str = "*") -> None:
@@ -189,7 +192,9 @@ class Outbox:
             self._opened.pop(target.key, None)
 
     def _send_in_time(self, line: Line) -> None:
-        if self._is_local:  # SQLite has deadlines of its own
+        if self._is_local:
+            with closing(sqlite3.connect(str(sqlite_path(self.uri)), timeout=self._tenth())) as database:
+                database.execute("BEGIN IMMEDIATE")  # fails while another program holds the file; MLflow waits longer
             self._send(line)
         else:
             within(CALL_SECONDS + line.record.get("bytes", 0) / BYTES_PER_SECOND, lambda: self._send(line))

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from pipeline import STARTED
 from pipeline.base import terminal
+from pipeline.base.addresses import hide
 from pipeline.base.errors import UserError
-from pipeline.base.files import hide
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.base.addresses import address
 from pipeline.base.errors import UserError
-from pipeline.base.files import address, alone, replacing, sha256, write_json
+from pipeline.base.files import alone, replacing, sha256, write_json
 from pipeline.base.paths import CHECKPOINTS, HISTORY, MODEL, PREPARED, RUN
 
 BEFORE = Path(".cvae/before")

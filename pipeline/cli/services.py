@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.base.addresses import hide, shown
 from pipeline.base.errors import UserError
-from pipeline.base.files import hide, shown
 
 
 def services() -> bool:

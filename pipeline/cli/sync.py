@@ -9,7 +9,7 @@ def sync() -> None:
     Figures, pictures and models of runs wait in .cvae/outbox while MLflow is away. The next training or evaluation
     sends them too.
     """
-    from pipeline.base.files import shown
+    from pipeline.base.addresses import shown
     from pipeline.tracking.local import tracking_uri
     from pipeline.tracking.outbox import sync as send
 

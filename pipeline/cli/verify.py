@@ -10,8 +10,9 @@ from typing import Any
 
 import typer
 
+from pipeline.base.addresses import shown
 from pipeline.base.errors import UserError
-from pipeline.base.files import sha256, shown
+from pipeline.base.files import sha256
 from pipeline.base.paths import BEST, CURVE, HISTORY, METRICS, MODEL, PREPARED, RUN, TRIALS, VALIDATION
 
 CHANGED = {  # DVC's word for an output that changed: what is wrong, and the remedy

@@ -20,8 +20,9 @@ from optuna.storages import fail_stale_trials
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from pipeline.base.addresses import for_reading, identity, shown, sqlite_path
 from pipeline.base.errors import UserError
-from pipeline.base.files import for_reading, home, identity, png, shown, sqlite_path
+from pipeline.base.files import home, png
 from pipeline.base.paths import WORKERS
 from pipeline.study import storage
 from pipeline.study.found import SEED, Found, counts, means, of_seeds

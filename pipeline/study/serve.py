@@ -14,8 +14,8 @@ import optuna
 from optuna.storages import get_storage, run_grpc_proxy_server
 
 from pipeline.base import console
+from pipeline.base.addresses import shown
 from pipeline.base.errors import UserError
-from pipeline.base.files import shown
 from pipeline.study import storage
 from pipeline.study.proxy import PORT
 

@@ -25,8 +25,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
+from pipeline.base.addresses import for_reading, shown, sqlite_path
 from pipeline.base.errors import UserError
-from pipeline.base.files import for_reading, home, shown, sqlite_path
+from pipeline.base.files import home
 from pipeline.base.params import digest
 from pipeline.base.services import remedy
 from pipeline.study.proxy import SCHEME, Proxy

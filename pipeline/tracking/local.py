@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.addresses import for_reading, hide, shown, sqlite_path
 from pipeline.base.errors import UserError
-from pipeline.base.files import for_reading, hide, home, replacing, shown, sqlite_path
+from pipeline.base.files import home, replacing
 from pipeline.base.params import FILE, read
 from pipeline.base.services import remedy, within
 from pipeline.tracking.page import best_first

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base import console
+from pipeline.base.addresses import address, identity, shown, sqlite_path
 from pipeline.base.errors import UserError
-from pipeline.base.files import address, home, identity, shown, sqlite_path
+from pipeline.base.files import home
 from pipeline.base.services import within
 from pipeline.tracking.journal import OUTBOX, Journal, Record, waiting
 from pipeline.tracking.local import check, connect, reason, tracking_uri

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base import console
-from pipeline.base.files import shown
+from pipeline.base.addresses import shown
 from pipeline.tracking import package
 from pipeline.tracking.local import KEY, experiment_id
 

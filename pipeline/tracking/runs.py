@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pipeline.base import console
+from pipeline.base.addresses import shown, sqlite_path
 from pipeline.base.errors import UserError
-from pipeline.base.files import png, sha256, shown, sqlite_path
+from pipeline.base.files import png, sha256
 from pipeline.base.params import FILE, params
 from pipeline.base.services import within
 from pipeline.tracking import package

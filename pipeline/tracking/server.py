@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.base import console
+from pipeline.base.addresses import shown, sqlite_path
 from pipeline.base.errors import UserError
-from pipeline.base.files import shown, sqlite_path
 from pipeline.tracking.local import ARTIFACTS, connect, experiment_id, one_line, reading_uri, tracking_uri
 from pipeline.tracking.page import best_first, comparison
 

@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pipeline.base import console
 from pipeline.base.errors import UserError
 
 KEYWORDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
@@ -72,7 +75,8 @@ def experiment(
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    from pipeline.base.params import read
+    from pipeline.base.files import write_text
+    from pipeline.base.params import FILE, read
     from pipeline.stages import check
 
     content = read()
@@ -90,8 +94,26 @@ def experiment(
             raise UserError(f"{change!r}: {text!r} is not a value of YAML") from None
         options += ["--set-param", change]
     check.load_all(content)
-    if status := subprocess.run(["dvc", "exp", "run", *options, target], env=_identity() | os.environ).returncode:
+    before = Path(FILE).read_text(encoding="utf-8")
+    if status := _ended(["dvc", "exp", "run", *options, target]):
+        write_text(FILE, before)
+        subprocess.run(["git", "reset", "--quiet", "--", FILE])  # DVC has staged it
+        again = " The same command goes on where this one stopped." if status in (130, 143) else ""
+        console.say(f"{FILE} is as it was. `dvc checkout` brings the former model back.{again}")
         raise typer.Exit(status)
+
+
+def _ended(command: list[str]) -> int:
+    """The exit status of DVC, which waits for its stage at Ctrl-C: 130 then, 143 at SIGTERM."""
+    process, interrupted = subprocess.Popen(command, env=_identity() | os.environ), 0
+    while True:
+        try:
+            status = process.wait()
+            return 128 + interrupted if status and interrupted else status
+        except KeyboardInterrupt as stop:
+            interrupted = stop.args[0] if stop.args else signal.SIGINT
+            if interrupted == signal.SIGTERM:  # Ctrl-C has reached DVC, too
+                process.terminate()
 
 
 def _identity() -> dict[str, str]:

@@ -1,7 +1,10 @@
 """The drawing commands on a small model: sheets, strips, animations, completions, a person at a terminal."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import torch
 from commands import Cvae, assert_refused
 from imports import ROOT
+from mounts import can_mount
 from PIL import Image
 from terminals import cvae_on_terminal
 
@@ -322,3 +326,35 @@ def test_a_larger_terminal_shows_all(project: Path) -> None:
     labels = [line.split()[0] for line in shown.lines if re.match(r"\d .*▀", line)]
     assert labels == list("0123456789")
     assert "are shown" not in shown.text
+
+
+CONFINED = """
+import sys
+from pathlib import Path
+import mounts
+from pipeline.cli import main
+
+mounts.confine(Path.cwd(), {"full": 4096, "locked": 0})
+for place in ("full", "locked"):
+    for words in ("sample 0-9 --out X.png", "sample 8 --out X.npz", "interpolate 3 8 --out X.gif", "morph --out X.gif"):
+        sys.argv = ["cvae", *words.replace("X", f"{place}/x").split()]
+        try:
+            main.main()
+        except SystemExit as end:
+            assert end.code == 2, (words, end.code)
+        assert not list(Path(place).iterdir())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_mount(), reason="this machine lets nobody mount a small disk (unshare -rm)")
+def test_a_place_that_cannot_take_a_picture_is_named_in_one_line(project: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    done = subprocess.run(
+        [sys.executable, "-c", CONFINED], cwd=project, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 8
+    assert all("(No space left on device): free some space" in line for line in lines[:4])
+    assert all("(Read-only file system): make the folder writable" in line for line in lines[4:])

@@ -296,20 +296,88 @@ def test_other_checksums_under_the_same_name_are_noticed(project: Project, tmp_p
     assert project.repro("prepare") == []
 
 
-def test_a_refused_value_leaves_model_params_and_runs(project: Project, tmp_path: Path) -> None:
+def test_another_split_downloads_nothing_again(project: Project, tmp_path: Path) -> None:
+    project = Project(project.copy(tmp_path / "copy").folder, tmp_path / "no mirror")
+    raw = {path: path.stat().st_mtime_ns for path in (project.folder / "data/raw").iterdir()}
+    for values in ({"validation_size": 150}, {"seed": 1}):
+        project.change("data", **values)
+        assert project.repro("prepare") == ["check", "prepare"]
+    assert {path: path.stat().st_mtime_ns for path in (project.folder / "data/raw").iterdir()} == raw
+    assert len(load_file(project.folder / "data/prepared/mnist.safetensors")["validation.labels"]) == 150
+
+
+def test_a_relative_mirror_is_found_from_dvcs_copy_of_the_project(project: Project, tmp_path: Path) -> None:
     project = project.copy(tmp_path / "copy")
-    before, runs = project.params(), project.runs()
-    said = project.run("dvc", "exp", "run", "-S", "model.prior=foo", status=255)
-    assert "model.prior must be" in said
+    shutil.copytree(project.mirror, project.folder / "own")
+    project = Project(project.folder, tmp_path / "no mirror")
+    said = project.run("dvc", "exp", "run", "--temp", "-S", "data.mirrors=[own]", "prepare")
+    assert "four files, checked by SHA-256, from own" in said
+
+
+WRONG = {
+    "data": "validation_size=-1", "judge": "epochs=0", "model": "prior=foo", "objective": "kl_weight=-1",
+    "train": "epochs=0", "sample": "sampler=fited", "evaluate": "nll_draws=0", "weight": "points=0",
+    "tune": "trials=none", "completion": "latent_size=0", "evaluate_completion": "draws=0", "tracking": "experiment=3",
+}  # fmt: skip
+
+
+def test_a_refused_value_leaves_model_params_and_runs(project: Project, tmp_path: Path) -> None:
+    """In each section by `cvae try`, in three by DVC itself: the rest are like them by tests/stages/test_dvc.py."""
+    project = project.copy(tmp_path / "copy")
+
+    def left() -> list[Any]:
+        names = {"params.yaml", *restored_files(project)} - {"reports/params.txt"}  # that of the stage that refuses
+        return [{name: (project.folder / name).read_bytes() for name in sorted(names)}, project.runs()]
+
+    before = left()
+    assert WRONG.keys() == project.params().keys()
+    for section, change in WRONG.items():
+        refused = project.cvae("try", f"{section}.{change}", status=2)
+        assert refused.startswith(f"error: params.yaml: {section}.{change.partition('=')[0]} must be")
+        assert len(refused.splitlines()) == 1
+    assert left() == before
+
     remedy = "git show HEAD:params.yaml > params.yaml"
-    assert remedy in said
-    assert "8" in project.cvae("sample", "8", "--count", "1", "--out", str(tmp_path / "eight.png"))
-    project.run("sh", "-c", remedy)
+    for section in ("model", "tune", "tracking"):
+        said = project.run("dvc", "exp", "run", "-S", f"{section}.{WRONG[section]}", status=255)
+        assert f"{section}.{WRONG[section].partition('=')[0]} must be" in said
+        assert remedy in said
+        project.run("sh", "-c", remedy)
+        assert left() == before
     assert project.repro() in ([], ["check"])
-    refused = project.cvae("try", "model.prior=foo", status=2)
-    assert refused.startswith("error: ")
-    assert len(refused.splitlines()) == 1
-    assert (project.params(), project.runs()) == (before, runs)
+
+
+# A shell that starts tests in the background makes them, and what they start, ignore Ctrl-C.
+INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+TRY = """
+from pipeline.cli.main import main
+sys.argv = ["cvae", "try", "objective.kl_weight=0.9", "train.epochs=1000"]
+main()
+"""
+
+
+def test_ctrl_c_ends_an_experiment_cleanly(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    params, model = ((project.folder / path).read_bytes() for path in ("params.yaml", "models/cvae.safetensors"))
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", INTERRUPTIBLE + TRY], cwd=project.folder, env=project.environment,
+        encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert any(line.startswith("train 1/") for line in process.stdout)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to DVC and its stage, too
+        said = process.stdout.read()
+    assert process.returncode == 130
+    assert said.count("interrupted") == 1
+    assert "Traceback" not in said
+    assert "params.yaml is as it was" in said
+    assert (project.folder / "params.yaml").read_bytes() == params
+    assert project.run("git", "status", "--porcelain") in ("", " M dvc.lock\n")
+    project.run("dvc", "checkout")
+    assert (project.folder / "models/cvae.safetensors").read_bytes() == model
 
 
 def test_a_colleague_pulls_what_was_pushed(project: Project, tmp_path: Path) -> None:
@@ -359,6 +427,9 @@ def test_experiments_that_differ_in_their_evaluation_alone_have_runs_of_their_ow
     assert "fewest" in table
     assert max(map(len, table.splitlines())) <= 160
     assert runs[trained]["metrics.test/nll"] == before[trained]["metrics.test/nll"] != fewer["metrics.test/nll"]
+    project.run("dvc", "exp", "apply", "fewest")
+    assert project.json("reports/validation.json")["protocol"]["nll_draws"] == 2
+    assert project.run("dvc", "checkout") == ""
 
 
 def test_two_experiments_with_one_training_share_no_run(project: Project, tmp_path: Path) -> None:
@@ -521,10 +592,7 @@ def test_a_study_of_several_objectives_and_parameters_draws_its_front(project: P
     assert {"pareto.png", "importances.png"} < project.files("reports/study/figures")
 
 
-# A shell that starts tests in the background makes them, and what they start, ignore Ctrl-C.
-INTERRUPTIBLE = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
+STUDY = """
 from pipeline.base import console
 from pipeline.stages import tune
 console.run(tune.main)
@@ -534,7 +602,7 @@ console.run(tune.main)
 def test_ctrl_c_ends_a_study_cleanly(project: Project, tmp_path: Path) -> None:
     project = project.copy(tmp_path / "copy")
     project.change("tune", trials=40)
-    known, tune = project.runs(), [sys.executable, "-u", "-c", INTERRUPTIBLE]
+    known, tune = project.runs(), [sys.executable, "-u", "-c", INTERRUPTIBLE + STUDY]
     with subprocess.Popen(
         tune, cwd=project.folder, env=project.environment, encoding="utf-8", stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

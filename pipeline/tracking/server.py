@@ -49,8 +49,9 @@ def ui(root: Path, port: int, open_browser: bool, experiment: str, study: str = 
                 print("Ctrl-C ends it", flush=True)
                 server.wait()
             log.seek(0)
-            *_, last = "it said nothing", *(line.strip() for line in log if line.strip())
-            raise UserError(f"MLflow's server ended: {last}")
+            said = ["it said nothing", *(line.strip() for line in log if line.strip())]
+            error = next((line for line in said if "error" in line.lower()), said[-1])
+            raise UserError(f"MLflow's server ended: {error}")
         except KeyboardInterrupt:
             pass
         finally:

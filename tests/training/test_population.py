@@ -61,8 +61,10 @@ def test_when_all_have_left_training_ends() -> None:
     assert (members.epoch, members.members) == (1, [])
 
 
-@pytest.mark.parametrize("choice", ["never", pytest.param("always", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("precision", "choice"),
+    [("float32", "never"), ("bfloat16", "never"), pytest.param("float32", "always", marks=pytest.mark.slow)],
+)
 @pytest.mark.filterwarnings("ignore")  # warnings of the compiler's own libraries
 def test_a_members_nan_stays_its_own(choice: Compile, precision: Any) -> None:
     """The others have, bit for bit, the weights that they have beside a healthy neighbour."""

@@ -16,7 +16,7 @@ from pipeline.base.paths import EXPLORE
 GIF = "docs/explore.gif"
 FRAMES = 28  # along the track and back
 WIDTH = 640  # of the picture
-COLOURS = 64  # of the picture
+COLOURS = 128  # of the picture
 
 
 def frame(page: Page, share: float) -> Image.Image:
@@ -28,7 +28,7 @@ def frame(page: Page, share: float) -> Image.Image:
         for place in ("#weight-section", "#digits-title + p + .columns")
     ]
     height = sum(part.height for part in parts) + 16
-    whole = Image.new("RGB", (parts[0].width, height), "#fbfaf8")
+    whole = Image.new("RGB", (parts[0].width, height), "white")
     whole.paste(parts[0], (0, 0))
     whole.paste(parts[1], ((whole.width - parts[1].width) // 2, parts[0].height + 16))
     return whole.resize((WIDTH, round(whole.height * WIDTH / whole.width)), Image.Resampling.LANCZOS)
@@ -44,7 +44,8 @@ def main() -> None:
         shares = [0.5 - 0.48 * math.cos(2 * math.pi * place / FRAMES) for place in range(FRAMES)]
         frames = [frame(page, share) for share in np.round(shares, 3)]
         browser.close()
-    palette = frames[0].quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
+    ends = Image.fromarray(np.concatenate([np.asarray(frames[place]) for place in (0, FRAMES // 2)]))
+    palette = ends.quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
     first, *rest = [each.quantize(palette=palette, dither=Image.Dither.NONE) for each in frames]
     first.save(GIF, save_all=True, append_images=rest, duration=180, loop=0, optimize=True)
     print(f"{GIF} written")

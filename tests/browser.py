@@ -58,18 +58,20 @@ CONTROLS = {
 
 @contextmanager
 def browser_page(width: int = 1280, scheme: str = "light") -> Iterator["Page"]:
-    """An empty page of that width. What it says on the console, or raises, fails the test at the end."""
+    """An empty page of that width. What it says on the console, raises, or asks a server fails the test at the end."""
     from playwright.sync_api import sync_playwright
 
     said: list[str] = []
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox"])  # CI is root
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+        view = {"width": width, "height": 900}
+        page = browser.new_page(viewport=view, color_scheme=scheme, has_touch=True)  # type: ignore[arg-type]
+        page.on("request", lambda asked: said.append("" if asked.url[:5] in ("file:", "data:") else asked.url))
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         yield page
         browser.close()
-    assert not said, said
+    assert not any(said), said
 
 
 def nameless(page: "Page") -> list[str]:

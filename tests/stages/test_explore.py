@@ -11,16 +11,18 @@ import pytest
 import torch
 from browser import LEAST_CONTRAST, browser_page, firefox_page, nameless, needs_chromium, needs_firefox
 from latents import normal
-from settings import model_params
+from settings import OURS, model_params, objective_params
 
 from pipeline.base.errors import UserError
+from pipeline.base.params import parse
 from pipeline.data.splits import Split
 from pipeline.model import multirate
 from pipeline.model.cvae import resolve
-from pipeline.model.density import Density, fit_density, stacked
+from pipeline.model.density import Densities, Density, fit_density, stacked
 from pipeline.model.multirate import MultiRate
 from pipeline.show.page import page, png
 from pipeline.stages import playing
+from pipeline.weight import curve
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -47,14 +49,13 @@ def digits(rows: int) -> Split:
     return Split(images, torch.arange(rows) % 10)
 
 
-def contents(model: MultiRate) -> dict[str, Any]:
-    curve = pd.DataFrame({name: [float(10 + place) for place in range(len(WEIGHTS))] for name in playing.FIGURES})
-    curve.insert(0, "kl_weight", WEIGHTS)
+def contents(model: MultiRate, fitted: Densities) -> dict[str, Any]:
+    table = pd.DataFrame({name: [float(10 + place) for place in range(len(WEIGHTS))] for name in playing.FIGURES})
+    table.insert(0, "kl_weight", WEIGHTS)
     best = {"uses": {"draw_fitted": {"interval": [0.1, 0.5]}}}
     picture = png(np.zeros((28, 280), np.uint8))
     runs = [{"name": f"β = {weight}", "words": "", "png": picture} for weight in WEIGHTS]
-    fitted = stacked([fitted_at(model, weight) for weight in WEIGHTS], WEIGHTS)
-    return playing.content(model, fitted, digits(10), curve, {"collapse": 45.2}, best, runs)
+    return playing.content(model, fitted, digits(10), table, {"collapse": 45.2}, best, runs)
 
 
 def fitted_at(model: MultiRate, weight: float) -> Density:
@@ -69,7 +70,8 @@ def model() -> MultiRate:
 @pytest.fixture(scope="module")
 def file(model: MultiRate, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "explore.html"
-    path.write_text(page(contents(model)), encoding="utf-8")
+    fitted = stacked([fitted_at(model, weight) for weight in WEIGHTS], WEIGHTS)
+    path.write_text(page(contents(model, fitted)), encoding="utf-8")
     return path
 
 
@@ -218,6 +220,9 @@ def test_a_drawing_is_read_again_and_its_hidden_part_completed(shown: "Page") ->
     assert "the network reads a" in (shown.text_content("#labels-words") or "")
     whole = digit_pixels(shown, "#labels")
     assert len(whole) == 10
+    slide(shown, 20.0)
+    assert np.abs(digit_pixels(shown, "#labels") - whole).max() > 5  # the reconstructions follow the slider
+    slide(shown, 1.0)
     shown.locator("#labels button").nth(4).click()
     assert len(np.unique(digit_pixels(shown, "#completions"), axis=0)) > 1  # samples of the drawing's latents
     shown.locator("#labels button").nth(4).click()
@@ -231,6 +236,24 @@ def test_a_drawing_is_read_again_and_its_hidden_part_completed(shown: "Page") ->
     shown.wait_for_timeout(400)
     assert "Six completions as a 4" in (shown.text_content("#completions-title") or "")
     assert len(np.unique(digit_pixels(shown, "#completions"), axis=0)) > 1
+
+
+def test_a_finger_draws_erases_and_hides(shown: "Page") -> None:
+    shown.click("#clear")
+    ink, hidden = "() => state.ink.some(Boolean)", "() => state.hidden.some(Boolean)"
+    pad = shown.locator("#pad")
+    pad.tap()
+    assert shown.evaluate(ink)
+    shown.check("input[value=hide]")
+    pad.tap()
+    assert shown.evaluate(hidden)
+    shown.wait_for_timeout(400)
+    assert "visible part" in (shown.text_content("#labels-words") or "")
+    shown.check("input[value=erase]")
+    for place in itertools.product((124, 140, 156), repeat=2):
+        pad.tap(position={"x": place[0], "y": place[1]})
+    assert not shown.evaluate(ink)
+    assert not shown.evaluate(hidden)
 
 
 def test_it_works_by_keyboard(shown: "Page") -> None:
@@ -279,6 +302,18 @@ def test_it_fits_any_width_and_can_be_read(file: Path, width: int, scheme: str) 
         least, words = opened.evaluate(LEAST_CONTRAST)
         assert least >= 4.5, words
         assert nameless(opened) == []
+
+
+def test_the_page_of_the_default_network_is_one_file_of_4_mb() -> None:
+    """With the densities at all 25 weights; eight trials' samples take 100 kB."""
+    weight, aim = parse(curve.WeightParams, OURS["weight"], "weight"), objective_params()
+    weights, components = curve.measured_weights(weight), OURS["sample"]["components"]
+    network = curve.build(model_params(), aim, weight, seed=0)
+    shape = len(weights), 10, components, network.latent_size
+    roots = torch.eye(network.latent_size).expand(*shape, -1)
+    density = Density(torch.full(shape[:-1], 1 / components), normal(*shape).float(), roots)
+    html = page(contents(network.requires_grad_(requires_grad=False), Densities(torch.tensor(weights), density)))
+    assert 3_000_000 < len(html) < 3_900_000
 
 
 def test_a_network_that_the_page_cannot_show_is_refused() -> None:

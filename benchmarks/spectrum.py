@@ -65,7 +65,7 @@ def main() -> None:
     schedule: Schedule = "constant" if chosen.cold else "warmup"
     aim = replace(ELBO, schedule=schedule, schedule_share=0.5)
     architecture = PRESETS["strong"]
-    spectrum = of_split(train, aim.likelihood, aim.pixels)
+    spectrum = of_split(train, aim.likelihood, aim.pixels, latents=architecture.latent_size)
     models = [build(architecture, params.seed, aim.likelihood) for _ in chosen.weights]
     members = population.start(models, chosen.weights, params, train.images.device)
     began = time.perf_counter()

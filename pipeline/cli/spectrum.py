@@ -32,7 +32,7 @@ def spectrum(
     latents = latents or resolve(load(ModelParams, "model")).latent_size
     check(aim.likelihood)
     (train,) = load_splits(PREPARED, "train", device=pick_device(load_key(str, "train", "device")))
-    found = of_split(train, aim.likelihood, aim.pixels, aim.sigma)
+    found = of_split(train, aim.likelihood, aim.pixels, aim.sigma, latents)
     if nats is not None:
         beta = found.weight_for(nats, latents)
         print(f"The expected kl is {nats:g} nats per image at β = {beta:.3g}, with {latents} latents.")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.model import prior
 from pipeline.model.cvae import CVAE, Architecture, Model
@@ -19,7 +20,7 @@ from pipeline.model.gaussian import Normal
 from pipeline.model.likelihood import Likelihood, Name
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-HIDDEN = 64  # units of each layer of the network of log β
+HIDDEN = 32  # units of each layer of the network of log β
 SPREAD = 3.0  # its input goes from −3 to 3: many of its first units then bend within the range
 PACE = 0.1  # of its outputs: at Adam's full pace all layers would change by a tenth in a step, and learn less
 TYPICAL = 20.0  # a large eigenvalue of the data's covariance: where layers are first told that latents begin to pay
@@ -53,10 +54,13 @@ class Told(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: N rows for the N images of the change, or K · N for K draws of each."""
         assert self.change is not None, "encode and decode set it"
-        y = self.layer(x).unflatten(0, (-1, self.change.scale.shape[0]))
+        y, images = self.layer(x), self.change.scale.shape[0]
         scale, shift = (part.view(*part.shape, *(1,) * (x.ndim - 2)) for part in self.change)
+        several = x.shape[0] != images  # one draw needs no dimension, whose gradients would be summed for nothing
+        y = y.unflatten(0, (-1, images)) if several else y
         # A layer without a bias has no place for a shift.
-        return (y * scale if self.layer.bias is None else torch.addcmul(shift, y, scale)).flatten(0, 1)
+        y = y * scale if self.layer.bias is None else torch.addcmul(shift, y, scale)
+        return y.flatten(0, 1) if several else y
 
     @torch.no_grad()
     def fold_into(self, layer: Any, change: Change) -> None:
@@ -103,6 +107,8 @@ class MultiRate(Model):
     depends on the encoder (mixture).
     """
 
+    unchanged: Tensor
+
     def __init__(
         self,
         architecture: Architecture,
@@ -124,9 +130,11 @@ class MultiRate(Model):
         told = [*self._told()]
         self.heads = told.index(self.cvae.mu), told.index(self.cvae.log_var)  # type: ignore[arg-type]
         self.sizes = [size for layer in told for size in (layer.outputs, layer.outputs)]
-        last = nn.Linear(HIDDEN, sum(self.sizes))
-        self.network = nn.Sequential(nn.Linear(1, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(), last)
-        for weight in last.parameters():  # at first no hidden layer is changed, whatever β is
+        self.network = nn.Sequential(nn.Linear(1, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU())
+        self.last = nn.Linear(HIDDEN, sum(self.sizes))
+        unchanged = torch.cat([torch.full((size,), float(part % 2 == 0)) for part, size in enumerate(self.sizes)])
+        self.register_buffer("unchanged", unchanged, persistent=False)  # a scale of 1 and a shift of 0 for each unit
+        for weight in self.last.parameters():  # at first no hidden layer is changed, whatever β is
             nn.init.zeros_(weight)
         low, high = (math.log(weight) for weight in self.drawn_span())
         self.mean_share = float((1 + torch.linspace(low, high, 1000).double().exp()).pow(-balance).mean())
@@ -144,8 +152,10 @@ class MultiRate(Model):
         """Reads conditions (N, 2) once for encoder and decoder."""
         low, high = (math.log(weight) for weight in self.span)
         place = SPREAD * (2 * (condition[:, 1:].to(self.dtype) - low) / (high - low) - 1)
-        parts = iter((PACE * self.network(place)).split(self.sizes, dim=1))
-        changes = [Change(1 + next(parts), next(parts)) for _ in self._told()]
+        # Nothing but the last layer's bias and its few inputs is multiplied by the pace.
+        told = F.linear(PACE * self.network(place), self.last.weight, PACE * self.last.bias + self.unchanged)
+        parts = iter(told.split(self.sizes, dim=1))
+        changes = [Change(next(parts), next(parts)) for _ in self._told()]
         # What is learned is the difference from a linear Gaussian VAE whose data has one eigenvalue λ: its posteriors
         # have variance β ÷ λ around means of variance 1 − β ÷ λ (Lucas 2019). λ + β in place of λ is smooth, and
         # defined where β is above λ.

@@ -32,15 +32,16 @@ def curve_figure(
     """Six panels against the KL weight β: reconstruction, kl, active latents; frechet, accuracy, diversity by sampler.
 
     table: reports/weight/curve.csv. real: the sample metrics of real images. predicted: `kl_weight`, `kl` and
-    `active_units` as the spectrum expects them. dedicated: trainings of one weight each, a row per weight and seed,
-    with the columns of `table`; drawn as means with standard errors over seeds.
+    `active_units` as the spectrum expects them, or empty. dedicated: trainings of one weight each, a row per
+    weight and seed, with the columns of `table`; drawn as means with standard errors over seeds.
     """
     titles = [title for title, _ in OF_FIT.values()]
     titles += [f"{name}: {BETTER[name]}" for name in OF_SAMPLES]
     figure, grids = panels(11.4, 6.4, *titles, rows=2)
     for axes, (name, (_, expected)) in zip(grids, OF_FIT.items(), strict=False):
         _line(axes, table, f"validation/{name}", INK, "one training")
-        if predicted is not None and expected:
+        if predicted is not None and expected in predicted:
+            predicted = predicted[predicted["kl_weight"].between(table["kl_weight"].min(), table["kl_weight"].max())]
             axes.plot(predicted["kl_weight"], predicted[expected], "--", color=PREDICTED, label="spectrum's prediction")
         _points(axes, dedicated, f"validation/{name}", INK, "dedicated trainings")
     for axes, name in zip(grids[len(OF_FIT) :], OF_SAMPLES, strict=True):

@@ -6,7 +6,7 @@ from pipeline.base import console
 from pipeline.base.device import pick_device, pick_precision
 from pipeline.base.files import sha256, write_table
 from pipeline.base.params import digest, flat, load, load_key, plain
-from pipeline.base.paths import CURVE, CURVE_FIGURE, CURVE_TABLE, JUDGE, PREPARED
+from pipeline.base.paths import CURVE, CURVE_FIGURE, CURVE_TABLE, JUDGE, PREPARED, SPECTRUM
 from pipeline.data.splits import Pixels
 from pipeline.measure.evaluator import QUICK_TRAIN, Evaluator
 from pipeline.model import likelihood
@@ -16,7 +16,7 @@ from pipeline.model.samples import SAMPLERS
 from pipeline.show.curve import curve_figure
 from pipeline.show.style import save
 from pipeline.stages.recording import recording
-from pipeline.stages.saved import load_judges, load_splits, save_curve
+from pipeline.stages.saved import load_json, load_judges, load_splits, save_curve
 from pipeline.tracking.runs import TrackingParams
 from pipeline.training.fit import TrainParams, fit, start
 from pipeline.training.objective import Sigma
@@ -31,6 +31,7 @@ def main() -> None:
     components, device = load_key(Components, "sample", "components"), pick_device(params.device)
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
     evaluator = Evaluator(load_judges(JUDGE, device), validation, train[:QUICK_TRAIN], pixels, params.seed)
+    expected = pd.DataFrame(load_json(SPECTRUM, "run `dvc repro spectrum` first").get("expected"))
     real = evaluator.ceiling()  # raises UserError where the split is too small, before anything is trained
     saved = {"model": plain(model_params), "objective": plain(aim), "weight": plain(weight)}
     hashes = {"data": sha256(PREPARED), "params": digest(saved, plain(params))}
@@ -47,7 +48,6 @@ def main() -> None:
         for step, point in enumerate(points):
             run.metrics(point.figures(), step)
         write_table(CURVE_TABLE, table := pd.DataFrame([point.row for point in points]))
-        expected = curve.predicted(train, curve.measured_weights(weight), aim, training.model.latent_size)
         run.image("curve", save(curve_figure(table, real, expected), CURVE_FIGURE), 0)
         for sampler in SAMPLERS:
             run.image(f"samples_{sampler}_by_weight", curve.sheet_of(points, sampler), 0)

@@ -27,7 +27,7 @@ def main() -> None:
         print(f"{SPECTRUM}: {error}")
         return
     (train,) = load_splits(PREPARED, "train", device=pick_device(load_key(str, "train", "device")))
-    found = spectrum.of_split(train, aim.likelihood, aim.pixels, aim.sigma)
+    found = spectrum.of_split(train, aim.likelihood, aim.pixels, aim.sigma, latents)
     rows = spectrum.expected(found, spectrum.WEIGHTS, latents)
     collapse = found.collapse(latents)
     by_class = found.collapses(latents).tolist()

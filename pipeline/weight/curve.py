@@ -11,12 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.base.errors import UserError
 from pipeline.base.params import Number, params
 from pipeline.data.splits import CLASSES, Pixels, Split
 from pipeline.measure.evaluator import Evaluator, with_split
 from pipeline.model import multirate
-from pipeline.model.cvae import ModelParams, resolve
+from pipeline.model.cvae import CVAE, ModelParams, resolve
 from pipeline.model.density import Densities, Density, stacked
 from pipeline.model.likelihood import Name
 from pipeline.model.multirate import MultiRate
@@ -24,7 +23,6 @@ from pipeline.model.samples import SAMPLERS, Sampler, sample, sheet
 from pipeline.training.fit import TrainParams
 from pipeline.training.objective import ELBO, ObjectiveParams
 from pipeline.training.validation import View, labelled
-from pipeline.weight import spectrum
 
 LIMITS = 1e-4, 1000.0  # below, kl is no longer a small part of the loss; above, every latent has long collapsed
 
@@ -110,38 +108,31 @@ class Point(NamedTuple):
 
 def measured(model: MultiRate, weights: Iterable[float], evaluator: Evaluator, components: int) -> Iterator[Point]:
     """Each weight on the evaluator's split, which must be validation. Names of figures: `validation/prior/frechet`."""
-    digits = torch.arange(CLASSES, device=evaluator.split.labels.device)
     density: Density | None = None
     for weight in weights:
-        at = model.at(weight)
-        density, figures = evaluator.density(at, components, density), evaluator.fit_figures(at)
-        for name in SAMPLERS:
-            figures |= {f"{name}/{metric}": mean for metric, mean in evaluator.samples(at, density, name).items()}
-        drawn = {str(name): sample(at, density, digits, name, seed=0) for name in SAMPLERS}
-        yield Point({"kl_weight": weight, **with_split("validation", figures)}, drawn, density)
+        found = point(model.at(weight), weight, evaluator, components, density)
+        density = found.density
+        yield found
+
+
+def point(model: CVAE, weight: float, evaluator: Evaluator, components: int, near: Density | None = None) -> Point:
+    """The same of one model of one weight, however it was trained. near: the density of a similar model."""
+    digits = torch.arange(CLASSES, device=evaluator.split.labels.device)
+    density, figures = evaluator.density(model, components, near), evaluator.fit_figures(model)
+    for name in SAMPLERS:
+        figures |= {f"{name}/{metric}": mean for metric, mean in evaluator.samples(model, density, name).items()}
+    drawn = {str(name): sample(model, density, digits, name, seed=0) for name in SAMPLERS}
+    return Point({"kl_weight": weight, **with_split("validation", figures)}, drawn, density)
 
 
 def densities(points: Sequence[Point]) -> Densities:
     """Those of the fitted sampler at all measured weights."""
-    return stacked([point.density for point in points], [point.row["kl_weight"] for point in points])
+    return stacked([found.density for found in points], [found.row["kl_weight"] for found in points])
 
 
 def sheet_of(points: Sequence[Point], sampler: Sampler) -> np.ndarray:
     """One picture (H, W) uint8: a row per digit, a column per weight, the same noise in each column."""
     return sheet(torch.stack([point.samples[sampler] for point in points], 1).flatten(0, 1), len(points))
-
-
-def predicted(train: Split, weights: Iterable[float], aim: ObjectiveParams, latents: int) -> pd.DataFrame | None:
-    """What the spectrum of the training images expects: columns kl_weight, kl, active_units.
-
-    None for a likelihood whose spectrum is not known.
-    """
-    try:
-        of = spectrum.of_split(train, aim.likelihood, aim.pixels, aim.sigma)
-    except UserError:
-        return None
-    rows = [(weight, of.rate(weight, latents), of.active(weight, latents)) for weight in weights]
-    return pd.DataFrame(rows, columns=["kl_weight", "kl", "active_units"])
 
 
 def best_weights(table: pd.DataFrame) -> dict[str, float]:

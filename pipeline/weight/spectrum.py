@@ -8,17 +8,21 @@ PCA (Tipping & Bishop 1999) as the decoder (Lucas 2019). docs/spectrum.md derive
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.base.errors import UserError
 from pipeline.data.splits import CLASSES, PIXELS, Pixels, Split, to_unit
 from pipeline.model.likelihood import LEAST_VARIANCE
+from pipeline.weight import bernoulli
 
 FLOOR = 1e-3  # least p (1 − p) of a pixel: one that is lit in a few images of a class would otherwise count for much
 SOLVED = ("bernoulli", "gaussian", "sigma_learned", "sigma_optimal")  # the likelihoods whose spectrum is known
 WEIGHTS = tuple(10 ** (step / 20) for step in range(-40, 41))  # of a table or a figure: 0.01 to 100
+KNOTS = (0.3, 3.0, 10.0, 20.0)  # weights at which a Bernoulli's own cross entropy is solved
 HALVINGS = 100  # of an interval that holds a solution: its ends then meet in float64
 
 
@@ -28,7 +32,8 @@ class Spectrum:
 
     eigenvalues: (classes, directions) float64, each row from the largest to the smallest. shares: (classes,), of all
     images. pixels: None, or with a σ that training chooses, the number of pixels that share it. The eigenvalues are
-    then those of the covariance itself, and σ² depends on the weight: it is the mean squared error.
+    then those of the covariance itself, and σ² depends on the weight: it is the mean squared error. excess: (classes,
+    KNOTS), what a Bernoulli's own cross entropy adds to the kl of `latents` dimensions.
 
     Methods take β and the number of latent dimensions; None is as many as there are directions.
     """
@@ -36,10 +41,13 @@ class Spectrum:
     eigenvalues: Tensor
     shares: Tensor
     pixels: int | None = None
+    excess: Tensor | None = None
+    latents: int | None = None
 
     def rates(self, beta: float, latents: int | None = None) -> Tensor:
         """The expected kl of each class, (classes,) nats per image."""
-        return self._rates(self._level(beta, latents), latents)
+        rates = self._rates(self._level(beta, latents), latents)
+        return rates if self.excess is None or latents != self.latents else rates + self._excess(self.excess, beta)
 
     def rate(self, beta: float, latents: int | None = None) -> float:
         """The expected kl, nats per image: the mean over all images."""
@@ -66,6 +74,8 @@ class Spectrum:
         if not 0 < nats < math.inf:
             raise UserError(f"a budget must be a positive number of nats per image, not {nats}")
         top = self.eigenvalues[:, :latents]
+        if self.excess is not None and latents == self.latents:
+            return _solved(lambda beta: self.rate(beta, latents) - nats, 0.0, self.collapse(latents))
         # A nat per direction and class is a factor of e² in the level.
         low, high = float(top[:, 0].min()) * math.exp(-2 * nats / self.shares.min().item()), float(top.max())
         level = _solved(lambda at: float(self.shares @ self._rates(at, latents)) - nats, low, high)
@@ -76,6 +86,14 @@ class Spectrum:
 
     def _rates(self, level: float, latents: int | None) -> Tensor:
         return 0.5 * (self.eigenvalues[:, :latents] / level).log().clamp(min=0).sum(1)
+
+    def _excess(self, excess: Tensor, beta: float) -> Tensor:
+        """Between knots linear in log β, and 0 from the collapse on. Below the first knot it stays the same."""
+        found = []
+        for end, row in zip(self.eigenvalues[:, 0].tolist(), excess.tolist(), strict=True):
+            at, nats = zip(*sorted(zip((*KNOTS, end), (*row, 0.0), strict=True)), strict=True)
+            found.append(np.interp(math.log(beta), np.log(at), nats))
+        return self.shares.new_tensor(found)
 
     def _level(self, beta: float, latents: int | None) -> float:
         """θ at a weight. Raises UserError unless the weight is positive."""
@@ -100,19 +118,26 @@ class Spectrum:
         return max(float(self.shares @ errors) / (self.pixels or 1), LEAST_VARIANCE)
 
 
-def of_split(train: Split, likelihood: str, pixels: Pixels = "grey", sigma: float | None = None) -> Spectrum:
-    """The spectrum of a split's images, on their device. sigma: of the gaussian likelihood.
+def of_split(
+    train: Split, likelihood: str, pixels: Pixels = "grey", sigma: float | None = None, latents: int | None = None
+) -> Spectrum:
+    """The spectrum of a split's images. sigma: of the gaussian likelihood.
 
-    Raises UserError where a class has no image, or the likelihood has no closed form.
+    latents: of a Bernoulli, how many dimensions its own cross entropy is solved for, in some seconds on two cores.
+    Without, its kl is that of the rule. Raises UserError where a class has no image, or the likelihood has no closed
+    form.
     """
     check(likelihood)
     counts = torch.bincount(train.labels, minlength=CLASSES).tolist()
     for digit in (digit for digit, count in enumerate(counts) if count == 0):
         raise UserError(f"digit {digit} has no training images, so its spectrum is unknown: add some, or more data")
     variance = None if likelihood == "bernoulli" else torch.tensor(1.0 if sigma is None else sigma**2)
-    rows = [of_images(train.of_class(digit).images, pixels, variance) for digit in range(CLASSES)]
+    classes = [train.of_class(digit).images for digit in range(CLASSES)]
+    rows = torch.stack([of_images(images, pixels, variance) for images in classes])
     shares = torch.tensor(counts, dtype=torch.float64) / len(train)
-    return Spectrum(torch.stack(rows), shares, PIXELS if likelihood.startswith("sigma_") else None)
+    if likelihood == "bernoulli" and latents is not None:
+        return Spectrum(rows, shares, None, torch.stack([excess(part, pixels, latents) for part in classes]), latents)
+    return Spectrum(rows, shares, PIXELS if likelihood.startswith("sigma_") else None)
 
 
 def expected(spectrum: Spectrum, weights: Sequence[float], latents: int) -> list[dict[str, float]]:
@@ -138,6 +163,37 @@ def of_images(images: Tensor, pixels: Pixels, variance: Tensor | None) -> Tensor
     Bernoulli, None, which is the curvature of its cross-entropy at the mean picture p, for grey pixels too. `binary`
     pixels are Bernoulli draws of the images: their variance is that of the images plus the mean of x (1 − x).
     """
+    found = torch.linalg.eigvalsh(_in_metric(images, pixels, variance).covariance).flip(0).clamp(min=0).cpu()
+    return torch.cat([found, found.new_zeros(images[0].numel() - len(found))])
+
+
+def excess(images: Tensor, pixels: Pixels, latents: int) -> Tensor:
+    """How much more kl a Bernoulli's own cross entropy gives than the rule, at KNOTS: (KNOTS,) float64 on the CPU.
+
+    images: as in `of_images`. Above the largest eigenvalue it is 0, since the collapse is that of the rule.
+    """
+    x, metric, covariance = _in_metric(images, pixels, None)
+    values, directions = (part.flip(-1)[..., :latents].float() for part in torch.linalg.eigh(covariance))
+    x = x[: bernoulli.IMAGES].float()
+    if pixels == "binary":
+        x = torch.bernoulli(x, generator=torch.Generator(x.device).manual_seed(0))
+    found = []
+    for knot in KNOTS:
+        pays = bool(values[0] > knot)
+        of_rule = 0.5 * float((values / knot).log().clamp(min=0).sum())
+        found.append(bernoulli.rate(x, values, directions, metric.float(), knot) - of_rule if pays else 0.0)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+class _InMetric(NamedTuple):
+    """images: (N, D) float64, of the D pixels that vary. metric: (D,). covariance: (D, D), in its units."""
+
+    images: Tensor
+    metric: Tensor
+    covariance: Tensor
+
+
+def _in_metric(images: Tensor, pixels: Pixels, variance: Tensor | None) -> _InMetric:
     x = to_unit(images.flatten(1)).double()
     mean = x.mean(0)
     varying = (x.amax(0) > x.amin(0)) if pixels == "grey" else mean * (1 - mean) > 0  # all others have eigenvalues of 0
@@ -147,8 +203,7 @@ def of_images(images: Tensor, pixels: Pixels, variance: Tensor | None) -> Tensor
     covariance = scaled.T @ scaled / len(x)
     if pixels == "binary":
         covariance += torch.diag((x * (1 - x)).mean(0) / metric)
-    found = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0).cpu()
-    return torch.cat([found, found.new_zeros(images[0].numel() - len(found))])
+    return _InMetric(x, metric, covariance)
 
 
 def _solved(function: Callable[[float], float], low: float, high: float) -> float:

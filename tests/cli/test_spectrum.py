@@ -24,7 +24,7 @@ def add_data(project: Path) -> None:
 def test_the_command_says_where_each_class_collapses_and_which_weight_meets_a_budget(project: Path, cvae: Cvae) -> None:
     assert_refused(project, cvae, "spectrum", "run `dvc repro prepare` first")
     add_data(project)
-    found = of_split(banded(12, 0), "bernoulli")
+    found = of_split(banded(12, 0), "bernoulli", latents=3)
     out = cvae("spectrum --latents 3").out
     assert f"{found.collapse():.4g}" in out
     assert "With 3 latents, bernoulli on grey pixels" in out
@@ -37,7 +37,7 @@ def test_the_stage_writes_what_the_command_prints_and_a_figure(project: Path) ->
     write({("model", "latent_size"): 3}, project / "params.yaml")
     stage.main()
     written = json.loads(SPECTRUM.read_text(encoding="utf-8"))
-    found = of_split(banded(12, 0), "bernoulli")
+    found = of_split(banded(12, 0), "bernoulli", latents=3)
     assert written["latent_size"] == 3
     assert written["collapse"] == max(written["collapse_by_class"]) == pytest.approx(found.collapse())
     for row in written["expected"]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,11 +14,12 @@ from bands import banded
 from latents import normal, source
 from torch import Tensor
 from torch.distributions import kl_divergence
+from torch.distributions.multivariate_normal import MultivariateNormal
 from torch.distributions.normal import Normal
 
 from pipeline.base.errors import UserError
 from pipeline.model.likelihood import LIKELIHOODS
-from pipeline.weight.spectrum import SOLVED, Spectrum, of_images, of_split
+from pipeline.weight.spectrum import SOLVED, Spectrum, excess, of_images, of_split
 
 SIZES = (0.3, 0.22, 0.15, 0.11, 0.08, 0.05)  # standard deviations of the made data's directions
 LATENTS = 4
@@ -113,6 +115,58 @@ def test_a_linear_vae_is_foretold(
     kl, active = trained(images, error(images), beta)
     assert kl == pytest.approx(spectrum.rate(beta, LATENTS), rel=off, abs=1e-4)
     assert active == spectrum.active(beta, LATENTS)
+
+
+def black_and_white(count: int, pixels: int) -> Tensor:
+    """Pictures (count, pixels) of 0 and 1, drawn from a linear Bernoulli decoder with logits far from 0."""
+    gains = torch.tensor((9.0, 7.0, 5.0, 4.0), dtype=torch.float64)
+    decode = torch.linalg.qr(normal(pixels, LATENTS, seed=1)).Q * gains
+    return torch.bernoulli((normal(count, LATENTS) @ decode.T).sigmoid(), generator=source())
+
+
+def trained_posteriors(x: Tensor, beta: float) -> float:
+    """kl of a linear Bernoulli decoder trained to the end, where no encoder limits each image's own posterior."""
+    size = (len(x), LATENTS)
+    decode, bias = 0.3 * normal(x.shape[1], LATENTS, seed=3), x.mean(0).logit(0.01)
+    mu, log_std, below = 0.3 * normal(*size, seed=2), 0.0 * normal(*size), 0.0 * normal(*size, LATENTS)
+    weights = [weight.requires_grad_() for weight in (decode, bias, mu, log_std, below)]
+    limits = {"max_iter": 2000, "max_eval": 4000, "tolerance_grad": 1e-8, "tolerance_change": 1e-12}
+    optimizer = torch.optim.LBFGS(weights, **limits, history_size=30, line_search_fn="strong_wolfe")  # type: ignore[arg-type]
+    error = cross_entropy(x)
+
+    def terms() -> tuple[Tensor, Tensor]:
+        root = torch.diag_embed(log_std.exp()) + below.tril(-1)
+        variance = torch.einsum("dl,nlk->ndk", decode, root).square().sum(2)
+        kl = kl_divergence(MultivariateNormal(mu, scale_tril=root), of_prior).mean()
+        return error(mu @ decode.T + bias, variance), kl
+
+    of_prior = MultivariateNormal(torch.zeros(LATENTS, dtype=x.dtype), torch.eye(LATENTS, dtype=x.dtype))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        reconstruction, kl = terms()
+        loss = reconstruction + beta * kl
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return terms()[1].item()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8])
+def test_a_linear_bernoulli_decoder_is_foretold_where_pixels_are_black_and_white(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """share: of the weight of collapse. The rule to second order is off by a quarter and more."""
+    x = black_and_white(200, 40)
+    of_rule = one_class(x, None)
+    beta = share * of_rule.collapse(LATENTS)
+    monkeypatch.setattr("pipeline.weight.spectrum.KNOTS", (beta,))
+    solved = replace(of_rule, excess=excess(x, "grey", LATENTS)[None], latents=LATENTS)
+    kl = trained_posteriors(x, beta)
+    assert solved.rate(beta, LATENTS) == pytest.approx(kl, rel=0.05)
+    assert of_rule.rate(beta, LATENTS) < 0.8 * kl
 
 
 @pytest.mark.parametrize("likelihood", SOLVED)

@@ -154,9 +154,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     shutil.copytree(ROOT / "recipes", project.folder / "recipes")
     for name in (
         ".gitignore", ".dvcignore", "dvc.yaml", "completion/dvc.yaml", "pyproject.toml", "params.yaml", ".dvc/config",
-        ".dvc/.gitignore",
+        ".dvc/.gitignore", ".dvc/plots/bars_by_sampler.json", ".dvc/plots/points_by_weight.json",
     ):  # fmt: skip
-        (project.folder / name).parent.mkdir(exist_ok=True)
+        (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, project.folder / name)
     (project.folder / "SHA256SUMS").write_text(sums, encoding="utf-8")
     for section, values in SETTINGS.items():
@@ -206,6 +206,18 @@ def test_ten_headline_figures_are_compared_the_weight_first(project: Project) ->
     shown = project.run("dvc", "metrics", "show").splitlines()
     assert "kl_weight" in shown[0]
     assert len(shown) == 2
+
+
+def test_dvc_draws_curves_by_epoch_trials_by_weight_and_bars_by_digit(project: Project, tmp_path: Path) -> None:
+    project.run("dvc", "plots", "show", "-o", str(tmp_path))
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    drawn = [json.loads(found) for found in re.findall(r"var spec = (\{.*\});", page)]
+    axes = {chart["encoding"]["x"]["field"]: chart for chart in drawn if "encoding" in chart}
+    assert axes["digit"]["mark"]["type"] == "bar"
+    assert axes["digit"]["encoding"]["column"]["field"] == "sampler"
+    assert axes["kl_weight"]["encoding"]["x"]["scale"] == {"type": "log"}
+    assert '"field": "epoch"' in page
+    assert "<DVC_METRIC" not in page
 
 
 def test_the_pipeline_leaves_the_checkout_clean(project: Project) -> None:
@@ -408,6 +420,16 @@ def test_an_experiment_is_compared_and_lands_in_the_users_database(project: Proj
     shown = project.cvae("compare")
     assert re.search(r"figure +workspace +HEAD +heavier", shown)
     assert re.search(r"kl_weight .* 30\b", shown)
+
+
+def test_figures_of_different_judges_are_not_compared_in_silence(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    assert "different judges" not in project.cvae("compare", "HEAD")
+    lock = project.folder / "dvc.lock"
+    judge = re.search(r"path: models/judge.safetensors\n +hash: md5\n +md5: (\w+)", lock.read_text(encoding="utf-8"))
+    assert judge
+    lock.write_text(lock.read_text(encoding="utf-8").replace(judge[1], "0" * 32), encoding="utf-8")
+    assert "different judges measured workspace; HEAD" in project.cvae("compare", "HEAD")
 
 
 def test_experiments_that_differ_in_their_evaluation_alone_have_runs_of_their_own(

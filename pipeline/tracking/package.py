@@ -81,7 +81,7 @@ def _why_none(run: Any) -> str:
         return "of a study, only the best trial's model is kept"
     if kind == "study":
         return "it is a study, whose best trial has one"
-    return "its training did not end"
+    return "it ended without one" if run.info.status == "FINISHED" else "its training did not end"
 
 
 @contextmanager

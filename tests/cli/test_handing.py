@@ -171,7 +171,7 @@ def test_a_page_to_play_with_that_can_t_be_made_is_refused(playable: Path, cvae:
         ("--runs absent.safetensors", "absent.safetensors not found"),
         ("--runs models/completer.safetensors", "completer.safetensors holds no cvae"),
         ("--runs runs:/0123abcd", "there is no run 0123abcd"),
-        (f"--runs runs:/{run.run_id}", "has no model: its training did not end"),
+        (f"--runs runs:/{run.run_id}", "has no model: it ended without one"),
         ("--out params.yaml/page.html", "params.yaml"),
     ):
         assert_refused(playable, cvae, f"explore --out page.html {words}", reason)

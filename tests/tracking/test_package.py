@@ -73,7 +73,7 @@ def test_a_packaged_completer_works_without_pickle(root: Path, tmp_path: Path) -
 def test_a_run_without_a_model_is_an_error_in_one_line(root: Path) -> None:
     with runs.start("train", "e", root=root) as run:
         pass
-    none = "has no model: its training did not end"
+    none = "has no model: it ended without one"
     for uri, words in ((f"runs:/{run.run_id}", none), (f"runs:/{'0' * 32}", "no run"), ("x", "names no")):
         with pytest.raises(UserError, match=words):
             package.download_model(uri, root)

@@ -1,14 +1,20 @@
 """A real MLflow server of our own, which may be stopped and started, and servers that behave badly."""
 
+import io
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +56,12 @@ class Tracking:
     def stop(self) -> None:
         if self.process is not None:
             server.end(self.process)
+            self.process = None
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
             self.process = None
 
 
@@ -124,3 +136,39 @@ def bad(behaviour: str) -> Iterator[str]:
             with suppress(OSError):
                 listening.shutdown(socket.SHUT_RDWR)
             time.sleep(0)
+
+
+@contextmanager
+def expiring(address: str) -> Iterator[tuple[str, threading.Event]]:
+    """A proxy before a server at `address`: its own address, and an event. Once that is set, all answers are 401."""
+    expired, opener = threading.Event(), urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
+            request = urllib.request.Request(address + self.path, body, dict(self.headers), method=self.command)
+            try:
+                if expired.is_set() and self.path != "/health":
+                    raise urllib.error.HTTPError(address, 401, "Unauthorized", Message(), io.BytesIO(b"{}"))
+                with opener.open(request, timeout=60) as found:
+                    status, content = found.status, found.read()
+            except urllib.error.HTTPError as error:
+                status, content = error.code, error.read()
+            with suppress(OSError):  # the client has ended
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815 (their names are http.server's)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}", expired
+        finally:
+            http.shutdown()

@@ -30,7 +30,7 @@ CALL_SECONDS = 20.0  # the deadline of one record at a server
 BYTES_PER_SECOND = 200_000  # and longer for a file
 FIRST_SECONDS = 120.0  # how long the end of a run waits while mlflow is imported and a database created
 LEAST_PATIENCE, MOST_PATIENCE = 5.0, 30.0  # how long it waits for one record: a tenth of the process's time so far,
-LOCAL_PATIENCE = 30.0  # but for a file on this machine always this
+LOCAL_PATIENCE = 30.0  # but for a file on this machine this, unless another program holds it
 
 OF_FILES = ("image", "artifact", "text", "model", "expect_model")  # kinds of records that need room on a disk
 
@@ -125,9 +125,8 @@ class Outbox:
         """Seconds without any answer after which nobody waits any longer."""
         if self.client is None and not self._failures:
             return FIRST_SECONDS
-        return LOCAL_PATIENCE if self._is_local else self._tenth()
-
-    def _tenth(self) -> float:
+        if self._is_local and not _is_locked(self.uri):
+            return LOCAL_PATIENCE
         return min(max((time.monotonic() - self._began) / 10, LEAST_PATIENCE), MOST_PATIENCE)
 
     def _adopt(self, key: str = "*") -> None:
@@ -193,9 +192,7 @@ class Outbox:
             self._opened.pop(target.key, None)
 
     def _send_in_time(self, line: Line) -> None:
-        if self._is_local:
-            with closing(sqlite3.connect(str(sqlite_path(self.uri)), timeout=self._tenth())) as database:
-                database.execute("BEGIN IMMEDIATE")  # fails while another program holds the file; MLflow waits longer
+        if self._is_local:  # SQLite has deadlines of its own
             self._send(line)
         else:
             within(CALL_SECONDS + line.record.get("bytes", 0) / BYTES_PER_SECOND, lambda: self._send(line))
@@ -240,6 +237,16 @@ def sync(root: Path = Path()) -> int:
     if left:
         raise UserError(f"MLflow at {shown(uri)} didn't take {left} records: they stay in {OUTBOX}, try again later")
     return count
+
+
+def _is_locked(uri: str) -> bool:
+    """Whether another program holds a SQLite file. MLflow would wait 20 seconds for each record."""
+    try:
+        with closing(sqlite3.connect(str(sqlite_path(uri)), timeout=1)) as database:
+            database.execute("BEGIN IMMEDIATE")
+    except sqlite3.Error:
+        return True
+    return False
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -47,6 +47,8 @@ def recording(
                 save_training(unfinished, training, {"history": rows, "run": run.key})
 
             def follow(records: Iterable[Record], preview: Callable[[], np.ndarray] | None) -> None:
+                if preview and not rows:
+                    run.image("preview/prior", preview(), 0)  # untrained: MLflow's page opens a tile at step 0
                 for record in records:
                     rows.append(record.row())
                     bar(record.epoch, console.figures({name: record.figures[name] for name in BESIDE_THE_BAR}))

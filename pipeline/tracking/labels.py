@@ -4,12 +4,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SCALE = 3  # times; a tile of the page shows a third of it, the full picture is for a closer look
-LETTERS = 40  # pixels; a third of it can be read
+SCALE = 3  # times; a tile of the page shows half of it, the full picture is for a closer look
+LETTERS = 28  # pixels; half of it can be read
 
 
 def labelled(picture: np.ndarray, columns: Sequence[str], rows: Sequence[str]) -> np.ndarray:
-    """A sheet (H, W) uint8, dark on white, larger, with a name above each column and before each row."""
+    """A sheet (H, W) uint8, dark on white, larger, with a name above each column and before each row.
+
+    The second half of the columns stands below the first: a tile of the page is nearly square.
+    """
+    half, middle = len(columns) // 2, picture.shape[1] // 2
+    parts = (picture[:, :middle], columns[:half]), (picture[:, -middle:], columns[half:])
+    return np.concatenate([_part(part, names, rows) for part, names in parts])
+
+
+def _part(picture: np.ndarray, columns: Sequence[str], rows: Sequence[str]) -> np.ndarray:
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(LETTERS)

@@ -241,6 +241,8 @@ def test_one_run_holds_training_and_evaluation(project: Project) -> None:
     assert run["tags.dvc_stage"] == "train"
     assert f"| test | fitted | {number(figures['fitted']['frechet'])} |" in str(run["tags.mlflow.note.content"])
     assert not {"metrics.epoch", "metrics.step"} & run.keys()
+    previews = (project.folder / "mlartifacts").rglob("preview*.png")
+    assert {int(path.name.split("+")[2]) for path in previews} == set(range(EPOCHS + 1))
 
 
 def test_the_study_leaves_a_table_a_best_weight_and_pictures(project: Project) -> None:

@@ -148,7 +148,8 @@ def test_a_picture_is_visible_in_its_tile_without_scrolling(root: Path, shown: A
     inner, outer = picture.bounding_box(), tile.bounding_box()
     assert inner is not None
     assert outer is not None
-    assert inner["width"] > 150
+    assert inner["width"] > 200  # 32 for a digit, of five in a row
+    assert inner["height"] > 150
     assert outer["y"] <= inner["y"]
     assert inner["y"] + inner["height"] <= outer["y"] + outer["height"]
     assert "train.epochs" not in tile.inner_text()  # parameters would push the picture out of sight

@@ -536,6 +536,9 @@ def test_the_study_comes_last_and_evaluation_can_do_without_it(project: Project)
 
     assert set(stages()[-4:]) == {"curve", "evaluate", "tune", "explore"}
     assert "tune" not in stages("evaluate")
+    (page,) = project.folder.glob("mlartifacts/*/artifacts/explore.html")  # MLflow shows it, in the study's run
+    assert page.read_bytes() == (project.folder / "reports/explore.html").read_bytes()
+    assert project.runs()[page.parts[-3]]["tags.kind"] == "study"
 
 
 def test_the_best_weight_is_promoted_and_nothing_else_changes(project: Project, tmp_path: Path) -> None:

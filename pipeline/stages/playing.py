@@ -31,19 +31,29 @@ FIGURES = [f"validation/{name}" for name in ("kl", "reconstruction", "active_uni
 OF_USE = {"draw_fitted": "fitted", "draw_prior": "prior"}  # the sampler of each use of the study
 
 
+CAN_SHOW = {"model.architecture": "mlp", "model.prior": "standard", "objective.likelihood": "bernoulli"}
+
+
+class NotShown(UserError):
+    """The page's program can't draw what this network draws."""
+
+
 @torch.no_grad()
 def network(model: MultiRate) -> dict[str, Any]:
-    """The layers as the page reads them. Raises UserError for convolutions.
+    """The layers as the page reads them. Raises NotShown.
 
     What a layer is told of the KL weight is a sum of Chebyshev polynomials in log β.
     """
-    cvae = model.cvae
-    if cvae.architecture.architecture != "mlp" or cvae.architecture.conditioning != "concat":
-        raise UserError(
-            "the page can show dense layers with the label beside z alone: "
-            "set model.architecture to mlp and model.conditioning to concat, and run `dvc repro explore`"
-        )
+    cvae, (architecture, likelihood, _) = model.cvae, model.settings
+    found = {
+        "model.architecture": architecture.architecture, "model.prior": architecture.prior,
+        "objective.likelihood": likelihood,
+    }  # fmt: skip
+    for key, needed in CAN_SHOW.items():
+        if found[key] != needed:
+            raise NotShown(f"the page can't show a network with {key} {found[key]}: it needs {needed}")
     parts: dict[str, Any] = {
+        "condition": [part for part in cvae.condition.modules() if isinstance(part, Told)],
         "encoder": [part for part in cvae.encoder.modules() if isinstance(part, Told)],
         "mu": cvae.mu,
         "log_var": cvae.log_var,
@@ -71,8 +81,9 @@ def network(model: MultiRate) -> dict[str, Any]:
         # (W x + b) · scale + shift: the shift takes the bias in.
         return {"weights": steps(weights.T, bits), "scale": steps(scale, 16), "shift": steps(shift + bias * scale, 16)}
 
-    return {"range": list(model.span)} | {
-        name: kept(part, OF_DECODER if name in ("decoder", "pixels") else OF_ENCODER) for name, part in parts.items()
+    return {"range": list(model.span), "conditioning": architecture.conditioning} | {
+        name: kept(part, OF_DECODER if name in ("condition", "decoder", "pixels") else OF_ENCODER)
+        for name, part in parts.items()
     }
 
 

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -15,13 +16,14 @@ from settings import OURS, model_params, objective_params
 
 from pipeline.base.errors import UserError
 from pipeline.base.params import parse
+from pipeline.base.paths import EXPLORE
 from pipeline.data.splits import Split
 from pipeline.model import multirate
 from pipeline.model.cvae import resolve
 from pipeline.model.density import Densities, Density, fit_density, stacked
 from pipeline.model.multirate import MultiRate
 from pipeline.show.page import page, png
-from pipeline.stages import playing
+from pipeline.stages import explore, playing
 from pipeline.weight import curve
 
 if TYPE_CHECKING:
@@ -96,6 +98,8 @@ def slide(shown: "Page", weight: float) -> None:
 
 Z = normal(10, LATENTS).float()
 DECODE = "(z, weight) => Array.from(network.decode(new Float32Array(z), digitLabels, weight))"
+RECONSTRUCT = """([x, weight]) => Array.from(network.decode(
+    network.encode(new Float32Array(x), digitLabels, weight).mu, digitLabels, weight))"""
 BETWEEN = [0.01, 0.013, 0.04, 0.1, 0.25, 0.7, 1.0, 2.2, 7.3, 20.0, 30.0]  # the measured weights are six others
 
 
@@ -112,10 +116,8 @@ def test_pixels_are_torch_s_at_every_weight(shown: "Page", model: MultiRate) -> 
 
 def test_a_drawing_s_reconstruction_is_torch_s(shown: "Page", model: MultiRate) -> None:
     images, labels = normal(10, 1, 28, 28).float().sigmoid(), torch.arange(10)
-    script = """([x, weight]) => Array.from(network.decode(
-        network.encode(new Float32Array(x), digitLabels, weight).mu, digitLabels, weight))"""
     for weight in (0.013, 1.0):
-        ours = np.array(shown.evaluate(script, [images.flatten().tolist(), weight])).reshape(10, 784)
+        ours = np.array(shown.evaluate(RECONSTRUCT, [images.flatten().tolist(), weight])).reshape(10, 784)
         told = model.at(weight)
         assert np.abs(ours - told.decode(told.encode(images, labels).mu, labels).sigmoid().numpy()).max() < 1e-2
 
@@ -316,6 +318,34 @@ def test_the_page_of_the_default_network_is_one_file_of_4_mb() -> None:
     assert 3_000_000 < len(html) < 3_900_000
 
 
-def test_a_network_that_the_page_cannot_show_is_refused() -> None:
-    with pytest.raises(UserError, match="conditioning"):
-        playing.network(told(conditioning="sum"))
+@pytest.mark.parametrize("conditioning", ["sum", "mean", "product"])
+def test_other_conditions_are_torch_s(conditioning: str, tmp_path: Path) -> None:
+    """Also where the encoder sees no label, as in the article's network."""
+    model = told(conditioning=conditioning, encoder_sees_label=False)
+    fitted = stacked([fitted_at(model, 1.0)] * 2, WEIGHTS[:2])
+    (tmp_path / "page.html").write_text(page(contents(model, fitted)), encoding="utf-8")
+    images, labels = normal(10, 1, 28, 28).float().sigmoid(), torch.arange(10)
+    with browser_page() as opened:
+        opened.goto((tmp_path / "page.html").as_uri())
+        for weight in (0.013, 2.2):
+            ours = np.array(opened.evaluate(f"([z, weight]) => ({DECODE})(z, weight)", [Z.flatten().tolist(), weight]))
+            assert np.abs(ours.reshape(10, 784) - torch_s_pixels(model, weight)).max() < 1e-3
+            ours = np.array(opened.evaluate(RECONSTRUCT, [images.flatten().tolist(), weight])).reshape(10, 784)
+            at = model.at(weight)
+            assert np.abs(ours - at.decode(at.encode(images, labels).mu, labels).sigmoid().numpy()).max() < 1e-2
+
+
+def test_a_network_that_the_page_cannot_show_is_refused_and_an_experiment_with_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(_: Path) -> None:
+        playing.network(told(prior="class"))
+
+    with pytest.raises(UserError, match=r"can't show a network with model\.prior class: it needs standard"):
+        write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(explore, "write_page", write)
+    for name in ("load", "load_json", "add_to"):
+        monkeypatch.setattr(explore, name, MagicMock())
+    explore.main()
+    assert "model.prior class" in (tmp_path / EXPLORE).read_text(encoding="utf-8")

@@ -86,6 +86,7 @@ function networkOf(kept) {
     ({ weights: matrixOf(weights), scale: matrixOf(scale), shift: matrixOf(shift) });
   const encoder = kept.encoder.map(layerOf), decoder = kept.decoder.map(layerOf);
   const mu = layerOf(kept.mu), logVar = layerOf(kept.log_var), pixels = layerOf(kept.pixels);
+  const condition = kept.condition.map(layerOf), seesLabel = (encoder[0] ?? mu).weights.rows > 784;
 
   /** The Chebyshev polynomials of log β, of which the scale and the shift of each layer are sums. */
   function polynomials(weight) {
@@ -100,16 +101,25 @@ function networkOf(kept) {
     return result;
   }
 
+  /** Latents with their labels: beside them, or joined with what a layer makes of the labels. */
+  function conditioned(z, labels, terms) {
+    if (kept.conditioning === "concat") return withLabels(z, labels);
+    const told = relu(linear(condition[0], withLabels(new Float32Array(0), labels), terms));
+    const join = { sum: (a, b) => a + b, mean: (a, b) => (a + b) / 2, product: (a, b) => a * b }[kept.conditioning];
+    return z.map((value, i) => join(value, told[i]));
+  }
+
   const through = (layers, rows, terms) => layers.reduce((x, layer) => relu(linear(layer, x, terms)), rows);
   return {
     latents: mu.weights.columns,
     encode(images, labels, weight) {
-      const terms = polynomials(weight), features = through(encoder, withLabels(images, labels), terms);
+      const terms = polynomials(weight);
+      const features = through(encoder, seesLabel ? withLabels(images, labels) : images, terms);
       return { mu: linear(mu, features, terms), log_var: linear(logVar, features, terms) };
     },
     decode(z, labels, weight) {
       const terms = polynomials(weight);
-      return sigmoid(linear(pixels, through(decoder, withLabels(z, labels), terms), terms));
+      return sigmoid(linear(pixels, through(decoder, conditioned(z, labels, terms), terms), terms));
     },
     kl(q) {
       const width = mu.weights.columns, rates = new Float32Array(q.mu.length / width);

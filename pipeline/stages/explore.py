@@ -1,4 +1,4 @@
-"""Writes reports/explore.html, the page to play with: any KL weight by a slider. Three seconds."""
+"""Writes reports/explore.html, the page to play with: any KL weight by a slider. Ten seconds."""
 
 from pipeline.base import console
 from pipeline.base.files import write_text

@@ -1,6 +1,7 @@
 """`cvae tune` runs the study, `cvae study` says which weight is right for what, `cvae promote` writes that one down."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ import typer
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.base.paths import COMPLETER, CURVE, JUDGE, PREPARED, PUBLISHED
+from pipeline.base.paths import BEST, COMPLETER, CURVE, JUDGE, PREPARED, PUBLISHED
 
 if TYPE_CHECKING:
     from pipeline.study.space import Setting
@@ -43,15 +44,17 @@ def study(
 
     from pipeline.stages.study import words
     from pipeline.stages.study.files import Results, read_results, read_setting
+    from pipeline.study.storage import DATABASE
     from pipeline.study.uses import answers
 
     try:
         setting = read_setting()
         results, name = read_results(setting), setting.name()
     except UserError:
-        if (PREPARED.exists() and JUDGE.exists()) or not (PUBLISHED / "seeds.csv").exists():
+        some = BEST.exists() or Path(DATABASE).exists() or "OPTUNA_STORAGE" in os.environ
+        if (PREPARED.exists() and JUDGE.exists() and some) or not (PUBLISHED / "seeds.csv").exists():
             raise
-        setting = read_setting(needs_files=False)  # a fresh clone
+        setting = read_setting(needs_files=False)  # a fresh clone, or one that ran `dvc repro evaluate` alone
         seeds, table = (pd.read_csv(PUBLISHED / f"{file}.csv") for file in ("seeds", "trials"))
         where, name = f"from {PUBLISHED}, as no study was run here yet", "of this project"
         results = Results(None, seeds, table, where)

@@ -33,6 +33,14 @@ def test_a_terminal_without_greek_reads_beta(reported: Path, encoding: str, spel
     assert f"to {spelling}, or back" in screen.text
 
 
+def test_a_locale_without_greek_reads_and_writes_all_the_same(project: Path) -> None:
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}  # ASCII, also for files
+    screen = cvae_on_terminal(project, "params", **plain)
+    assert (screen.status, screen.text.strip()) == (0, "params.yaml: every value is allowed")
+    screen = cvae_on_terminal(project, "sample 8 --count 1 --out ö.png", **plain)
+    assert (screen.status, (project / "ö.png").exists()) == (0, True)
+
+
 def test_errors_are_red_and_in_one_line_in_any_encoding(reported: Path) -> None:
     screen = cvae_on_terminal(reported, "weight --article β", PYTHONIOENCODING="ascii", LC_ALL="C.UTF-8")
     assert screen.status == 2

@@ -36,7 +36,8 @@ def _of_use(setting: Setting, results: Results, use: str, answer: Answer) -> tup
         raise UserError(f"trial {answer.trial} of study {setting.name()} still trains: run `cvae tune` to its end")
     others = [name for name in setting.space() if name != "kl_weight"]
     (low, high), today = answer.interval, setting.aim.kl_weight
-    why = f"For {use}, weights from {low:.3g} to {high:.3g} can't be told apart"
+    equal = f"weights from {low:.3g} to {high:.3g} can't be told apart"
+    why = f"For {use}, {equal if low < high else 'every other weight that was tried is worse'}"
     if not others and low <= today <= high:
         return None, f"{why}."
     deciding = {decides(use)} if use != BALANCE else {each.figure for each in USES.values()}

@@ -33,11 +33,12 @@ def test_a_terminal_without_greek_reads_beta(reported: Path, encoding: str, spel
     assert f"to {spelling}, or back" in screen.text
 
 
-def test_a_locale_without_greek_reads_and_writes_all_the_same(project: Path) -> None:
-    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}  # ASCII, also for files
-    screen = cvae_on_terminal(project, "params", **plain)
+def test_a_locale_without_greek_reads_and_writes_all_the_same(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")  # and PYTHONUTF8 is not handed on
+    monkeypatch.setenv("PYTHONCOERCECLOCALE", "0")  # so that it is ASCII, also for files
+    screen = cvae_on_terminal(project, "params")
     assert (screen.status, screen.text.strip()) == (0, "params.yaml: every value is allowed")
-    screen = cvae_on_terminal(project, "sample 8 --count 1 --out ö.png", **plain)
+    screen = cvae_on_terminal(project, "sample 8 --count 1 --out ö.png")
     assert (screen.status, (project / "ö.png").exists()) == (0, True)
 
 

@@ -56,7 +56,7 @@ def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
         if (words := str(error) if isinstance(error, UserError) else _of_the_machine(error)) is None:
             raise
         sys.stdout.flush()
-        print(f"{terminal.painted('error:', 'red', sys.stderr)} {hide(words)}", file=sys.stderr)
+        print(f"{terminal.painted('error:', 'red', sys.stderr)} {_in_a_line(words)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
 
@@ -194,7 +194,12 @@ def number(value: object) -> str:
 
 def warn(message: str) -> None:
     """Prints one line on stderr, above a live bar."""
-    print(f"{terminal.painted('warning:', 'yellow', sys.stderr)} {hide(message)}", file=sys.stderr, flush=True)
+    print(f"{terminal.painted('warning:', 'yellow', sys.stderr)} {_in_a_line(message)}", file=sys.stderr, flush=True)
+
+
+def _in_a_line(text: str) -> str:
+    """The text without passwords, line breaks and control characters, which file names and servers may bring."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in hide(text))
 
 
 def table(

@@ -113,7 +113,7 @@ def _tables(figures: Mapping[str, Any]) -> None:
 
 
 def ui(
-    port: Annotated[int, typer.Option(metavar="N", help="the first port to try")] = 5000,
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="the first port to try")] = 5000,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="print the address, and open nothing")] = False,
     compare: Annotated[str, typer.Option(metavar="STUDY", help="the trials of this study, β against frechet")] = "",
 ) -> None:

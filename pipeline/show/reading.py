@@ -41,7 +41,7 @@ def read_grey(path: Path) -> Read:
                 image = _eight_bits(turned)
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Exception as error:  # each format's reader has errors of its own
         raise UserError(f"{path} is no picture that can be read ({error})") from None
     image, flattened = _flattened(image)
     if flattened:
@@ -68,10 +68,14 @@ def _eight_bits(image: "Image") -> "Image":
             image = image.convert("RGBA") if image.mode == "P" else image
             image.thumbnail((LONG, LONG), Image.Resampling.BOX)
         return image.convert("RGBA")
+    is_16 = image.mode.startswith("I;16")
+    image = (image.convert("I") if is_16 else image).convert("F")
+    if max(image.size) > LONG:
+        image.thumbnail((LONG, LONG), Image.Resampling.BOX)
     values = np.asarray(image, float)
     if not np.isfinite(values).all():
         raise ValueError("some pixels are not finite")
-    low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (values.min(), values.max())
+    low, high = (0.0, 65535.0) if is_16 else (values.min(), values.max())
     share = (values - low) / max(high - low, 1e-12)
     return Image.fromarray((255 * share).round().astype(np.uint8)).convert("RGBA")
 

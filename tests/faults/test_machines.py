@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -122,6 +123,27 @@ def test_two_machines_share_a_study_on_servers_and_leave_no_password(
         for path in folder.rglob("*"):
             assert not (path.is_file() and _holds(path.read_bytes())), path
     assert not _holds(team.dump())
+
+
+def test_the_page_shows_no_password_in_the_list_of_processes(team: Team, tmp_path: Path) -> None:
+    environment = _with_ours() | {"MLFLOW_TRACKING_URI": team.url("team_mlflow")}
+    command = [sys.executable, "-m", "pipeline.cli", "ui", "--no-browser"]
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE) as page:
+        assert page.stdout is not None
+        said = page.stdout.readline() + page.stdout.readline()
+        lines = [_bytes(path) for path in Path("/proc").glob("[0-9]*/cmdline")]
+        page.send_signal(signal.SIGINT)
+    assert "Ctrl-C ends it" in said
+    assert any(b"--no-serve-artifacts" in line for line in lines)
+    assert not any(map(_holds, [said.encode(), *lines]))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process has ended
+        return b""
 
 
 def _with_ours() -> dict[str, str]:

@@ -1,10 +1,12 @@
 """What comes from elsewhere is read as data: nothing unpickles or evaluates it, and any bytes end in a value or a line.
 
-`old/` holds what earlier versions left: MLflow's tables of 2.9, a model and a checkpoint of this project's.
+`old/` holds what earlier versions left: MLflow's tables of 2.9, Optuna's of 3.1, a model and a checkpoint of ours.
 """
 
 import ast
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from pipeline.base.errors import UserError
 from pipeline.data import idx
 from pipeline.model.cvae import build, resolve
 from pipeline.stages import saved
+from pipeline.study.queue import read_study
 from pipeline.tracking import local
 from pipeline.training.fit import TrainParams, start
 
@@ -107,3 +110,23 @@ def test_mlflows_tables_of_an_earlier_version_are_read(tmp_path: Path) -> None:
         ((run,),) = database.execute("SELECT run_uuid FROM runs").fetchall()
     found = local.find(f"sqlite:///{path}", run)
     assert (found.info.run_name, found.data.metrics) == ("old", {"validation/elbo": -100.0})
+
+
+@pytest.mark.slow
+def test_optunas_tables_of_an_earlier_version_are_refused_with_the_remedy_which_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    monkeypatch.setenv("OPTUNA_STORAGE", url)
+    with closing(sqlite3.connect(tmp_path / "optuna.db")) as database:
+        database.executescript((OLD / "optuna.sql").read_text(encoding="utf-8"))
+    with pytest.raises(UserError, match="make a backup, then run `optuna storage upgrade --storage ADDRESS`") as caught:
+        read_study("old", tmp_path)
+    assert "\n" not in str(caught.value)
+    subprocess.run(
+        [Path(sys.executable).with_name("optuna"), "storage", "upgrade", "--storage", url],
+        check=True,
+        capture_output=True,
+    )
+    (trial,) = read_study("old", tmp_path).trials
+    assert (trial.value, trial.user_attrs) == (2.5, {"origin": "earlier"})

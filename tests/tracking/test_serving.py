@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from packaged import IMAGE, save_three
 from servers import free_port
 from stores import forget
@@ -139,6 +141,24 @@ def test_a_bad_request_is_refused_in_one_sentence(ask: Ask, name: str) -> None:
 @pytest.mark.parametrize("name", BODIES)
 def test_a_bad_body_is_refused_in_one_sentence(ask: Ask, name: str) -> None:
     assert_refused(ask(BODIES[name][0]), BODIES[name][1])
+
+
+FIELDS = st.sampled_from(["digit", "kl_weight", "seed", "sampler", "count", "image", "mask", "inputs", "digt"])
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 12) | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=4),
+    max_leaves=8,
+)
+SQUARES = st.lists(st.lists(st.integers(0, 1), min_size=28, max_size=28), min_size=28, max_size=28)
+REQUESTS = st.dictionaries(FIELDS, ANY | SQUARES, max_size=4).map(lambda one: {"inputs": [one]})
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(REQUESTS | ANY | st.fixed_dictionaries({"inputs": ANY}) | st.binary(max_size=50))
+def test_any_body_is_answered_or_refused_in_one_sentence(ask: Ask, body: Any) -> None:
+    answer = ask(body)
+    if answer.status != 200:
+        assert_refused(answer, "")
 
 
 def test_another_kind_of_content_is_refused(ask: Ask) -> None:

@@ -19,7 +19,7 @@ from pipeline.model.cvae import Architecture
 from pipeline.stages.study.files import read_bench, read_setting
 from pipeline.study.search import train_together
 from pipeline.study.space import Setting
-from pipeline.study.uses import USES, answers, summary, undecided
+from pipeline.study.uses import NAMES, answers, undecided
 
 WEIGHTS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 IMAGES, VALIDATION = 2000, 1000
@@ -69,14 +69,14 @@ def raced(block: pd.DataFrame, setting: Setting) -> pd.DataFrame:
 
 
 def coverage(table: pd.DataFrame, setting: Setting, seeds: int) -> pd.DataFrame:
-    """For each use: the true best, in how many studies the interval held it, and the interval's mean ends."""
+    """For each use: the true best, in how many studies the interval held it, and the interval's median ends."""
     setting = replace(setting, tune=replace(setting.tune, seeds=seeds))
-    truth, rows = summary(table, setting), []
+    truth, rows = answers(table, setting), []
     blocks = [block for _, block in table.groupby(table["seed"] // seeds) if block["seed"].nunique() == seeds]
     studies = [raced(block, setting) for block in blocks]
     found = [answers(study, setting) for study in studies]
-    for name, use in USES.items():
-        best = truth["kl_weight"].iloc[int(truth[use.figure].to_numpy().argmin())]
+    for name in NAMES:
+        best = truth[name].kl_weight
         ends = pd.DataFrame([answer[name].interval for answer in found])
         rows.append(
             {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.console import number
+from pipeline.base.console import number, warn
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256, write_text
 from pipeline.base.paths import BEST, CURVE_FIGURE, METRICS, MODEL, PER_CLASS, RUN, SEEDS, TRIALS, VALIDATION
@@ -31,7 +31,10 @@ BROKEN = (KeyError, TypeError, ValueError, AttributeError)  # what a report of s
 
 @dataclass(frozen=True)
 class Side:
-    """A run as the page shows it. per_class: rows of a table, ten cells each. test: empty where it is not recorded."""
+    """A run as the page shows it. per_class: rows of a table, ten cells each. test: empty where it is not recorded.
+
+    train: that section of its params.
+    """
 
     name: str
     measured: str
@@ -44,6 +47,7 @@ class Side:
     unchecked: str
     strip: str
     params: Mapping[str, Any]
+    train: Mapping[str, Any]
     origin: Mapping[str, str]
     commands: str
 
@@ -55,9 +59,41 @@ def write(out: Path, runs: Sequence[str]) -> None:
     """
     if out.suffix != ".html":
         raise UserError(f"--html {out} must end in .html")
-    html = page([_side_of(run) for run in runs or [WORKSPACE]], STUDY in runs)
+    sides = [_side_of(run) for run in runs or [WORKSPACE]]
+    html = page(sides, STUDY in runs)
     write_text(out, html)
+    for sentence in _unlike(sides):
+        warn(sentence)
     print(f"{out} written, {len(html) / 1e6:.1f} MB: open it in a browser")
+
+
+def unlike(trained: Mapping[str, Mapping[str, Any]], data: Mapping[str, str | None]) -> list[str]:
+    """What to know before trainings are compared: a sentence if they differ in length, and one if in their data.
+
+    trained: of each name the section `train`. data: the hash of what it was trained on, or None.
+    """
+    found = []
+    lengths = grouped({name: f"{one['epochs']} epochs at batch {one['batch_size']}" for name, one in trained.items()})
+    if len(lengths) > 1:
+        groups = "; ".join(f"{', '.join(names)}: {length}" for length, names in lengths.items())
+        found.append(f"trainings of different length ({groups}): a longer one may be better for that alone")
+    of_data = grouped({name: one for name, one in data.items() if one})
+    if len(of_data) > 1:
+        found.append(f"trainings on different data ({'; '.join(map(', '.join, of_data.values()))}): they don't compare")
+    return found
+
+
+def _unlike(sides: Sequence[Side]) -> list[str]:
+    trained = {side.name: side.train for side in sides}
+    return unlike(trained, {side.name: side.origin.get("data hash") for side in sides})
+
+
+def grouped(values: Mapping[str, str | None]) -> dict[str | None, list[str]]:
+    """The names that have each value."""
+    groups: dict[str | None, list[str]] = {}
+    for name, value in values.items():
+        groups.setdefault(value, []).append(name)
+    return groups
 
 
 def rendered(name: str, **values: Any) -> str:
@@ -84,6 +120,7 @@ def page(sides: Sequence[Side], with_trials: bool = False) -> str:
         title=f"Report: {sides[0].name}" if len(sides) == 1 else f"Report: {len(sides)} runs side by side",
         css=Markup(css),
         runs=sides,
+        unlike=_unlike(sides),
         answer=_answer(),
         study=SEEDS,
         trials=_trials() if with_trials else None,
@@ -255,6 +292,7 @@ def _side(
         unchecked=", ".join(f"{check} (lacks {figure})" for check, figure in diagnosis.unchecked.items()),
         strip=strip,
         params=differing,
+        train=params["train"],
         origin={**origin, "weights": f"{path.name}, SHA-256 {sha256(path)}"},
         commands="\n".join(commands),
     )

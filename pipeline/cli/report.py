@@ -13,8 +13,8 @@ import typer
 
 from pipeline.base import console, terminal
 from pipeline.base.errors import UserError
-from pipeline.base.paths import BEST, DOCTOR, FIGURES, HEADLINE, JUDGE, METRICS, VALIDATION
-from pipeline.cli.handing import OF_FIT, OF_SAMPLES
+from pipeline.base.paths import BEST, DOCTOR, FIGURES, HEADLINE, JUDGE, METRICS, PREPARED, VALIDATION
+from pipeline.cli.handing import OF_FIT, OF_SAMPLES, grouped, unlike
 from pipeline.cli.options import WORKSPACE, of_revision
 from pipeline.stages.saved import load_json
 
@@ -162,23 +162,30 @@ def compare(
         note=f"no evaluation in {', '.join(missing)}" if missing else "",
     )
     console.say(SINGLE)
-    by_judge: dict[str | None, list[str]] = {}
-    for name in rows:
-        by_judge.setdefault(_judge(name), []).append(name)
-    if len(by_judge) > 1:
-        groups = "; ".join(", ".join(group) for group in by_judge.values())
+    locks = {name: _lock(name) for name in rows}
+    judges = grouped({name: _dep(lock, "evaluate", JUDGE) for name, lock in locks.items()})
+    if len(judges) > 1:
+        groups = "; ".join(map(", ".join, judges.values()))
         console.warn(f"different judges measured {groups}: figures of samples compare within one judge alone")
+    trained = {name: lock["train"]["params"]["params.yaml"]["train"] for name, lock in locks.items() if lock}
+    for sentence in unlike(trained, {name: _dep(lock, "train", PREPARED) for name, lock in locks.items()}):
+        console.warn(sentence)
 
 
-def _judge(name: str) -> str | None:
-    """The hash of the judge that measured a revision, from its dvc.lock; None where that is not known."""
+def _lock(name: str) -> dict[str, Any]:
+    """The stages of a revision's dvc.lock; empty where it has none of a training."""
     from dvc.api import read
     from dvc.exceptions import DvcException
     from ruamel.yaml import YAML
 
     try:
         lock = YAML(typ="safe", pure=True).load(read("dvc.lock", rev=None if name == WORKSPACE else name))
-        deps = {dep["path"]: dep["md5"] for dep in lock["stages"]["evaluate"]["deps"] if "md5" in dep}
+        stages: dict[str, Any] = lock["stages"]
+        return stages if stages["train"]["params"]["params.yaml"]["train"] else {}
     except (DvcException, OSError, KeyError, TypeError):
-        return None
-    return deps.get(str(JUDGE))
+        return {}
+
+
+def _dep(lock: Mapping[str, Any], stage: str, path: Path) -> str | None:
+    """The hash of what a stage read; None where that is not known."""
+    return next((dep.get("md5") for dep in lock.get(stage, {}).get("deps", ()) if dep.get("path") == str(path)), None)

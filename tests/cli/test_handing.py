@@ -33,7 +33,7 @@ from pipeline.base.paths import (
 )
 from pipeline.cli import handing
 from pipeline.cli.card import CARD, header, write_card
-from pipeline.cli.handing import OF_SAMPLES
+from pipeline.cli.handing import OF_SAMPLES, unlike
 from pipeline.model.cvae import build, resolve
 from pipeline.show.pictures import save_png
 from pipeline.stages import playing
@@ -60,6 +60,19 @@ def evaluated(project: Path) -> Path:
     pd.DataFrame(rows).to_csv(PER_CLASS, index=False)
     save_png(CURVE_FIGURE, np.full((40, 60), 200, np.uint8))
     return project
+
+
+def test_trainings_of_different_length_or_data_are_not_set_side_by_side_in_silence(evaluated: Path, cvae: Cvae) -> None:
+    model, density, params = load_cvae(Path(MODEL))
+    save_cvae(Path("same.safetensors"), model, density, params)
+    assert "different" not in cvae("report --html report.html workspace same.safetensors").err
+    save_cvae(Path("short.safetensors"), model, density, params | {"train": params["train"] | {"epochs": 4}})
+    sentence = "different length (workspace, same.safetensors: 10 epochs at batch 128; short.safetensors: 4 epochs at"
+    assert sentence in cvae("report --html report.html workspace same.safetensors short.safetensors").err
+    assert sentence in (evaluated / "report.html").read_text(encoding="utf-8")
+    data = {"a": "4e5f", "b": None, "c": "6a7b"}
+    (other,) = unlike(dict.fromkeys(data, params["train"]), data)
+    assert "on different data (a; c)" in other
 
 
 @needs_chromium

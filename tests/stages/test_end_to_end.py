@@ -424,14 +424,18 @@ def test_an_experiment_is_compared_and_lands_in_the_users_database(project: Proj
     assert re.search(r"kl_weight .* 30\b", shown)
 
 
-def test_figures_of_different_judges_are_not_compared_in_silence(project: Project, tmp_path: Path) -> None:
+def test_figures_of_different_judges_or_lengths_are_not_compared_in_silence(project: Project, tmp_path: Path) -> None:
     project = project.copy(tmp_path / "copy")
-    assert "different judges" not in project.cvae("compare", "HEAD")
+    same = project.cvae("compare", "HEAD")
+    assert "different" not in same
     lock = project.folder / "dvc.lock"
     judge = re.search(r"path: models/judge.safetensors\n +hash: md5\n +md5: (\w+)", lock.read_text(encoding="utf-8"))
     assert judge
     lock.write_text(lock.read_text(encoding="utf-8").replace(judge[1], "0" * 32), encoding="utf-8")
     assert "different judges measured workspace; HEAD" in project.cvae("compare", "HEAD")
+    epochs = re.compile(r"(train:\n +epochs:) (\d+)")
+    lock.write_text(epochs.sub(r"\1 1\2", lock.read_text(encoding="utf-8")), encoding="utf-8")
+    assert "trainings of different length (workspace: 1" in project.cvae("compare", "HEAD")
 
 
 def test_experiments_that_differ_in_their_evaluation_alone_have_runs_of_their_own(

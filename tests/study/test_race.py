@@ -6,7 +6,7 @@ import pytest
 from studies import having
 
 from pipeline.study.race import compare, hull
-from pipeline.study.uses import BALANCE, USES, answers, undecided
+from pipeline.study.uses import BALANCE, NAMES, answers, undecided
 
 WEIGHTS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 2.0, 4.0, 10.0)
 SOURCE = np.random.default_rng(0)
@@ -101,21 +101,23 @@ def raced(weights: np.ndarray, seeds: int) -> pd.DataFrame:
     return table
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("seeds", [2, 3, 5])  # two are the default of params.yaml
 def test_the_true_best_weight_lies_in_the_interval_of_each_use_in_nine_of_ten_studies(seeds: int) -> None:
-    weights, repetitions = np.array(WEIGHTS), 60
-    real, held, saved = truth(weights), dict.fromkeys(USES, 0), 0
+    weights, repetitions = np.array(WEIGHTS), 40
+    exact = pd.DataFrame({"trial": np.arange(len(weights)), "kl_weight": weights, **truth(weights)})
+    real = answers(pd.concat([exact.assign(seed=seed) for seed in range(2)]), having(trials=len(weights)))
+    held, saved = dict.fromkeys(NAMES, 0), 0
     for _ in range(repetitions):
         table = raced(weights, seeds)
         saved += len(weights) * seeds - len(table)
         found = answers(table, having(trials=len(weights), seeds=seeds))
-        assert found.keys() == {*USES, BALANCE}
-        for name, use in USES.items():
+        assert found.keys() == {*NAMES}
+        for name in NAMES:
             low, high = found[name].interval
-            held[name] += low <= weights[real[use.figure].argmin()] <= high
+            held[name] += low <= real[name].kl_weight <= high
             assert low <= found[name].kl_weight <= high
     assert min(held.values()) >= 0.9 * repetitions
-    assert saved > 0  # and weights that serve no use are trained with fewer seeds
+    assert saved > 0 or seeds == 2  # and weights that serve no use are trained with fewer seeds
 
 
 def test_a_continuous_best_lies_between_the_nearest_weights_that_are_worse() -> None:

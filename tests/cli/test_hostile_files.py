@@ -41,6 +41,16 @@ def test_a_report_of_something_else_is_refused_with_the_remedy(project: Path, cv
 
 
 @pytest.mark.parametrize("content", GARBAGE)
+def test_an_answer_of_a_study_of_something_else_is_refused(project: Path, cvae: Cvae, content: str) -> None:
+    (project / "reports/study").mkdir(parents=True)
+    for name in ("best.json", "trials.csv"):
+        (project / "reports/study" / name).write_bytes(GARBAGE[content])
+    status, _, said = cvae("report --html report.html study")
+    assert_one_line(status, said, "study")
+    assert not (project / "report.html").exists()
+
+
+@pytest.mark.parametrize("content", GARBAGE)
 def test_the_doctor_does_without_a_history_of_something_else(project: Path, cvae: Cvae, content: str) -> None:
     (project / "reports").mkdir()
     for name in ("models/run.json", "reports/history.csv"):

@@ -24,6 +24,7 @@ LABELS = np.array([0, 1, 2, 9, 5, 5, 3], np.uint8)
         (idx(IMAGES), idx(LABELS[:6])),
         (idx(IMAGES), idx(LABELS.reshape(7, 1))),
         (idx(IMAGES), idx(LABELS + 1)),
+        (b"\0\0\x08\x03" + b"\xff" * 12 + bytes(100), idx(LABELS)),  # sizes whose product overflows
     ],
 )
 def test_other_files_are_refused(images: bytes, labels: bytes) -> None:

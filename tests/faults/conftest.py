@@ -1,5 +1,7 @@
-"""A small project, and a program that forks its stages."""
+"""A small project, a program that forks its stages, and the table of `make faults`."""
 
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,3 +35,19 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, zygote: drills.Zygote, em
         ended = zygote.run(folder, stage)
         assert ended.status == 0, ended.said
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The whole run says how many faults of each kind there were: what docs/trust.md holds."""
+    if "FAULTS" not in os.environ:
+        return
+    good, bad = Counter[str](), Counter[str]()
+    for outcome, counted in (("passed", good), ("failed", bad), ("error", bad)):
+        for report in terminalreporter.getreports(outcome):
+            known: dict[str, object] = dict(report.user_properties)
+            test = report.nodeid.rpartition("::")[2].partition("[")[0].removeprefix("test_").replace("_", " ")
+            counted[str(known.get("fault", test))] += int(str(known.get("count", 1)))
+    terminalreporter.section("faults")
+    terminalreporter.line("| fault | count | failed |\n|---|---|---|")
+    for name in sorted(good | bad):
+        terminalreporter.line(f"| {name} | {good[name] + bad[name]:,} | {bad[name]} |")

@@ -25,7 +25,7 @@ from pipeline.show.reading import read_grey
 from pipeline.stages import saved
 
 OLD = Path(__file__).with_name("old")
-TIMES = 20 if int(os.environ.get("FAULTS", "0")) >= 1000 else 1  # as many examples in the whole run, others each time
+TIMES = 5 if int(os.environ.get("FAULTS", "0")) >= 1000 else 1  # as many examples in the whole run, others each time
 quickly = settings(
     max_examples=60 * TIMES, deadline=None, derandomize=TIMES == 1, suppress_health_check=list(HealthCheck)
 )

@@ -74,9 +74,17 @@ def undisturbed(prepared: Path, zygote: Zygote, tmp_path_factory: pytest.TempPat
 
 @pytest.mark.parametrize(("stage", "part", "kills"), PARTS)
 def test_a_killed_stage_ends_like_an_undisturbed_one(
-    undisturbed: Callable[[str], Whole], zygote: Zygote, tmp_path: Path, stage: str, part: int, kills: int
+    undisturbed: Callable[[str], Whole],
+    zygote: Zygote,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+    stage: str,
+    part: int,
+    kills: int,
 ) -> None:
     before, expected, seconds = undisturbed(stage)
+    record_property("fault", f"{stage} killed")
+    record_property("count", kills)
     draw, folder, ended = random.Random(f"{SEED} {stage} {part}"), tmp_path / "project", None
     while kills > 0:
         shutil.copytree(before, folder)

@@ -1,6 +1,7 @@
 """The database of studies: its address, and errors in one line without a password."""
 
 import gc
+import os
 import socket
 import sqlite3
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from studies import SETTING, having, opened, refused
 
 from pipeline.study import storage
-from pipeline.study.queue import open_study
+from pipeline.study.queue import open_study, read_study
 
 
 def test_the_database_is_a_file_in_the_users_own_folder(tmp_path: Path) -> None:
@@ -85,6 +86,15 @@ def test_reading_makes_nothing(tmp_path: Path) -> None:
     opened(tmp_path)
     with refused(r"there is no study kl-weight-\w+ yet .*run `cvae tune`"):
         open_study(having(epochs=9), tmp_path, create=False)
+
+
+def test_a_database_that_cannot_be_written_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = opened(tmp_path).name
+    before, access = (tmp_path / "optuna.db").read_bytes(), os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "optuna.db" and access(path, mode))
+    assert read_study(name, tmp_path).study_name == name
+    assert open_study(SETTING, tmp_path, create=False).name == name
+    assert (tmp_path / "optuna.db").read_bytes() == before
 
 
 def test_another_space_under_the_same_name_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from bands import banded
 from commands import Cvae, assert_refused
 
+from pipeline.base.errors import UserError
 from pipeline.base.params import write
 from pipeline.base.paths import PREPARED, SPECTRUM, SPECTRUM_FIGURE
 from pipeline.show.spectrum import spectrum_figure, spectrum_of_trials
@@ -52,6 +53,33 @@ def test_a_likelihood_without_a_spectrum_stops_the_command_but_not_the_pipeline(
     stage.main()
     assert "discretized_logistic" in json.loads(SPECTRUM.read_text(encoding="utf-8"))["unknown"]
     assert SPECTRUM_FIGURE.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        (("weight", "range"), [30, 0.01], "weight.range must be lowest and highest, from 0.0001 to 1000, not"),
+        (("weight", "range"), [1e-5, 30], "weight.range must be lowest and highest, from 0.0001 to 1000, not"),
+        (("weight", "range"), [0.01, 2000], "weight.range must be lowest and highest, from 0.0001 to 1000, not"),
+        (("tune", "kl_weight"), [3, 0.1], "tune.kl_weight must be [lowest, highest] with lowest < highest, not"),
+        (("tune", "seeds"), 0, "tune.seeds must be greater than or equal to 1, not 0"),
+    ],
+)
+def test_weights_and_seeds_that_make_no_sense_are_refused_and_nothing_is_written(
+    project: Path, cvae: Cvae, key: tuple[str, str], value: object, reason: str
+) -> None:
+    add_data(project)
+    write({key: value}, project / "params.yaml")
+    assert_refused(project, cvae, "params", reason)
+
+
+def test_a_digit_without_images_is_refused_and_nothing_is_written(project: Path, cvae: Cvae) -> None:
+    data = banded(12, 0)
+    save_splits(project / PREPARED, {"train": data[data.labels != 7]})
+    assert_refused(project, cvae, "spectrum", "digit 7 has no training images")
+    with pytest.raises(UserError, match="digit 7 has no training images"):
+        stage.main()
+    assert not SPECTRUM.exists()
 
 
 def test_the_figure_draws_trainings_over_what_is_expected() -> None:

@@ -34,12 +34,6 @@ FIT = ("nll", "bits_per_dimension", "reconstruction", "kl", "active_units", "tra
 OF_SCHEDULES = ("frechet", "class_accuracy", "diversity", "coverage", "kl", "active_units")
 
 
-NARROW = (  # of tables from before the proposal was widened
-    " It was measured with z from q itself: below β = 1 it is too high, for a Gaussian likelihood by up to tens of "
-    "nats ([why](likelihood.md#how-tight-the-nll-is))."
-)
-
-
 @dataclass(frozen=True)
 class Results:
     """table: treatments.csv. choice: treatments.choice.csv. setup: treatments.json. rows: see `summary`."""
@@ -130,7 +124,6 @@ def protocol(results: Results) -> str:
         "of its grid, so a better one may lie beyond. *untuned*: β = 1, without a choice.\n"
         f"Samples are compared with {first['test_images']:,} test images. The nll is of {first['nll_images']:,} of "
         f"them, with k = {first['nll_draws']}. Compare it only within one likelihood and kind of pixels."
-        + ("" if "nll_widest" in setup else NARROW)
     )
 
 

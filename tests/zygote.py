@@ -20,7 +20,7 @@ from typing import Any
 
 import mounts
 
-STAGES = ("download", "prepare", "judge", "train", "evaluate", "curve", "tune")
+STAGES = ("download", "prepare", "spectrum", "judge", "train", "evaluate", "curve", "tune")
 LIMIT_SECONDS = 300.0  # what takes longer hangs
 
 

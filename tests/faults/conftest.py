@@ -31,7 +31,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(tmp_path_factory: pytest.TempPathFactory, zygote: drills.Zygote, empty_database: Path) -> Path:
     """A project that has not trained yet."""
     folder = drills.make_project(tmp_path_factory.mktemp("faults") / "project", empty_database, *drills.digits())
-    for stage in ("prepare", "judge"):
+    for stage in ("prepare", "spectrum", "judge"):
         ended = zygote.run(folder, stage)
         assert ended.status == 0, ended.said
     return folder

@@ -20,7 +20,7 @@ STEPS = 500  # at most
 FARTHEST = 5.0  # that one step may change a logit: a full step of Newton's can overshoot where pixels are nearly sure
 PROBITS = ((0.43544203, 0.43526598), (0.56455797, 0.76848125))  # sigmoid(x) is Σ share · Φ(slope · x) to 0.0006
 LEAST = 1e-6  # curvature of a pixel
-RIDGE = 1e-3  # on the decoder's weights: a pixel that is lit in one image has no finite best weight
+RIDGE = 1e-3  # added to the curvature of the decoder's weights, which is nearly 0 for a pixel that is lit in one image
 
 
 class State(NamedTuple):
@@ -39,11 +39,11 @@ def rate(images: Tensor, values: Tensor, directions: Tensor, metric: Tensor, bet
     """
     paying = min(len(values), int((values > beta).sum()) + 1)
     state = _start(images, values[:paying], directions[:, :paying], metric, beta)
-    found, former = math.nan, math.inf
+    found = math.nan
     for step in range(1, STEPS + 1):
         state = _with_decoder(images, _with_posteriors(images, state, beta))
         if step % CHECKED == 0:
-            found, former = _kl(state), found
+            former, found = found, _kl(state)
             if abs(found - former) <= TOLERANCE * found:
                 break
     return found

@@ -90,7 +90,8 @@ class Spectrum:
     def _excess(self, excess: Tensor, beta: float) -> Tensor:
         """Between knots linear in log β, and 0 from the collapse on. Below the first knot it stays the same."""
         found = []
-        for end, row in zip(self.eigenvalues[:, 0].tolist(), excess.tolist(), strict=True):
+        ends = self.eigenvalues[:, 0].clamp(min=1e-9)  # images of a class that are all alike have 0, without a log
+        for end, row in zip(ends.tolist(), excess.tolist(), strict=True):
             at, nats = zip(*sorted(zip((*KNOTS, end), (*row, 0.0), strict=True)), strict=True)
             found.append(np.interp(math.log(beta), np.log(at), nats))
         return self.shares.new_tensor(found)
@@ -174,12 +175,13 @@ def excess(images: Tensor, pixels: Pixels, latents: int) -> Tensor:
     """
     x, metric, covariance = _in_metric(images, pixels, None)
     values, directions = (part.flip(-1)[..., :latents].float() for part in torch.linalg.eigh(covariance))
+    values = values.clamp(min=0)  # rounding may leave less
     x = x[: bernoulli.IMAGES].float()
     if pixels == "binary":
         x = torch.bernoulli(x, generator=torch.Generator(x.device).manual_seed(0))
     found = []
     for knot in KNOTS:
-        pays = bool(values[0] > knot)
+        pays = bool((values > knot).any())
         of_rule = 0.5 * float((values / knot).log().clamp(min=0).sum())
         found.append(bernoulli.rate(x, values, directions, metric.float(), knot) - of_rule if pays else 0.0)
     return torch.tensor(found, dtype=torch.float64)

@@ -230,6 +230,15 @@ def test_a_pixel_that_never_changes_counts_for_nothing() -> None:
     torch.testing.assert_close(of_images(padded, "grey", None), expected)
 
 
+def test_a_class_whose_images_are_all_alike_carries_nothing() -> None:
+    data = banded(4, 0)
+    alike = torch.where(data.labels == 7, (data.labels == 7).int().argmax(), torch.arange(len(data)))
+    spectrum = of_split(data[alike], "bernoulli", latents=LATENTS)
+    rates = spectrum.rates(0.5, LATENTS)
+    assert rates[7] == 0
+    assert all(rate > 0 for digit, rate in enumerate(rates) if digit != 7)
+
+
 def test_what_has_no_spectrum_is_refused_by_name() -> None:
     data = banded(4, 0)
     with pytest.raises(UserError, match="digit 7 has no training images"):

@@ -79,7 +79,7 @@ def experiment(
     from pipeline.base.params import FILE, read
     from pipeline.stages import check
 
-    content = read()
+    content, former = read(), read()
     options = ["--name", name] if name else []
     for change in changes:
         path, equals, text = change.partition("=")
@@ -96,10 +96,13 @@ def experiment(
     check.load_all(content)
     before = Path(FILE).read_text(encoding="utf-8")
     if status := _ended(["dvc", "exp", "run", *options, target]):
-        write_text(FILE, before)
+        is_theirs = read() not in (former, content)  # edited while it trained
+        if not is_theirs:
+            write_text(FILE, before)
         subprocess.run(["git", "reset", "--quiet", "--", FILE])  # DVC has staged it
         again = " The same command goes on where this one stopped." if status in (130, 143) else ""
-        console.say(f"{FILE} is as it was. `dvc checkout` brings the former model back.{again}")
+        left = "was edited meanwhile, and stays so" if is_theirs else "is as it was"
+        console.say(f"{FILE} {left}. `dvc checkout` brings the former model back.{again}")
         raise typer.Exit(status)
 
 

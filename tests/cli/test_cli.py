@@ -154,3 +154,18 @@ def test_an_experiment_needs_no_name_in_git(project: Path, cvae: Cvae, monkeypat
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(project / "config"))
     assert cvae("try objective.kl_weight=1").status == 0
     assert (project / "who").read_text() == " \n"
+
+
+@pytest.mark.parametrize(("edit", "left"), [("1", "0.2"), ("1/; s/seed: 0/seed: 5", "1")])
+def test_a_failed_experiment_puts_params_back_unless_they_were_edited_meanwhile(
+    project: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch, edit: str, left: str
+) -> None:
+    dvc = project / "bin/dvc"
+    dvc.parent.mkdir()
+    dvc.write_text(f'#!/bin/sh\nsed -i "s/kl_weight: 0.2/kl_weight: {edit}/" params.yaml\nexit 1\n', encoding="utf-8")
+    dvc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{dvc.parent}{os.pathsep}{os.environ['PATH']}")
+    answer = cvae("try objective.kl_weight=1")
+    assert answer.status == 1
+    assert ("was edited meanwhile" in answer.out + answer.err) == (left == "1")
+    assert f"kl_weight: {left} " in (project / "params.yaml").read_text(encoding="utf-8")

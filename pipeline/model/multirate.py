@@ -56,7 +56,7 @@ class Told(nn.Module):
         assert self.change is not None, "encode and decode set it"
         y, images = self.layer(x), self.change.scale.shape[0]
         scale, shift = (part.view(*part.shape, *(1,) * (x.ndim - 2)) for part in self.change)
-        several = x.shape[0] != images  # one draw needs no dimension, whose gradients would be summed for nothing
+        several = x.shape[0] != images  # one draw needs no dimension of its own: summing gradients over it would cost time
         y = y.unflatten(0, (-1, images)) if several else y
         # A layer without a bias has no place for a shift.
         y = y * scale if self.layer.bias is None else torch.addcmul(shift, y, scale)
@@ -152,7 +152,7 @@ class MultiRate(Model):
         """Reads conditions (N, 2) once for encoder and decoder."""
         low, high = (math.log(weight) for weight in self.span)
         place = SPREAD * (2 * (condition[:, 1:].to(self.dtype) - low) / (high - low) - 1)
-        # Nothing but the last layer's bias and its few inputs is multiplied by the pace.
+        # The pace multiplies the last layer's few inputs and its bias, which is cheaper than its many outputs.
         told = F.linear(PACE * self.network(place), self.last.weight, PACE * self.last.bias + self.unchanged)
         parts = iter(told.split(self.sizes, dim=1))
         changes = [Change(next(parts), next(parts)) for _ in self._told()]

@@ -41,8 +41,8 @@ def curve_figure(
     for axes, (name, (_, expected)) in zip(grids, OF_FIT.items(), strict=False):
         _line(axes, table, f"validation/{name}", INK, "one training")
         if predicted is not None and expected in predicted:
-            predicted = predicted[predicted["kl_weight"].between(table["kl_weight"].min(), table["kl_weight"].max())]
-            axes.plot(predicted["kl_weight"], predicted[expected], "--", color=PREDICTED, label="spectrum's prediction")
+            near = predicted[predicted["kl_weight"].between(table["kl_weight"].min(), table["kl_weight"].max())]
+            axes.plot(near["kl_weight"], near[expected], "--", color=PREDICTED, label="spectrum's prediction")
         _points(axes, dedicated, f"validation/{name}", INK, "dedicated trainings")
     for axes, name in zip(grids[len(OF_FIT) :], OF_SAMPLES, strict=True):
         for sampler in SAMPLERS:

@@ -109,7 +109,7 @@ def _section(name: str) -> dict[str, Any]:
 def _charts() -> list[dict[str, Any]]:
     """Our own charts. The page adds one for every other metric, in the section that its name begins with."""
     return [
-        _against_weight("validation/fitted/frechet"),
+        _against_weight(FRECHET),
         _against_weight("validation/prior/frechet"),
         _card("IMAGE", "samples", SAMPLES, imageKeys=[SAMPLES], step=0, showRunParams=False),
     ]

@@ -65,13 +65,13 @@ def start(uri: str, port: int, log: IO[str], database: Path | None) -> "subproce
     """
     # Without a proxy for artifacts: runs that write straight to the database cannot use its addresses.
     artifacts = ["--default-artifact-root", database.with_name(ARTIFACTS).as_uri()] if database else []
-    # Before it was installed anew, an older version of this package names no app.
+    # An installation older than this code names no app, and MLflow would not start: `make setup` adds it.
     ours = ["--app-name", "cvae"] if entry_points(group="mlflow.app", name="cvae") else []
     command = [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *artifacts, *ours]
     command += ["--host", "127.0.0.1", "--workers", "1", "--port", str(port)]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
     environment["MLFLOW_BACKEND_STORE_URI"] = uri  # others can read a command line, but not the environment
-    folders = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]  # it may name another `pipeline`
+    folders = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]  # first, since PYTHONPATH may have another `pipeline`
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
     # In a session of its own: Ctrl-C reaches this process only, which then ends the server with its children.
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)

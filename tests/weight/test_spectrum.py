@@ -158,7 +158,7 @@ def trained_posteriors(x: Tensor, beta: float) -> float:
 def test_a_linear_bernoulli_decoder_is_foretold_where_pixels_are_black_and_white(
     share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """share: of the weight of collapse. The rule to second order is off by a quarter and more."""
+    """share: of the weight of collapse. The rule to second order is off by a fifth and more."""
     x = black_and_white(200, 40)
     of_rule = one_class(x, None)
     beta = share * of_rule.collapse(LATENTS)

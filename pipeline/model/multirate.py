@@ -56,7 +56,7 @@ class Told(nn.Module):
         assert self.change is not None, "encode and decode set it"
         y, images = self.layer(x), self.change.scale.shape[0]
         scale, shift = (part.view(*part.shape, *(1,) * (x.ndim - 2)) for part in self.change)
-        several = x.shape[0] != images  # one draw needs no dimension of its own: summing gradients over it would cost time
+        several = x.shape[0] != images  # one draw needs no dimension: summing gradients over it costs time
         y = y.unflatten(0, (-1, images)) if several else y
         # A layer without a bias has no place for a shift.
         y = y * scale if self.layer.bias is None else torch.addcmul(shift, y, scale)

@@ -71,7 +71,7 @@ def start(uri: str, port: int, log: IO[str], database: Path | None) -> "subproce
     command += ["--host", "127.0.0.1", "--workers", "1", "--port", str(port)]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
     environment["MLFLOW_BACKEND_STORE_URI"] = uri  # others can read a command line, but not the environment
-    folders = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]  # first, since PYTHONPATH may have another `pipeline`
+    folders = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]  # that may name another `pipeline`
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
     # In a session of its own: Ctrl-C reaches this process only, which then ends the server with its children.
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)

@@ -73,7 +73,8 @@ def unlike(trained: Mapping[str, Mapping[str, Any]], data: Mapping[str, str | No
     trained: of each name the section `train`. data: the hash of what it was trained on, or None.
     """
     found = []
-    lengths = grouped({name: f"{one['epochs']} epochs at batch {one['batch_size']}" for name, one in trained.items()})
+    known = {name: one for name, one in trained.items() if {"epochs", "batch_size"} <= one.keys()}
+    lengths = grouped({name: f"{one['epochs']} epochs at batch {one['batch_size']}" for name, one in known.items()})
     if len(lengths) > 1:
         groups = "; ".join(f"{', '.join(names)}: {length}" for length, names in lengths.items())
         found.append(f"trainings of different length ({groups}): a longer one may be better for that alone")
@@ -292,7 +293,7 @@ def _side(
         unchecked=", ".join(f"{check} (lacks {figure})" for check, figure in diagnosis.unchecked.items()),
         strip=strip,
         params=differing,
-        train=params["train"],
+        train=params.get("train", {}),
         origin={**origin, "weights": f"{path.name}, SHA-256 {sha256(path)}"},
         commands="\n".join(commands),
     )

@@ -177,12 +177,13 @@ def _lock(name: str) -> dict[str, Any]:
     from dvc.api import read
     from dvc.exceptions import DvcException
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         lock = YAML(typ="safe", pure=True).load(read("dvc.lock", rev=None if name == WORKSPACE else name))
         stages: dict[str, Any] = lock["stages"]
         return stages if stages["train"]["params"]["params.yaml"]["train"] else {}
-    except (DvcException, OSError, KeyError, TypeError):
+    except (DvcException, OSError, KeyError, TypeError, YAMLError):
         return {}
 
 

@@ -205,6 +205,12 @@ def test_a_name_of_a_run_is_text_and_a_whole_architecture_is_its_changes(evaluat
     assert "-S model.conditioning=null" in html  # as the preset has it
 
 
+def test_a_file_that_does_not_say_how_it_was_trained_is_shown(evaluated: Path, cvae: Cvae) -> None:
+    model, density, params = load_cvae(Path(MODEL))
+    save_cvae(evaluated / "bare.safetensors", model, density, {name: params[name] for name in ("model", "objective")})
+    assert cvae("report --html report.html workspace bare.safetensors").status == 0
+
+
 def test_a_card_has_the_headings_and_a_result_for_each_split(project: Path) -> None:
     from ruamel.yaml import YAML
 

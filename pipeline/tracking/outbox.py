@@ -241,6 +241,8 @@ def sync(root: Path = Path()) -> int:
 
 def _is_locked(uri: str) -> bool:
     """Whether another program holds a SQLite file. MLflow would wait 20 seconds for each record."""
+    if identity(uri) is None:  # connecting would make an empty one
+        return False
     try:
         with closing(sqlite3.connect(str(sqlite_path(uri)), timeout=1)) as database:
             database.execute("BEGIN IMMEDIATE")

@@ -71,7 +71,8 @@ def test_any_arguments_are_one_line(name: str, monkeypatch: pytest.MonkeyPatch) 
         text = said.buffer.getvalue().decode()
         assert end.value.code in (0, 2)
         assert "Traceback" not in text
-        assert end.value.code == 0 or not text or text.splitlines()[-1].startswith("error: ")
+        if end.value.code and not (name == "doctor" and "--services" in words):  # whose findings are on stdout
+            assert text.splitlines()[-1].startswith("error: ")
 
     check()
 

@@ -5,10 +5,12 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,16 @@ def test_a_refused_record_is_reported_and_delays_no_other(root: Path, warnings: 
     assert history(run, "kl") == [(1, 1.0)]
     assert kept(run).info.status == "FINISHED"
     assert ["refused" in warning for warning in warnings] == [True]
+
+
+def test_asking_whether_a_database_is_locked_makes_none(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path}/mlflow.db"
+    assert not outbox._is_locked(address)
+    assert not (tmp_path / "mlflow.db").exists()
+    with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert outbox._is_locked(address)
+    assert not outbox._is_locked(address)
 
 
 def test_a_store_that_hangs_ends_no_run_late(root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

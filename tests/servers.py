@@ -139,6 +139,17 @@ def bad(behaviour: str) -> Iterator[str]:
 
 
 @contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server that answers by `handler`: its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}"
+        finally:
+            http.shutdown()
+
+
+@contextmanager
 def expiring(address: str) -> Iterator[tuple[str, threading.Event]]:
     """A proxy before a server at `address`: its own address, and an event. Once that is set, all answers are 401."""
     expired, opener = threading.Event(), urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -166,9 +177,5 @@ def expiring(address: str) -> Iterator[tuple[str, threading.Event]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{http.server_port}", expired
-        finally:
-            http.shutdown()
+    with serving(Handler) as own:
+        yield own, expired

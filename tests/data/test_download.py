@@ -7,18 +7,17 @@ import os
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 import tracemalloc
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from imports import ROOT
-from servers import bad
+from servers import bad, serving
 
 from pipeline.base.errors import UserError
 from pipeline.base.params import load_key
@@ -74,12 +73,8 @@ def server(site: Site, pause: float = 0) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{http.server_port}/mnist/", asked
-        finally:
-            http.shutdown()
+    with serving(Handler) as address:
+        yield f"{address}/mnist/", asked
 
 
 def assert_whole(raw: Path) -> None:

@@ -90,7 +90,7 @@ class Spectrum:
     def _excess(self, excess: Tensor, beta: float) -> Tensor:
         """Between knots linear in log β, and 0 from the collapse on. Below the first knot it stays the same."""
         found = []
-        ends = self.eigenvalues[:, 0].clamp(min=1e-9)  # images of a class that are all alike have 0, without a log
+        ends = self.eigenvalues[:, 0].clamp(min=1e-9)  # 0, where all images of a class are alike, has no log
         for end, row in zip(ends.tolist(), excess.tolist(), strict=True):
             at, nats = zip(*sorted(zip((*KNOTS, end), (*row, 0.0), strict=True)), strict=True)
             found.append(np.interp(math.log(beta), np.log(at), nats))

@@ -17,9 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Side by side, the longest file begins first: the worker that has it would otherwise end long after the other."""
+    """Side by side, the longest files begin first: the worker that has one would otherwise end long after the other."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+        longest = ("test_experiments.py", "test_repro.py", "test_tune.py")
+        items.sort(key=lambda item: item.path.name not in longest)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,178 @@
+"""Other values: refused, interrupted, side by side, and at a colleague's."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pipelines import INTERRUPTIBLE, Project, restored_files
+
+pytestmark = pytest.mark.slow
+
+
+WRONG = {
+    "data": "validation_size=-1", "judge": "epochs=0", "model": "prior=foo", "objective": "kl_weight=-1",
+    "train": "epochs=0", "sample": "sampler=fited", "evaluate": "nll_draws=0", "weight": "points=0",
+    "tune": "trials=none", "completion": "latent_size=0", "evaluate_completion": "draws=0", "tracking": "experiment=3",
+}  # fmt: skip
+
+
+def test_a_refused_value_leaves_model_params_and_runs(project: Project, tmp_path: Path) -> None:
+    """In each section by `cvae try`, in three by DVC itself: the rest are like them by tests/stages/test_dvc.py."""
+    project = project.copy(tmp_path / "copy")
+
+    def left() -> list[Any]:
+        names = {"params.yaml", *restored_files(project)} - {"reports/params.txt"}  # that of the stage that refuses
+        return [{name: (project.folder / name).read_bytes() for name in sorted(names)}, project.runs()]
+
+    before = left()
+    assert WRONG.keys() == project.params().keys()
+    for section, change in WRONG.items():
+        refused = project.cvae("try", f"{section}.{change}", status=2)
+        assert refused.startswith(f"error: params.yaml: {section}.{change.partition('=')[0]} must be")
+        assert len(refused.splitlines()) == 1
+    assert left() == before
+
+    remedy = "git show HEAD:params.yaml > params.yaml"
+    for section in ("model", "tune", "tracking"):
+        said = project.run("dvc", "exp", "run", "-S", f"{section}.{WRONG[section]}", status=255)
+        assert f"{section}.{WRONG[section].partition('=')[0]} must be" in said
+        assert remedy in said
+        project.run("sh", "-c", remedy)
+        assert left() == before
+    assert project.repro() in ([], ["check"])
+
+
+TRY = """
+from pipeline.cli.main import main
+sys.argv = ["cvae", "try", "objective.kl_weight=0.9", "train.epochs=1000"]
+main()
+"""
+
+
+def test_ctrl_c_ends_an_experiment_cleanly(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    params, model = ((project.folder / path).read_bytes() for path in ("params.yaml", "models/cvae.safetensors"))
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", INTERRUPTIBLE + TRY], cwd=project.folder, env=project.environment,
+        encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert any(line.startswith("train 1/") for line in process.stdout)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to DVC and its stage, too
+        said = process.stdout.read()
+    assert process.returncode == 130
+    assert said.count("interrupted") == 1
+    assert "Traceback" not in said
+    assert "params.yaml is as it was" in said
+    assert (project.folder / "params.yaml").read_bytes() == params
+    assert project.run("git", "status", "--porcelain") in ("", " M dvc.lock\n")
+    project.run("dvc", "checkout")
+    assert (project.folder / "models/cvae.safetensors").read_bytes() == model
+
+
+def test_a_colleague_pulls_what_was_pushed(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    project.run("dvc", "checkout")
+    project.run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"))
+    project.run("dvc", "push")
+    project.run("git", "commit", "-qam", "Name a remote")
+    project.run("git", "clone", "-q", ".", str(tmp_path / "colleague"))
+    colleague = Project(tmp_path / "colleague", project.mirror)
+    colleague.run("dvc", "pull")
+    assert colleague.repro() == []
+    assert colleague.json("reports/headline.json") == project.json("reports/headline.json")
+
+
+def test_an_experiment_is_compared_and_lands_in_the_users_database(project: Project) -> None:
+    """`--temp` works in a copy that DVC deletes; the run must be in mlflow.db of the project all the same."""
+    before = project.runs()
+    project.run("dvc", "exp", "run", "--temp", "--name", "heavier", "-S", "objective.kl_weight=30", "evaluate")
+    (heavier,) = (run for run_id, run in project.runs().items() if run_id not in before)
+    assert float(heavier["params.objective.kl_weight"]) == 30
+    assert heavier["status"] == "FINISHED"
+    assert heavier["tags.dvc_exp_name"] == "heavier"
+    assert "objective.kl_weight" in project.run("dvc", "params", "diff", "HEAD", "heavier")
+    assert "fitted/frechet" in project.run("dvc", "metrics", "diff", "HEAD", "heavier")
+    table = project.run("dvc", "exp", "show", "--only-changed", "--no-pager")
+    assert max(map(len, table.splitlines())) <= 160
+    shown = project.cvae("compare")
+    assert re.search(r"figure +workspace +HEAD +heavier", shown)
+    assert re.search(r"kl_weight .* 30\b", shown)
+
+
+def test_figures_of_different_judges_or_lengths_are_not_compared_in_silence(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    same = project.cvae("compare", "HEAD")
+    assert "different" not in same
+    lock = project.folder / "dvc.lock"
+    judge = re.search(r"path: models/judge.safetensors\n +hash: md5\n +md5: (\w+)", lock.read_text(encoding="utf-8"))
+    assert judge
+    lock.write_text(lock.read_text(encoding="utf-8").replace(judge[1], "0" * 32), encoding="utf-8")
+    assert "different judges measured workspace; HEAD" in project.cvae("compare", "HEAD")
+    epochs = re.compile(r"(train:\n +epochs:) (\d+)")
+    lock.write_text(epochs.sub(r"\1 1\2", lock.read_text(encoding="utf-8")), encoding="utf-8")
+    assert "trainings of different length (workspace: 1" in project.cvae("compare", "HEAD")
+
+
+def test_experiments_that_differ_in_their_evaluation_alone_have_runs_of_their_own(
+    project: Project, tmp_path: Path
+) -> None:
+    project = project.copy(tmp_path / "copy")
+    before, trained = project.runs(), project.json("models/run.json")["run_id"]
+    project.run("dvc", "exp", "run", "--temp", "--name", "fewer", "-S", "evaluate.nll_draws=3", "evaluate")
+    runs = project.runs()
+    (fewer,) = (run for run_id, run in runs.items() if run_id not in before)
+    assert fewer["tags.dvc_exp_name"] == "fewer"
+    assert fewer["tags.mlflow.parentRunId"] == trained
+    assert fewer["tags.evaluated_with"] == "nll_draws 3, seed 0, sample_sets 2"
+    assert before[trained]["tags.evaluated_with"] == "nll_draws 20, seed 0, sample_sets 2"
+    project.run("dvc", "exp", "run", "--temp", "--name", "fewest", "-S", "evaluate.nll_draws=2", "evaluate")
+    table = project.run("dvc", "exp", "show", "--only-changed", "--no-pager")
+    assert "fewest" in table
+    assert max(map(len, table.splitlines())) <= 160
+    assert runs[trained]["metrics.test/nll"] == before[trained]["metrics.test/nll"] != fewer["metrics.test/nll"]
+    project.run("dvc", "exp", "apply", "fewest")
+    assert project.json("reports/validation.json")["protocol"]["nll_draws"] == 2
+    assert project.run("dvc", "checkout") == ""
+
+
+def test_two_experiments_with_one_training_share_no_run(project: Project, tmp_path: Path) -> None:
+    """At once: the second waits until the first has ended, and starts from no checkpoint of it."""
+    project = project.copy(tmp_path / "copy")
+    before = project.runs()
+    command = ["dvc", "exp", "run", "--temp", "-S", "objective.kl_weight=0.7", "-S", "data.mirrors=[nowhere]"]
+    started = [
+        subprocess.Popen(
+            [*command, "--name", name, "train"], cwd=project.folder, env=project.environment, encoding="utf-8",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for name in ("one", "two")
+    ]  # fmt: skip
+    said = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    new = [run for run_id, run in project.runs().items() if run_id not in before]
+    assert sorted(str(run["tags.dvc_exp_name"]) for run in new) == ["one", "two"]
+    assert [run["status"] for run in new] == ["FINISHED"] * 2
+    assert not any("going on after epoch" in words for words in said)
+
+
+def test_every_treatment_is_reached_from_the_command_line(project: Project) -> None:
+    """All at once: a convolutional σ-VAE with a VampPrior, averaged and clipped, under a schedule with free bits."""
+    settings = [
+        "model.architecture=resnet", "model.channels=[4,6]", "model.blocks=1", "model.encoder_hidden=[16]",
+        "model.decoder_hidden=[16]", "model.prior=mixture", "model.prior_components=2",
+        "objective.likelihood=sigma_optimal", "objective.schedule=cyclical", "objective.cycles=2",
+        "objective.schedule_share=0.8", "objective.free_bits=0.1", "train.ema=0.9", "train.clip=100",
+        "train.epochs=2", "sample.shown=draw",
+    ]  # fmt: skip
+    set_all = [word for setting in settings for word in ("-S", setting)]
+    project.run("dvc", "exp", "run", "--temp", "--name", "treated", *set_all, "evaluate")
+    (run,) = (run for run in project.runs().values() if run.get("tags.dvc_exp_name") == "treated")
+    assert run["status"] == "FINISHED"
+    assert all(np.isfinite(float(run[f"metrics.test/{name}"])) for name in ("nll", "prior/frechet"))

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -133,7 +132,7 @@ def test_the_page_shows_no_password_in_the_list_of_processes(team: Team, tmp_pat
         assert page.stdout is not None
         said = page.stdout.readline() + page.stdout.readline()
         lines = [_bytes(path) for path in Path("/proc").glob("[0-9]*/cmdline")]
-        page.send_signal(signal.SIGINT)
+        page.terminate()
     assert "Ctrl-C ends it" in said
     assert any(b"--no-serve-artifacts" in line for line in lines)
     assert not any(map(_holds, [said.encode(), *lines]))

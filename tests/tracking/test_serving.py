@@ -145,7 +145,12 @@ def test_a_bad_body_is_refused_in_one_sentence(ask: Ask, name: str) -> None:
 
 FIELDS = st.sampled_from(["digit", "kl_weight", "seed", "sampler", "count", "image", "mask", "inputs", "digt"])
 ANY = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 12) | st.integers() | st.floats(allow_subnormal=False) | st.text(max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 12)
+    | st.integers()
+    | st.floats(allow_subnormal=False)
+    | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=4),
     max_leaves=8,
 )

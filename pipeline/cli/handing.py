@@ -74,7 +74,7 @@ def unlike(trained: Mapping[str, Mapping[str, Any]], data: Mapping[str, str | No
     """
     found = []
     known = {name: one for name, one in trained.items() if {"epochs", "batch_size"} <= one.keys()}
-    lengths = grouped({name: f"{one['epochs']} epochs at batch {one['batch_size']}" for name, one in known.items()})
+    lengths = grouped({name: f"epochs {one['epochs']}, batch {one['batch_size']}" for name, one in known.items()})
     if len(lengths) > 1:
         groups = "; ".join(f"{', '.join(names)}: {length}" for length, names in lengths.items())
         found.append(f"trainings of different length ({groups}): a longer one may be better for that alone")

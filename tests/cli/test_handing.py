@@ -67,7 +67,7 @@ def test_trainings_of_different_length_or_data_are_not_set_side_by_side_in_silen
     save_cvae(Path("same.safetensors"), model, density, params)
     assert "different" not in cvae("report --html report.html workspace same.safetensors").err
     save_cvae(Path("short.safetensors"), model, density, params | {"train": params["train"] | {"epochs": 4}})
-    sentence = "different length (workspace, same.safetensors: 10 epochs at batch 128; short.safetensors: 4 epochs at"
+    sentence = "different length (workspace, same.safetensors: epochs 10, batch 128; short.safetensors: epochs 4, batch"
     assert sentence in cvae("report --html report.html workspace same.safetensors short.safetensors").err
     assert sentence in (evaluated / "report.html").read_text(encoding="utf-8")
     data = {"a": "4e5f", "b": None, "c": "6a7b"}

@@ -117,7 +117,7 @@ def test_figures_of_different_judges_or_lengths_are_not_compared_in_silence(proj
     assert "different judges measured workspace; HEAD" in project.cvae("compare", "HEAD")
     epochs = re.compile(r"(train:\n +epochs:) (\d+)")
     lock.write_text(epochs.sub(r"\1 1\2", lock.read_text(encoding="utf-8")), encoding="utf-8")
-    assert "trainings of different length (workspace: 1" in project.cvae("compare", "HEAD")
+    assert "trainings of different length (workspace: epochs 1" in project.cvae("compare", "HEAD")
 
 
 def test_experiments_that_differ_in_their_evaluation_alone_have_runs_of_their_own(

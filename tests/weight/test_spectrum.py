@@ -38,6 +38,21 @@ def one_class(images: Tensor, variance: float | None, pixels: int | None = None)
     return Spectrum(eigenvalues[None], torch.ones(1, dtype=torch.float64), pixels)
 
 
+def to_the_end(weights: list[Tensor], terms: Callable[[], tuple[Tensor, Tensor]], beta: float, **limits: Any) -> None:
+    """Minimises reconstruction + β · kl, the two that `terms` gives, by L-BFGS on all images at once."""
+    found: dict[str, Any] = {"max_iter": 2000, "tolerance_grad": 1e-8, "line_search_fn": "strong_wolfe"} | limits
+    optimizer = torch.optim.LBFGS(weights, **found)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        reconstruction, kl = terms()
+        loss = reconstruction + beta * kl
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
 def trained(images: Tensor, error: Callable[[Tensor, Tensor], Tensor], beta: float) -> tuple[float, int]:
     """kl and active latents of a VAE with a linear encoder and decoder, trained to the end on all images at once.
 
@@ -48,8 +63,6 @@ def trained(images: Tensor, error: Callable[[Tensor, Tensor], Tensor], beta: flo
     encode, decode = 0.3 * normal(LATENTS, pixels, seed=2), 0.3 * normal(pixels, LATENTS, seed=3)
     bias, log_var = images.mean(0), torch.zeros(LATENTS, dtype=torch.float64)
     weights = [weight.requires_grad_() for weight in (encode, decode, bias, log_var)]
-    limits = {"max_iter": 2000, "max_eval": 8000, "tolerance_grad": 1e-8, "tolerance_change": 1e-11}
-    optimizer = torch.optim.LBFGS(weights, **limits, line_search_fn="strong_wolfe")  # type: ignore[arg-type]
 
     def terms() -> tuple[Tensor, Tensor]:
         q = Normal(x @ encode.T, (log_var / 2).exp())
@@ -57,14 +70,7 @@ def trained(images: Tensor, error: Callable[[Tensor, Tensor], Tensor], beta: flo
         kl = kl_divergence(q, Normal(torch.zeros_like(log_var), torch.ones_like(log_var))).sum(1).mean()
         return error(*outputs), kl
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        reconstruction, kl = terms()
-        loss = reconstruction + beta * kl
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
+    to_the_end(weights, terms, beta, max_eval=8000, tolerance_change=1e-11)
     return terms()[1].item(), int(((x @ encode.T).var(0) > 0.01).sum())
 
 
@@ -130,8 +136,6 @@ def trained_posteriors(x: Tensor, beta: float) -> float:
     decode, bias = 0.3 * normal(x.shape[1], LATENTS, seed=3), x.mean(0).logit(0.01)
     mu, log_std, below = 0.3 * normal(*size, seed=2), 0.0 * normal(*size), 0.0 * normal(*size, LATENTS)
     weights = [weight.requires_grad_() for weight in (decode, bias, mu, log_std, below)]
-    limits = {"max_iter": 2000, "max_eval": 4000, "tolerance_grad": 1e-8, "tolerance_change": 1e-12}
-    optimizer = torch.optim.LBFGS(weights, **limits, history_size=30, line_search_fn="strong_wolfe")  # type: ignore[arg-type]
     error = cross_entropy(x)
 
     def terms() -> tuple[Tensor, Tensor]:
@@ -142,14 +146,7 @@ def trained_posteriors(x: Tensor, beta: float) -> float:
 
     of_prior = MultivariateNormal(torch.zeros(LATENTS, dtype=x.dtype), torch.eye(LATENTS, dtype=x.dtype))
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        reconstruction, kl = terms()
-        loss = reconstruction + beta * kl
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
+    to_the_end(weights, terms, beta, max_eval=4000, tolerance_change=1e-12, history_size=30)
     return terms()[1].item()
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import dvc.logger  # noqa: F401  here: DVC's log keeps the stdout of its first import, and a test's own is closed after it
 import postgres
 import pytest
 from imports import ROOT

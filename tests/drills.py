@@ -20,7 +20,7 @@ from pipeline.base.files import sha256
 from pipeline.base.params import write
 from pipeline.data.download import NAMES
 
-EPOCHS = 4
+EPOCHS, LONG = 4, 40  # of a training; of one that takes seconds
 SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"validation_size": 60, "checksums": "SHA256SUMS", "mirrors": ["mirror"]},
     "judge": {"epochs": 1, "batch_size": 32},
@@ -184,6 +184,11 @@ def assert_sound(database: Path) -> None:
     twice = "SELECT run_uuid, key, step FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1"
     assert rows(database, twice) == []
     assert rows(database, "PRAGMA integrity_check") == [("ok",)]
+
+
+def more(fault: str, ended: Ended, usual: Ended) -> None:
+    """Shows what a fault cost, with `pytest -rP`."""
+    print(f"{fault}: {ended.seconds - usual.seconds:.1f} s more than {usual.seconds:.1f} s")
 
 
 def assert_words(ended: Ended) -> None:

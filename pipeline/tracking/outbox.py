@@ -29,8 +29,9 @@ LONGEST_PAUSE_SECONDS = 300.0  # up to this
 CALL_SECONDS = 20.0  # the deadline of one record at a server
 BYTES_PER_SECOND = 200_000  # and longer for a file
 FIRST_SECONDS = 120.0  # how long the end of a run waits while mlflow is imported and a database created
-LEAST_PATIENCE, MOST_PATIENCE = 5.0, 30.0  # how long it waits for one record: a tenth of the process's time so far,
-LOCAL_PATIENCE = 30.0  # but for a file on this machine this, unless another program holds it
+LOCAL_PATIENCE = 30.0  # and for each record, if the store is a file on this machine that no other program holds.
+MOST_PATIENCE = 30.0  # Otherwise a tenth of the process's time so far, but no more than this, and at least until
+FIRST_ANSWER, NEXT_ANSWER = 2.0, 5.0  # so long after the record was sent: 5 s at a server that answered the last one
 
 OF_FILES = ("image", "artifact", "text", "model", "expect_model")  # kinds of records that need room on a disk
 
@@ -66,6 +67,7 @@ class Outbox:
         self._records: deque[Line] = deque()
         self._aside: list[Line] = []  # what could not be written to a disk
         self._attempts = 0
+        self._sent = 0.0  # when the last one was begun
         self._given_up = -1  # the attempt that was not waited for any longer
         self._failures = 0  # of the first record
         self._hurried = False  # makes no pause
@@ -127,7 +129,10 @@ class Outbox:
             return FIRST_SECONDS
         if self._is_local and not _is_locked(self.uri):
             return LOCAL_PATIENCE
-        return min(max((time.monotonic() - self._began) / 10, LEAST_PATIENCE), MOST_PATIENCE)
+        now = time.monotonic()
+        answer = NEXT_ANSWER if self._attempts and not self._is_local else FIRST_ANSWER
+        answer = 0.0 if self._failures else answer
+        return max(min((now - self._began) / 10, MOST_PATIENCE), self._sent + answer - now)
 
     def _adopt(self, key: str = "*") -> None:
         """Takes over what processes have left that ended before all was sent. A run left open has failed."""
@@ -154,6 +159,7 @@ class Outbox:
             failure: Exception | None = None
             try:
                 self._connect()
+                self._sent = time.monotonic()
                 self._send_in_time(line)
             except Exception as error:
                 failure = error

@@ -1,6 +1,7 @@
 """A small project, a program that forks its stages, and the table of `make faults`."""
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import drills
 import pytest
 from stores import forget
 
+from pipeline.base.params import write
 from pipeline.tracking import local
 
 
@@ -35,6 +37,25 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, zygote: drills.Zygote, em
         ended = zygote.run(folder, stage)
         assert ended.status == 0, ended.said
     return folder
+
+
+@pytest.fixture
+def project(prepared: Path, tmp_path: Path) -> Path:
+    """A project that trains for seconds."""
+    shutil.copytree(prepared, tmp_path / "project")
+    write({("train", "epochs"): drills.LONG}, tmp_path / "project/params.yaml")
+    return tmp_path / "project"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    prepared: Path, zygote: drills.Zygote, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, drills.Ended]:
+    """Where a training of the same went undisturbed, and how it ended."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "project"
+    shutil.copytree(prepared, folder)
+    write({("train", "epochs"): drills.LONG}, folder / "params.yaml")
+    return folder, zygote.run(folder, "train")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

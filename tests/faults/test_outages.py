@@ -12,15 +12,12 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from drills import SETTINGS, Ended, Zygote, assert_sound, assert_whole_records, left, rows
+from drills import LONG, SETTINGS, Ended, Zygote, assert_sound, assert_whole_records, left, more, rows
 from imports import ROOT
 from servers import Tracking, expiring
 
-from pipeline.base.params import write
-
 pytestmark = pytest.mark.slow
 
-EPOCHS = 40
 WHOLE = int(os.environ.get("FAULTS", "0")) >= 1000
 SECONDS = 30.0 if WHOLE else 3.0  # that a database is locked, or a server away
 
@@ -36,21 +33,6 @@ def until(happened: Callable[[], object]) -> None:
     raise AssertionError("it never happened")
 
 
-@pytest.fixture
-def project(prepared: Path, tmp_path: Path) -> Path:
-    """A project that trains for a few seconds."""
-    shutil.copytree(prepared, tmp_path / "project")
-    write({("train", "epochs"): EPOCHS}, tmp_path / "project/params.yaml")
-    return tmp_path / "project"
-
-
-@pytest.fixture
-def undisturbed(project: Path, zygote: Zygote, tmp_path: Path) -> Ended:
-    """A training of the same in tmp_path/whole."""
-    shutil.copytree(project, tmp_path / "whole")
-    return zygote.run(tmp_path / "whole", "train")
-
-
 @contextmanager
 def locked(database: Path) -> Iterator[None]:
     """Another program holds the file."""
@@ -60,7 +42,7 @@ def locked(database: Path) -> Iterator[None]:
 
 
 def test_a_locked_mlflow_database_stops_no_training(
-    project: Path, zygote: Zygote, undisturbed: Ended, tmp_path: Path
+    project: Path, zygote: Zygote, undisturbed: tuple[Path, Ended]
 ) -> None:
     """The training comes to its end while the file is still locked."""
     database = project / "mlflow.db"
@@ -71,10 +53,10 @@ def test_a_locked_mlflow_database_stops_no_training(
             ended = training.result()
     assert ended.status == 0, ended.said
     assert "cvae sync" in ended.said
-    print(f"mlflow.db locked: {ended.seconds - undisturbed.seconds:.1f} s more than {undisturbed.seconds:.1f} s")
-    assert left(project) == left(tmp_path / "whole")
+    more("mlflow.db locked", ended, undisturbed[1])
+    assert left(project) == left(undisturbed[0])
     assert zygote.run(project, "evaluate").status == 0
-    assert_whole_records(project, EPOCHS)
+    assert_whole_records(project, LONG)
 
 
 def test_a_locked_database_of_studies_is_waited_for(prepared: Path, zygote: Zygote, tmp_path: Path) -> None:
@@ -95,7 +77,7 @@ def test_a_locked_database_of_studies_is_waited_for(prepared: Path, zygote: Zygo
 
 @pytest.mark.parametrize("how", ["killed", "expired"] if WHOLE else ["expired"])
 def test_a_server_that_goes_or_refuses_in_the_middle_gets_everything_later(
-    project: Path, zygote: Zygote, undisturbed: Ended, empty_database: Path, tmp_path: Path, how: str
+    project: Path, zygote: Zygote, undisturbed: tuple[Path, Ended], empty_database: Path, tmp_path: Path, how: str
 ) -> None:
     """Also what waits when the process has ended: `cvae sync` sends it."""
     database, tracking = tmp_path / "mlflow.db", Tracking(tmp_path)
@@ -112,14 +94,14 @@ def test_a_server_that_goes_or_refuses_in_the_middle_gets_everything_later(
             ended = training.result()
             assert ended.status == 0, ended.said
             assert "cvae sync" in ended.said
-            print(f"{how}: {ended.seconds - undisturbed.seconds:.1f} s more than {undisturbed.seconds:.1f} s")
-            assert left(project) == left(tmp_path / "whole")
+            more(how, ended, undisturbed[1])
+            assert left(project) == left(undisturbed[0])
             if how == "killed":
                 tracking.start()
             expired.clear()
             sync = [sys.executable, "-m", "pipeline.cli", "sync"]
             environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": address}
             subprocess.run(sync, cwd=project, env=environment, check=True)
-        assert_whole_records(project, EPOCHS, database)
+        assert_whole_records(project, LONG, database)
     finally:
         tracking.kill()

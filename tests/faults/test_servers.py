@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from drills import EPOCHS, Zygote, assert_whole_records, left
+from drills import LONG, Ended, Zygote, assert_whole_records, left, more
 from servers import Tracking, bad
 
 pytestmark = pytest.mark.slow
@@ -67,23 +67,18 @@ def test_a_password_is_in_no_file_and_on_no_line(
 
 @pytest.mark.parametrize("behaviour", ["hang", "drop", "500", "401", "html"])
 def test_a_bad_server_stops_no_training_and_gets_its_records_later(
-    prepared: Path, zygote: Zygote, tracking: Tracking, tmp_path: Path, behaviour: str
+    project: Path, zygote: Zygote, undisturbed: tuple[Path, Ended], tracking: Tracking, behaviour: str
 ) -> None:
-    folder = tmp_path / "project"
-    shutil.copytree(prepared, folder)
-    whole = tmp_path / "whole"
-    shutil.copytree(prepared, whole)
-    usual = zygote.run(whole, "train").seconds
     with bad(behaviour) as address:
-        ended = zygote.run(folder, "train", MLFLOW_TRACKING_URI=address)
+        ended = zygote.run(project, "train", MLFLOW_TRACKING_URI=address)
     assert ended.status == 0, ended.said
     assert "cvae sync" in ended.said
-    print(f"{behaviour}: {ended.seconds - usual:.1f} s more than {usual:.1f} s")
-    assert left(folder) == left(whole)
+    more(behaviour, ended, undisturbed[1])
+    assert left(project) == left(undisturbed[0])
     # The server is mended, at the same address for all that the records know.
-    for path in (folder / ".cvae/outbox").glob("*.jsonl"):
+    for path in (project / ".cvae/outbox").glob("*.jsonl"):
         path.write_text(path.read_text().replace(address, tracking.address))
-    ended = zygote.run(folder, "evaluate", MLFLOW_TRACKING_URI=tracking.address)
+    ended = zygote.run(project, "evaluate", MLFLOW_TRACKING_URI=tracking.address)
     assert ended.status == 0, ended.said
-    pointer = json.loads((folder / "models/run.json").read_text())
-    assert_whole_records(folder, EPOCHS, tracking.folder / "mlflow.db", pointer["run_key"])
+    pointer = json.loads((project / "models/run.json").read_text())
+    assert_whole_records(project, LONG, tracking.folder / "mlflow.db", pointer["run_key"])

@@ -7,6 +7,7 @@ import ast
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.data.splits import Split
     from pipeline.measure.doctor import Case, Diagnosis
+    from pipeline.stages.saved import Saved
     from pipeline.training.objective import ObjectiveParams
 
 CURVES = ("validation/reconstruction", "validation/kl")
@@ -79,47 +81,57 @@ def of_file(path: Path, history: Sequence[Mapping[str, float]] = ()) -> Gathered
     history: its epochs, if known. Otherwise those of reports/history.csv are used, if they are this model's.
     """
     from pipeline.base.device import pick_device
-    from pipeline.base.params import load_key, parse
-    from pipeline.measure.doctor import Case
+    from pipeline.base.params import load_key
     from pipeline.measure.evaluator import Evaluator
     from pipeline.stages.saved import load_cvae, load_judges, load_splits
-    from pipeline.training.objective import ObjectiveParams
 
     saved = load_cvae(path, device := pick_device(load_key(str, "train", "device")))
-    aim = parse(ObjectiveParams, saved.params["objective"], f"{path}: objective")
     figures: dict[str, float] = {}
-    measured, hints, per_class = "nothing measured", [], None
+    case, measured, hints, per_class = case_of(saved, path, figures, history), "nothing measured", [], None
     if PREPARED.exists():
         train, validation = load_splits(PREPARED, "train", "validation", device=device)
         judges = load_judges(JUDGE, device) if JUDGE.exists() else None
-        evaluator = Evaluator(judges, validation, train, aim.pixels, seed=0)
-        figures = evaluator.fit_figures(saved.model)
-        figures |= _spectrum(train, aim, saved.model.latent_size)
+        evaluator = Evaluator(judges, validation, train, case.aim.pixels, seed=0)
+        figures |= evaluator.fit_figures(saved.model)
+        figures |= _spectrum(train, case.aim, saved.model.latent_size)
         if judges is not None:
             samples = evaluator.sample_figures(saved.model, saved.density)
-            figures, per_class = figures | samples.figures, samples.per_class
+            figures |= samples.figures
+            per_class = samples.per_class
         measured = f"measured on {len(validation):,} validation images"
     if "prior/class_accuracy" not in figures:
         hints.append("`dvc repro judge` trains the judge that reads samples, and gets the images to measure with")
     elif "nll" not in figures:
         hints.append("`dvc repro evaluate` measures the nll and its effective samples, which takes longer")
-    if not (history := history or _history(saved.params)):
+    if not case.history:
         hints.append("`cvae doctor runs:/RUN_ID` reads the epochs that MLflow recorded")
-    architecture = saved.model.architecture
-    case = Case(aim, figures, history, architecture.prior, architecture.conditioning)
     return Gathered(str(path), measured, case, hints, per_class)
+
+
+def case_of(
+    saved: "Saved", path: Path, figures: Mapping[str, float], history: Sequence[Mapping[str, float]] = ()
+) -> "Case":
+    """The case of the model in a file. history: as for `of_file`."""
+    from pipeline.base.params import parse
+    from pipeline.measure.doctor import Case
+    from pipeline.training.objective import ObjectiveParams
+
+    aim, architecture = (
+        parse(ObjectiveParams, saved.params["objective"], f"{path}: objective"),
+        saved.model.architecture,
+    )
+    return Case(aim, figures, history or _history(saved.params), architecture.prior, architecture.conditioning)
 
 
 def _spectrum(train: "Split", aim: "ObjectiveParams", latents: int) -> dict[str, float]:
     """What the spectrum of the data expects of a model; nothing where it is not known."""
     from pipeline.weight.spectrum import of_split
 
-    try:
+    with suppress(UserError):
         found = of_split(train, aim.likelihood, aim.pixels, aim.sigma)
         active = found.active(aim.kl_weight, latents)
-    except UserError:
-        return {}
-    return {"spectrum/collapse_weight": found.collapse(latents), "spectrum/active_units": active}
+        return {"spectrum/collapse_weight": found.collapse(latents), "spectrum/active_units": active}
+    return {}
 
 
 def _history(params: Mapping[str, Any]) -> list[dict[str, float]]:
@@ -171,10 +183,9 @@ def of_run(uri: str) -> Gathered:
 
 def _value(text: str) -> Any:
     """A param that MLflow holds as the text of a Python value."""
-    try:
+    with suppress(ValueError, SyntaxError):
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    return text
 
 
 def screen(gathered: Gathered, diagnosis: "Diagnosis", columns: int) -> str:

@@ -139,8 +139,8 @@ def test_an_experiment_is_its_run_in_mlflow_and_a_study_its_best(
 
     monkeypatch.setattr(handing, "_other", of_run)
     monkeypatch.setattr("pipeline.tracking.local.find", find)
-    monkeypatch.setattr(handing, "_trials", lambda: {"headings": ["β"], "rows": [["0.3 ★"]], "pictures": []})
-    monkeypatch.setattr(handing, "_answer", list)
+    trials = {"headings": ["β"], "rows": [["0.3 ★"]], "pictures": []}
+    monkeypatch.setattr(handing, "_study", lambda **_: {"answer": [], "trials": trials})
     assert cvae(f"report --html report.html heavier study {MODEL}").status == 0
     assert opened == ["runs:/0a1b", "runs:/77", MODEL]
     html = (evaluated / "report.html").read_text(encoding="utf-8")

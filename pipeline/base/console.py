@@ -31,7 +31,6 @@ def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
 
     timed: whether it says at its end how long it took.
     """
-    _signals.clear()
     atexit.register(gc.freeze)  # a last collection of torch's and MLflow's objects would take a second
     try:
         signal.signal(signal.SIGTERM, _terminated)
@@ -58,6 +57,8 @@ def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
         sys.stdout.flush()
         print(f"{terminal.painted('error:', 'red', sys.stderr)} {_in_a_line(words)}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        _signals.clear()
     sys.exit(0)
 
 
@@ -73,6 +74,12 @@ def _not_raised(what: "sys.UnraisableHookArgs") -> None:
         threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
     else:
         sys.__unraisablehook__(what)
+
+
+def _end_if_asked() -> None:
+    """A library may take the KeyboardInterrupt for a fault of its own and go on: the next step of a bar raises it."""
+    if _signals:
+        raise KeyboardInterrupt(_signals[-1])
 
 
 def _end_with_parent() -> None:
@@ -138,6 +145,7 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Step]:
         said = [""]
 
         def line(at: int, note: str, live: str = "") -> None:
+            _end_if_asked()
             if (note and note != said[0]) or not (note or live):
                 print(f"{title} {at}/{total}  {note}".rstrip(), flush=True)
             said[0] = note or said[0]
@@ -158,7 +166,12 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Step]:
     )
     with Progress(*columns, expand=True) as progress:
         task = progress.add_task(title, total=total, completed=done, note="")
-        yield lambda at, note, live="": progress.update(task, completed=at, note=live or note)
+
+        def step(at: int, note: str, live: str = "") -> None:
+            _end_if_asked()
+            progress.update(task, completed=at, note=live or note)
+
+        yield step
 
 
 @contextmanager

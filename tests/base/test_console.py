@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -131,6 +132,20 @@ def test_a_signal_that_a_library_turns_into_another_error_ends_the_program(capsy
     with pytest.raises(SystemExit) as end:
         console.run(main)
     assert (end.value.code, capsys.readouterr().err) == (143, "\ninterrupted: complete results are kept\n")
+
+
+def test_a_signal_that_a_library_loses_ends_the_program_at_the_next_step(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        with console.bar("train", 2) as bar:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+                time.sleep(5)
+            bar(1, "one")
+
+    with pytest.raises(SystemExit) as ended:
+        console.run(main)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "\ninterrupted: complete results are kept\n"
 
 
 def test_a_stage_of_a_dvc_that_was_killed_ends(tmp_path: Path) -> None:

@@ -22,22 +22,20 @@ def curve(
     cvae curve
     cvae curve --out curve.png
     """
-    import pandas as pd
-
     from pipeline.base import console
-    from pipeline.base.errors import UserError
     from pipeline.base.paths import CURVE_TABLE, SEEDS
+    from pipeline.stages.saved import load_table
     from pipeline.weight.curve import best_weights
 
-    try:
-        table = pd.read_csv(CURVE_TABLE)
-    except FileNotFoundError:
-        raise UserError(f"{CURVE_TABLE} not found: run `dvc repro curve` first") from None
-    rows = table[["kl_weight", *(f"validation/{name}" for name in COLUMNS)]].to_numpy().tolist()
+    names = ["kl_weight", *(f"validation/{name}" for name in COLUMNS)]
+    table = load_table(CURVE_TABLE, "run `dvc repro curve` first")
+    rows = table[names].to_numpy().tolist()
     console.table("One network at every KL weight, on validation", ("β", *COLUMNS), rows)
     for sampler, weight in best_weights(table).items():
         print(f"Lowest frechet with the {sampler} sampler: β = {weight:g}")
     if out is not None:
+        import pandas as pd
+
         from pipeline.show.curve import curve_figure
         from pipeline.show.style import save
 

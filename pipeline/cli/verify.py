@@ -182,12 +182,12 @@ def _changes(status: list[Any]) -> Iterator[tuple[str, str, str]]:
 
 def _training(links: Links) -> None:
     from pipeline.base.params import digest
-    from pipeline.stages.saved import data_of_curve, load_pointer, params_of
+    from pipeline.stages.saved import load_pointer, params_of
 
     data = sha256(PREPARED) if PREPARED.exists() else None
     if CURVE.exists() and data:
         other = f"{CURVE} was trained on other data than {PREPARED}: `dvc repro curve`"
-        links.hold(data_of_curve(CURVE) == data, other)
+        links.hold(params_of(CURVE, "curve")["data"] == data, other)
     if not (RUN.exists() or MODEL.exists()):
         links.unchecked.append("no model was trained here yet: `dvc repro train`")
         return
@@ -244,10 +244,10 @@ def _evaluation(links: Links, run: Any, where: str) -> None:
     """The figures in reports/ against those of the run, or of an evaluation below it that measured in another way."""
     from pipeline.cli.handing import flattened
     from pipeline.measure.evaluator import with_split
-    from pipeline.stages.saved import load_history, load_json
+    from pipeline.stages.saved import REMEDY, load_json, load_table
     from pipeline.tracking.local import below
 
-    last = load_history(HISTORY).iloc[-1].drop(["epoch", "step"])
+    last = load_table(HISTORY, REMEDY["cvae"]).iloc[-1].drop(["epoch", "step"])
     history = {str(name): float(value) for name, value in last.items()}
     is_trial = run.data.tags.get("kind") == "trial"
     if not is_trial:  # whose last figures are means over its seeds

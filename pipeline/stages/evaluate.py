@@ -14,7 +14,7 @@ from pipeline.measure.sheets import sheets
 from pipeline.model.samples import Sampler, Shown
 from pipeline.show.model import evaluation_figures
 from pipeline.show.style import save_all
-from pipeline.stages.saved import load_cvae, load_history, load_judges, load_pointer, load_splits
+from pipeline.stages.saved import REMEDY, load_cvae, load_judges, load_pointer, load_splits, load_table
 from pipeline.tracking import runs as tracking
 from pipeline.training.objective import ObjectiveParams
 
@@ -23,7 +23,7 @@ def main() -> None:
     params, device = load(EvaluateParams, "evaluate"), pick_device(load_key(str, "train", "device"))
     sampler, shown = load_key(Sampler, "sample", "sampler"), load_key(Shown, "sample", "shown")
     experiment = load(tracking.TrackingParams, "tracking").experiment
-    history, trained = load_history(paths.HISTORY), load_pointer(paths.RUN)
+    history, trained = load_table(paths.HISTORY, REMEDY["cvae"]), load_pointer(paths.RUN)
     model, density, all_params = load_cvae(paths.MODEL, device)
     aim = parse(ObjectiveParams, all_params["objective"], f"{paths.MODEL}: objective")
     train, *splits = load_splits(paths.PREPARED, "train", "validation", "test", device=device)

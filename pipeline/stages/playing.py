@@ -20,7 +20,7 @@ from pipeline.model.density import Densities, Density
 from pipeline.model.multirate import MultiRate, Told
 from pipeline.model.samples import strip, symmetric_root
 from pipeline.show.page import page, png, steps, text
-from pipeline.stages.saved import load_curve, load_cvae, load_densities, load_json, load_splits
+from pipeline.stages.saved import load_curve, load_cvae, load_densities, load_json, load_splits, load_table
 
 TERMS = 20  # polynomials: what a layer is told is then right to 3e-4
 OF_DECODER, OF_ENCODER, OF_DENSITY = 15, 11, 12  # bits of a number: pixels to 1e-3, reconstructions to 1e-2
@@ -150,7 +150,7 @@ def write_page(out: Path, more: Mapping[str, Path] | None = None) -> None:
     model, _ = load_curve(CURVE)
     others = [_of_model(name, path, model.latent_size) for name, path in (more or {}).items()]
     (validation,) = load_splits(PREPARED, "validation")
-    curve = _table(CURVE_TABLE, "curve", "kl_weight", *FIGURES)
+    curve = load_table(CURVE_TABLE, "run `dvc repro curve` first", "kl_weight", *FIGURES)
     spectrum = load_json(SPECTRUM, "run `dvc repro spectrum` first")
     best = load_json(BEST, "run `dvc repro tune` first")
     html = page(content(model, load_densities(CURVE), validation, curve, spectrum, best, [*of_study(), *others]))
@@ -171,7 +171,7 @@ def _of_model(name: str, path: Path, latents: int) -> dict[str, Any]:
 
 def of_study() -> list[dict[str, str]]:
     """The samples of the study's trials, from the lowest weight to the highest."""
-    trials = _table(TRIALS, "tune", "trial", "validation/fitted/frechet")
+    trials = load_table(TRIALS, "run `dvc repro tune` first", "trial", "validation/fitted/frechet")
     frechet = dict(zip(trials["trial"], trials["validation/fitted/frechet"], strict=True))
     found = []
     for path in STUDY_SHEETS.glob("*.png"):
@@ -179,16 +179,3 @@ def of_study() -> list[dict[str, str]]:
         words = f"trial {number}, fitted frechet {frechet[int(number)]:.3g}"
         found.append((float(weight), {"name": f"β = {weight}", "words": words, "png": text(path.read_bytes())}))
     return [run for _, run in sorted(found, key=lambda pair: pair[0])]
-
-
-def _table(path: Path, stage: str, *columns: str) -> pd.DataFrame:
-    """These columns of a table of a stage. Raises UserError where one lacks a number."""
-    if not path.exists():
-        raise UserError(f"{path} not found: run `dvc repro {stage}` first")
-    try:
-        table = pd.read_csv(path)[list(columns)].astype(float)
-        if table.empty or table.isna().to_numpy().any():
-            raise ValueError
-        return table
-    except (OSError, ValueError, KeyError):  # pandas' own errors are ValueErrors
-        raise UserError(f"{path} lacks a figure of this version: delete it, and run `dvc repro {stage}`") from None

@@ -37,12 +37,12 @@ REMEDY = {  # of each kind of file
     "completion": "run `dvc repro completion/dvc.yaml` first",
     "training": "the training starts anew",
 }
-MODEL, DENSITY = "model.", "density."  # how the names of tensors begin
 
 # What reading a file that is something else can raise; the last is of JSON with thousands of brackets.
 GARBAGE = (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, UserError, RecursionError)
 
 M = TypeVar("M", bound="nn.Module")
+Groups = Mapping[str, "Mapping[str, Tensor]"]  # what a file holds: the tensor `model.mu` is `mu` of the group `model`
 
 
 class Saved(NamedTuple):
@@ -76,28 +76,21 @@ def load_splits(path: Path, *names: str, device: "torch.device | str" = "cpu") -
 
 def save_judges(path: Path, judges: "Judges", params: Mapping[str, Any]) -> None:
     """The weights of both judges, and the params they were trained with (plain values)."""
-    tensors: dict[str, Tensor] = {}
-    for name, judge in judges._asdict().items():
-        tensors |= _prefixed(f"{name}.", judge.state_dict())
-    _write(path, "judge", tensors, params)
+    _write(path, "judge", {name: judge.state_dict() for name, judge in judges._asdict().items()}, params)
 
 
 def load_judges(path: Path, device: "torch.device | str" = "cpu") -> "Judges":
     """Both judges, ready to read. Raises UserError."""
     from pipeline.measure.judge import Judges, build
 
-    judges = []
     with _opened(path, "judge") as (file, _):
-        for name in Judges._fields:
-            judges.append(judge := build(seed=0))
-            judge.load_state_dict(_tensors(file, f"{name}."))
-        return Judges(*(_ready(judge, device) for judge in judges))
+        groups = _groups(file)
+        return Judges(*(_loaded(build(seed=0), groups[name], device) for name in Judges._fields))
 
 
 def save_cvae(path: Path, model: "CVAE", density: "Density", params: Mapping[str, Any]) -> None:
     """Weights, fitted density and all params (plain values, by section)."""
-    tensors = _prefixed(MODEL, model.state_dict()) | _prefixed(DENSITY, density._asdict())
-    _write(path, "cvae", tensors, params)
+    _write(path, "cvae", {"model": model.state_dict(), "density": density._asdict()}, params)
 
 
 def load_cvae(path: Path, device: "torch.device | str" = "cpu") -> Saved:
@@ -108,24 +101,22 @@ def load_cvae(path: Path, device: "torch.device | str" = "cpu") -> Saved:
     from pipeline.training.objective import ObjectiveParams
 
     with _opened(path, "cvae") as (file, params):
-        architecture = resolve(parse(ModelParams, params["model"], "model"))
+        groups, architecture = _groups(file), resolve(parse(ModelParams, params["model"], "model"))
         aim = parse(ObjectiveParams, params["objective"], "objective")
-        model = build(architecture, 0, aim.likelihood, aim.sigma)
-        model.load_state_dict(_tensors(file, MODEL))
-        density = Density(**{name: tensor.float().to(device) for name, tensor in _tensors(file, DENSITY).items()})
-        return Saved(_ready(model, device), density, params)
+        model = _loaded(build(architecture, 0, aim.likelihood, aim.sigma), groups["model"], device)
+        density = Density(**{name: tensor.float().to(device) for name, tensor in groups["density"].items()})
+        return Saved(model, density, params)
 
 
-def params_of(path: Path) -> dict[str, Any]:
-    """All params that a CVAE was trained with, by section. Raises UserError."""
-    with _opened(path, "cvae") as (_, params):
+def params_of(path: Path, kind: str = "cvae") -> dict[str, Any]:
+    """All params that a model was trained with, by section; a curve's also `data`, its hash. Raises UserError."""
+    with _opened(path, kind) as (_, params):
         return params
 
 
 def save_curve(path: Path, model: "MultiRate", params: Mapping[str, Any], densities: "Densities | None" = None) -> None:
     """The multi-rate CVAE's weights, densities along the weight, three sections of params, and the hash of the data."""
-    tensors = _prefixed(MODEL, model.state_dict()) | _prefixed(DENSITY, densities.tensors() if densities else {})
-    _write(path, "curve", tensors, params)
+    _write(path, "curve", {"model": model.state_dict(), "density": densities.tensors() if densities else {}}, params)
 
 
 def load_curve(path: Path) -> "tuple[MultiRate, dict[str, Any]]":
@@ -139,8 +130,7 @@ def load_curve(path: Path) -> "tuple[MultiRate, dict[str, Any]]":
         aim = parse(ObjectiveParams, params["objective"], "objective")
         weight = parse(WeightParams, params["weight"], "weight")
         model = build(parse(ModelParams, params["model"], "model"), aim, weight, seed=0)
-        model.load_state_dict(_tensors(file, MODEL))
-    return _ready(model, "cpu"), params
+        return _loaded(model, _groups(file)["model"], "cpu"), params
 
 
 def load_densities(path: Path) -> "Densities":
@@ -148,20 +138,14 @@ def load_densities(path: Path) -> "Densities":
     from pipeline.model.density import Densities, Density
 
     with _opened(path, "curve") as (file, _):
-        tensors = _tensors(file, DENSITY)
+        tensors = _groups(file)["density"]
         return Densities(tensors.pop("kl_weights"), Density(**tensors))
-
-
-def data_of_curve(path: Path) -> str:
-    """The hash of the prepared data that a curve was trained on. Raises UserError."""
-    with _opened(path, "curve") as (_, params):
-        return str(params["data"])
 
 
 def save_completer(path: Path, model: "Completer") -> None:
     """Weights and sizes of a completer, or of the deterministic network beside it."""
     sizes = {"latent_size": model.latent_size, "hidden": model.hidden}
-    _write(path, "completion", _prefixed(MODEL, model.state_dict()), sizes)
+    _write(path, "completion", {"model": model.state_dict()}, sizes)
 
 
 def load_completer(path: Path, device: "torch.device | str" = "cpu") -> "Completer":
@@ -169,9 +153,7 @@ def load_completer(path: Path, device: "torch.device | str" = "cpu") -> "Complet
     from pipeline.completion.model import Completer
 
     with _opened(path, "completion") as (file, sizes):
-        model = Completer(**sizes)
-        model.load_state_dict(_tensors(file, MODEL))
-        return _ready(model, device)
+        return _loaded(Completer(**sizes), _groups(file)["model"], device)
 
 
 def kind(path: Path) -> str:
@@ -206,7 +188,7 @@ def resume_training(path: Path, training: "Training[Any]") -> dict[str, Any] | N
             notes, epoch = saved["notes"], saved["epoch"]
             if len(notes.get("history", range(epoch))) != epoch:
                 raise ValueError("its history is of another length")
-            restore(training, _tensors(file), epoch)
+            restore(training, _groups(file), epoch)
             return notes
     except UserError as error:
         aside = path.with_suffix(".broken")
@@ -223,19 +205,20 @@ def load_pointer(path: Path, kind: str = "cvae") -> dict[str, Any]:
     return pointer
 
 
-def load_history(path: Path) -> "pd.DataFrame":
-    """A training's figures, a row for each epoch. Raises UserError."""
+def load_table(path: Path, remedy: str, *columns: str) -> "pd.DataFrame":
+    """These columns of a CSV table of ours, or all, with a number in every row. Raises UserError."""
     import pandas as pd
 
     try:
         table = pd.read_csv(path)
-        if table.empty or not all(map(pd.api.types.is_numeric_dtype, table.dtypes)):
+        table = table[list(columns)] if columns else table
+        if table.empty or table.isna().any(axis=None) or not all(map(pd.api.types.is_numeric_dtype, table.dtypes)):
             raise ValueError("it has no rows of numbers")
         return table
     except FileNotFoundError:
-        raise UserError(f"{path} not found: {REMEDY['cvae']}") from None
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise UserError(f"{path} is no history of a training ({_first_line(error)}): {REMEDY['cvae']}") from None
+        raise UserError(f"{path} not found: {remedy}") from None
+    except (OSError, ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+        raise UserError(f"{path} can't be read ({_first_line(error)}): {remedy}") from None
 
 
 def load_json(path: Path, remedy: str, *keys: str) -> dict[str, Any]:
@@ -255,7 +238,8 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(":")
 
 
-def _write(path: Path, kind: str, tensors: "Mapping[str, Tensor]", params: Mapping[str, Any]) -> None:
+def _write(path: Path, kind: str, groups: Groups, params: Mapping[str, Any]) -> None:
+    tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
     write_tensors(path, tensors, {"kind": kind, "params": json.dumps(params)})
 
 
@@ -280,18 +264,18 @@ def _opened(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
         raise UserError(f"{path} holds no {kind} of this version of the project ({reason}): {REMEDY[kind]}") from None
 
 
-def _tensors(file: Any, prefix: str = "") -> "dict[str, Tensor]":
-    """The tensors whose names begin with `prefix`, without it."""
-    names = file.keys()  # the file itself is no mapping
-    return {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
+def _groups(file: Any) -> "dict[str, dict[str, Tensor]]":
+    """All tensors, as `_write` was given them."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for whole in file.keys():  # noqa: SIM118 (the file itself is no mapping)
+        group, _, name = whole.partition(".")
+        groups.setdefault(group, {})[name] = file.get_tensor(whole)
+    return groups
 
 
-def _ready(model: M, device: "torch.device | str") -> M:
-    """Raises ValueError if a weight is NaN or infinite."""
+def _loaded(model: M, weights: "Mapping[str, Tensor]", device: "torch.device | str") -> M:
+    """The model with these weights, ready to use. Raises RuntimeError or ValueError where they don't fit or count."""
+    model.load_state_dict(weights)
     if not all(weight.isfinite().all() for weight in model.state_dict().values()):
         raise ValueError("a weight is not a finite number")
     return model.to(device).eval().requires_grad_(requires_grad=False)
-
-
-def _prefixed(prefix: str, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    return {prefix + name: tensor for name, tensor in tensors.items()}

@@ -13,7 +13,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -245,11 +244,15 @@ def find(uri: str, run_id: str, key: str = "") -> Any:
         return within(READ_SECONDS, lambda: _found(client, run_id, key))
 
 
+def by_key(client: Any, experiments: list[str], key: str) -> Any:
+    """The run with this key; None if there is none."""
+    return next(iter(client.search_runs(experiments, f"tags.{KEY} = '{key}'", max_results=1)), None)
+
+
 def _found(client: Any, run_id: str, key: str) -> Any:
     try:
         if not run_id and key:
-            places = [experiment.experiment_id for experiment in client.search_experiments()]
-            return next(iter(client.search_runs(places, f"tags.{KEY} = '{key}'", max_results=1)), None)
+            return by_key(client, [experiment.experiment_id for experiment in client.search_experiments()], key)
         run = client.get_run(run_id)
     except Exception as error:
         if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
@@ -305,31 +308,3 @@ def history_of(run: Any, store: str, names: Sequence[str]) -> list[tuple[int, di
             for point in connect(store).get_metric_history(run.info.run_id, name):
                 rows.setdefault(point.step, {})[name] = point.value
     return sorted(rows.items())
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """The content of an MLflow run. history: one row per step, with the last value of each requested metric."""
-
-    name: str
-    params: dict[str, str]
-    metrics: dict[str, float]
-    history: list[dict[str, float]]
-    has_model: bool
-
-
-def recorded(uri: str, root: Path, curves: Sequence[str]) -> Recorded:
-    """Reads the run at `runs:/<run id>`, with the whole history of the metrics in `curves`.
-
-    Raises UserError if there is no such run.
-    """
-    run, store = named(uri, root)
-    every = params_of(run, store)
-    return Recorded(
-        name=run.info.run_name,
-        params=dict(run.data.params)
-        | {f"{name}.{key}".rstrip("."): str(value) for name, one in every.items() for key, value in one.items()},
-        metrics=dict(run.data.metrics),
-        history=[row for _, row in history_of(run, store, curves)],
-        has_model=bool(run.outputs and run.outputs.model_outputs),
-    )

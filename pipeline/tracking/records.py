@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.base import console
 from pipeline.base.addresses import shown
 from pipeline.tracking import package
-from pipeline.tracking.local import KEY, experiment_id
+from pipeline.tracking.local import KEY, by_key, experiment_id
 
 
 @dataclass
@@ -57,16 +57,10 @@ class Delivery:
             yield Path(folder, name)
 
 
-def by_key(client: Any, experiment: str, key: str) -> Any:
-    """The run with this key; None if there is none."""
-    found = client.search_runs([experiment], f"tags.{KEY} = '{key}'", max_results=1)
-    return found[0] if found else None
-
-
 def _open(it: Delivery) -> None:
     """Creates the run, or goes on with one of its key: of a killed process, or of a request without answer."""
     experiment = experiment_id(it.client, it.record["experiment"])
-    found = by_key(it.client, experiment, it.to.key)
+    found = by_key(it.client, [experiment], it.to.key)
     if found is not None:
         it.to.know(found)
         if found.info.status != "RUNNING":

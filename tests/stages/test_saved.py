@@ -134,11 +134,15 @@ def test_a_file_that_is_no_checkpoint_is_put_aside_and_changes_nothing(
     assert said.count("\n") == 1
 
 
+def load_history(path: Path) -> Any:
+    return files.load_table(path, files.REMEDY["cvae"])
+
+
 POINTERS = ("", "null", "[]", "{}", "[" * 100_000, '{"run_id": 1, "tracking_uri": ""}', "\0")
 HISTORIES = ("", "epoch,kl\n", "\0\0", "<html>", 'epoch,kl\n1,"a\nb"', "epoch\n1,2\n1,2,3\n")
 
 
-@pytest.mark.parametrize(("load", "contents"), [(files.load_pointer, POINTERS), (files.load_history, HISTORIES)])
+@pytest.mark.parametrize(("load", "contents"), [(files.load_pointer, POINTERS), (load_history, HISTORIES)])
 def test_a_file_that_is_no_pointer_or_no_history_is_refused_with_the_remedy(
     tmp_path: Path, load: Callable[[Path], Any], contents: tuple[str, ...]
 ) -> None:

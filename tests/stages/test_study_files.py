@@ -131,7 +131,7 @@ def test_the_curves_best_weights_are_read_unless_it_is_of_other_data_or_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(files, "data_of_curve", lambda _: "ours")
+    monkeypatch.setattr(files, "params_of", lambda *_: {"data": "ours"})
     assert read_curve("ours") == {}
     CURVE_TABLE.parent.mkdir(parents=True)
     curve = {"kl_weight": [0.1234, 2.0], "validation/fitted/frechet": [4, 9], "validation/prior/frechet": [90, 9]}
@@ -140,5 +140,5 @@ def test_the_curves_best_weights_are_read_unless_it_is_of_other_data_or_broken(
     with refused("curve.csv is the curve of other data than .*: run `dvc repro curve`"):
         read_curve("theirs")
     CURVE_TABLE.write_text("kl_weight\n", encoding="utf-8")
-    with refused("curve.csv is no table of a curve .*: run `dvc repro curve`"):
+    with refused("curve.csv can't be read .*: run `dvc repro curve`"):
         read_curve("ours")

@@ -9,32 +9,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.base import console
+from pipeline.base import console, paths
 from pipeline.base.device import pick_device
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256, write_json, write_table
 from pipeline.base.params import load, load_key
-from pipeline.base.paths import (
-    BEST,
-    CURVE,
-    CURVE_TABLE,
-    JUDGE,
-    PREPARED,
-    SEEDS,
-    SPECTRUM,
-    STUDY_FIGURES,
-    STUDY_SHEETS,
-    TRIALS,
-)
 from pipeline.data.splits import Split
 from pipeline.measure.evaluator import QUICK_TRAIN, Draws, Evaluator
 from pipeline.model.cvae import ModelParams, resolve
 from pipeline.model.density import Components
+from pipeline.model.samples import SAMPLERS
 from pipeline.show.pictures import save_png
 from pipeline.show.spectrum import spectrum_of_trials
 from pipeline.show.study import study_figures
 from pipeline.show.style import save_all
-from pipeline.stages.saved import data_of_curve, load_json, load_judges, load_splits
+from pipeline.stages.saved import load_json, load_judges, load_splits, load_table, params_of
 from pipeline.study.found import state
 from pipeline.study.queue import Study, open_study
 from pipeline.study.race import ERROR_RATE
@@ -49,10 +38,10 @@ from pipeline.weight.curve import best_weights
 
 def read_setting(needs_files: bool = True) -> Setting:
     """The study of params.yaml. Raises UserError where a value is wrong or, if needed, a stage has not run yet."""
-    for path, stage in ((PREPARED, "prepare"), (JUDGE, "judge")):
+    for path, stage in ((paths.PREPARED, "prepare"), (paths.JUDGE, "judge")):
         if needs_files and not path.exists():
             raise UserError(f"{path} not found: run `dvc repro {stage}` first")
-    data = sha256(PREPARED) if needs_files else ""
+    data = sha256(paths.PREPARED) if needs_files else ""
     return Setting(
         tune=load(TuneParams, "tune"),
         architecture=resolve(load(ModelParams, "model")),
@@ -60,7 +49,7 @@ def read_setting(needs_files: bool = True) -> Setting:
         train=load(TrainParams, "train"),
         components=load_key(Components, "sample", "components"),
         nll_draws=load_key(Draws, "evaluate", "nll_draws"),
-        hashes={"data": data, "judge": sha256(JUDGE)} if needs_files else {},
+        hashes={"data": data, "judge": sha256(paths.JUDGE)} if needs_files else {},
         curve=read_curve(data) if needs_files else {},
     )
 
@@ -70,21 +59,19 @@ def read_curve(data: str) -> dict[str, float]:
 
     data: the hash of the study's data. Raises UserError where the curve was trained on other data.
     """
-    if not CURVE_TABLE.exists():
+    if not paths.CURVE_TABLE.exists():
         return {}
-    if data_of_curve(CURVE) != data:
-        raise UserError(f"{CURVE_TABLE} is the curve of other data than {PREPARED}: run `dvc repro curve`")
-    try:
-        return best_weights(pd.read_csv(CURVE_TABLE))
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{CURVE_TABLE} is no table of a curve ({error}): run `dvc repro curve`") from error
+    if params_of(paths.CURVE, "curve")["data"] != data:
+        raise UserError(f"{paths.CURVE_TABLE} is the curve of other data than {paths.PREPARED}: run `dvc repro curve`")
+    columns = (f"validation/{sampler}/frechet" for sampler in SAMPLERS)
+    return best_weights(load_table(paths.CURVE_TABLE, "run `dvc repro curve`", "kl_weight", *columns))
 
 
 def read_bench(setting: Setting, device_name: str = "") -> tuple[Split, Evaluator]:
     """The training split, and what measures on the validation split, on that device, or on that of train.device."""
     device = pick_device(device_name or setting.train.device)
-    train, validation = load_splits(PREPARED, "train", "validation", device=device)
-    judges = load_judges(JUDGE, device)
+    train, validation = load_splits(paths.PREPARED, "train", "validation", device=device)
+    judges = load_judges(paths.JUDGE, device)
     return train, Evaluator(judges, validation, train[:QUICK_TRAIN], setting.aim.pixels, setting.train.seed)
 
 
@@ -108,13 +95,13 @@ def read_results(setting: Setting) -> Results:
         study = open_study(setting, Path(), create=False)
     except NoStudy:
         try:
-            if json.loads(BEST.read_text(encoding="utf-8"))["study"] != setting.name():
+            if json.loads(paths.BEST.read_text(encoding="utf-8"))["study"] != setting.name():
                 raise KeyError(setting.name())
-            table, seeds = pd.read_csv(TRIALS), pd.read_csv(SEEDS)
+            table, seeds = pd.read_csv(paths.TRIALS), pd.read_csv(paths.SEEDS)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
         else:
-            return Results(None, seeds, table, f"from {TRIALS}, its database is not here")
+            return Results(None, seeds, table, f"from {paths.TRIALS}, its database is not here")
         raise
     where = f"{study.done()} of {setting.tune.trials} trials"
     return Results(study, study.seeds(), study.table(), where, study.inner.user_attrs.get("promoted"))
@@ -129,8 +116,8 @@ def export(study: Study, real: Mapping[str, float]) -> dict[str, Answer]:
             f"no complete trial reached a class_accuracy of {tune.least_class_accuracy} "
             "(tune.least_class_accuracy): best.json names the trial that came nearest"
         )
-    write_table(TRIALS, table)
-    write_table(SEEDS, seeds)
+    write_table(paths.TRIALS, table)
+    write_table(paths.SEEDS, seeds)
     front = [trial.number for trial in study.front()]
     on_front = [trial.params["kl_weight"] for trial in study.front()]
     main = main_answer(found, study.setting)
@@ -161,23 +148,23 @@ def export(study: Study, real: Mapping[str, float]) -> dict[str, Answer]:
         "protocol": protocol,
         "real": dict(real),
     }
-    write_json(BEST, summary)
+    write_json(paths.BEST, summary)
     objectives = study.setting.objectives()
     spans = {name: (answer.interval[0], answer.kl_weight, answer.interval[1]) for name, answer in uses.items()}
     figures = study_figures(table, objectives, real, spans, front, study.importances(), study.strip)
-    spectrum = load_json(SPECTRUM, "run `dvc repro spectrum`") if SPECTRUM.exists() else {}
-    save_all(chain(figures, spectrum_of_trials(spectrum, table)), STUDY_FIGURES)
+    spectrum = load_json(paths.SPECTRUM, "run `dvc repro spectrum`") if paths.SPECTRUM.exists() else {}
+    save_all(chain(figures, spectrum_of_trials(spectrum, table)), paths.STUDY_FIGURES)
     _save_sheets(study)
     return found
 
 
 def _save_sheets(study: Study) -> None:
     """Each trained trial's digits as NUMBER_WEIGHT.png; pictures of former studies go."""
-    stale = set(STUDY_SHEETS.glob("*.png"))
+    stale = set(paths.STUDY_SHEETS.glob("*.png"))
     for trial in study.trials():
         sheet = study.strip(trial.number)
         if sheet is not None:
-            path = STUDY_SHEETS / f"{trial.number}_{trial.params['kl_weight']:.4g}.png"
+            path = paths.STUDY_SHEETS / f"{trial.number}_{trial.params['kl_weight']:.4g}.png"
             save_png(path, sheet)
             stale.discard(path)
     for path in stale:

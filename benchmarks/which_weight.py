@@ -18,10 +18,11 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.results import between
+from pipeline.base.console import markdown
 from pipeline.base.files import write_text
 from pipeline.base.paths import BEST, PUBLISHED, SEEDS, STUDY_FIGURES, TRIALS
 from pipeline.stages.study.files import read_bench, read_setting
-from pipeline.stages.study.words import markdown, plus_minus
+from pipeline.stages.study.words import plus_minus
 from pipeline.study.search import train_together
 from pipeline.study.uses import summary
 

@@ -244,6 +244,12 @@ def table(
         print(f"{terminal.wrapped(note)}\n")
 
 
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)
+
+
 EDGE = 1  # characters of a table outside its columns
 
 

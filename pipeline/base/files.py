@@ -1,13 +1,12 @@
 """Files that are complete or absent: a file gets its name only when all of it is written."""
 
-import fcntl
 import glob
 import hashlib
 import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,28 +43,22 @@ def replacing(path: Path | str) -> Iterator[Path]:
 @contextmanager
 def alone(lock: Path) -> Iterator[None]:
     """Holds the lock file while the block runs. Waits for another process that holds it, and says for which."""
+    from filelock import FileLock, Timeout
+
     lock.parent.mkdir(parents=True, exist_ok=True)
-    said = False
-    while True:
-        with open(lock, "a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                if not said:
-                    print(f"waiting for process {file.read()}, which is at work on the same", flush=True)
-                said = True
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not (lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())):
-                continue  # whoever held it has deleted it
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
+    held = FileLock(lock)
+    try:
+        held.acquire(blocking=False)
+    except Timeout:
+        with suppress(FileNotFoundError):  # it has just ended
+            print(f"waiting for process {lock.read_text()}, which is at work on the same", flush=True)
+        held.acquire()
+    try:
+        lock.write_text(str(os.getpid()))
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        held.release()
 
 
 def _lives(process: str) -> bool:

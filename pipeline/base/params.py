@@ -159,8 +159,9 @@ def write(changes: Mapping[tuple[str, str], Any], path: Path | str = FILE) -> di
 
 
 def plain(params: Any) -> dict[str, Any]:
-    """A params class, or another dataclass, as what JSON and YAML can hold; `parse` reads it back."""
-    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(params)))
+    """A params class, another dataclass or a dictionary as what JSON and YAML can hold; `parse` reads it back."""
+    values = params if isinstance(params, dict) else dataclasses.asdict(params)
+    result: dict[str, Any] = json.loads(json.dumps(values))
     return result
 
 

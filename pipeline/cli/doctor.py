@@ -3,7 +3,6 @@
 A model is measured on validation, never on test: its user chooses by what the doctor says.
 """
 
-import ast
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -154,38 +153,33 @@ def of_run(uri: str) -> Gathered:
 
     from pipeline.base.params import parse
     from pipeline.measure.doctor import Case
-    from pipeline.tracking.local import recorded
+    from pipeline.tracking.local import history_of, named, params_of
     from pipeline.training.objective import ObjectiveParams
 
-    run = recorded(uri, Path(), CURVES)
-    objective = {name.split(".")[1]: _value(text) for name, text in run.params.items() if name.startswith("objective.")}
-    if not objective:
-        raise UserError(f"{uri} ({run.name}) is no training of this project: it has no params of an objective")
-    aim = parse(ObjectiveParams, objective, f"{uri}: objective")
+    run, store = named(uri, Path())
+    params, metrics, name = params_of(run, store), run.data.metrics, f"run {run.info.run_name}"
+    history = [row for _, row in history_of(run, store, CURVES)]
+    if "objective" not in params:
+        raise UserError(f"{uri} ({name}) is no training of this project: it has no params of an objective")
+    aim = parse(ObjectiveParams, params["objective"], f"{uri}: objective")
     split = "validation/"  # never test: people change what they train by what they read here
-    figures = {name.removeprefix(split): run.metrics[name] for name in run.metrics if name.startswith(split)}
-    if run.metrics and not figures:
-        raise UserError(f"{uri} ({run.name}) has none of this version's figures: train it again")
+    figures = {metric.removeprefix(split): value for metric, value in metrics.items() if metric.startswith(split)}
+    if metrics and not figures:
+        raise UserError(f"{uri} ({name}) has none of this version's figures: train it again")
 
-    case = Case(aim, figures, run.history, run.params.get("model.prior"), run.params.get("model.conditioning"))
-    name, evaluated = f"run {run.name}", "prior/class_accuracy" in figures
-    if run.has_model and not evaluated:
-        of_model = of_file(model_file(uri), run.history)
+    model = params.get("model", {})
+    case = Case(aim, figures, history, model.get("prior"), model.get("conditioning"))
+    evaluated, has_model = "prior/class_accuracy" in figures, bool(run.outputs and run.outputs.model_outputs)
+    if has_model and not evaluated:
+        of_model = of_file(model_file(uri), history)
         case = replace(of_model.case, figures=figures | dict(of_model.case.figures))
         measured = f"not evaluated; its model: {of_model.measured}"
         return Gathered(name, measured, case, of_model.hints, of_model.per_class)
     hint = f"the run holds no model: `dvc exp run -S objective.kl_weight={aim.kl_weight!r}` trains and evaluates one"
-    if run.has_model:
+    if has_model:
         file = f"models/{uri.removeprefix('runs:/').split('/')[0]}.safetensors"
         hint = f"`cvae sample 0-9 --model {uri}` fetches {file}, and `cvae doctor {file}` measures it"
     return Gathered(name, f"recorded on {split[:-1]} images" if evaluated else "not evaluated", case, [hint])
-
-
-def _value(text: str) -> Any:
-    """A param that MLflow holds as the text of a Python value."""
-    with suppress(ValueError, SyntaxError):
-        return ast.literal_eval(text)
-    return text
 
 
 def screen(gathered: Gathered, diagnosis: "Diagnosis", columns: int) -> str:

@@ -61,8 +61,8 @@ def study(
     found = answers(results.seeds, setting) if len(results.seeds) else {}
     said = words.sentences(found, results.seeds, setting) if found else ["No weight has been trained yet."]
     if markdown:
-        print("\n\n".join([*said, words.markdown(*words.of_uses(found))]), end="\n\n")
-        print(words.markdown(*words.table(found, results.table, setting)))
+        print("\n\n".join([*said, console.markdown(*words.of_uses(found))]), end="\n\n")
+        print(console.markdown(*words.table(found, results.table, setting)))
         return
     for sentence in said:
         console.say(sentence, "  ")

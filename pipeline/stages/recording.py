@@ -13,7 +13,8 @@ from pipeline.base.params import digest
 from pipeline.base.paths import CHECKPOINTS, PREPARED
 from pipeline.stages.saved import resume_training, save_training
 from pipeline.tracking import runs as tracking
-from pipeline.training.fit import Record, Training
+from pipeline.training.fit import Record, Training, collapsed
+from pipeline.training.objective import ObjectiveParams
 
 BESIDE_THE_BAR = ("train/loss", "train/reconstruction", "train/kl", "time/images_per_second")
 Rows = list[dict[str, float]]
@@ -64,3 +65,17 @@ def recording(
                 run.metrics({name: row[name] for name in row.keys() - {"epoch", "step"}}, int(row["step"]))
             yield run, rows, follow
         unfinished.unlink(missing_ok=True)
+
+
+def watched(records: Iterable[Record], epochs: int, aim: ObjectiveParams, run: tracking.Run) -> Iterator[Record]:
+    """The same records. A warning and the run's tags say when the latents collapse, and when they are used again."""
+    before = False
+    for record in records:
+        now = collapsed(record, epochs, aim)
+        if now != before:
+            words = "have collapsed (see `cvae doctor`)" if now else "are used again"
+            kl = f"validation/kl {record.figures['validation/kl']:.2g} nats after epoch {record.epoch}"
+            console.warn(f"the latents {words}: {kl}")
+            run.tags({"collapsed": "true", "collapsed_after_epoch": record.epoch} if now else {"collapsed": "false"})
+        before = now
+        yield record

@@ -13,9 +13,8 @@ from pipeline.base.paths import HISTORY, MODEL, PREPARED, RUN
 from pipeline.model import samples
 from pipeline.model.cvae import ModelParams, build, resolve
 from pipeline.model.density import Components, fit_density
-from pipeline.stages.recording import recording
+from pipeline.stages.recording import recording, watched
 from pipeline.stages.saved import load_splits, save_cvae
-from pipeline.stages.watching import watched
 from pipeline.tracking import runs as tracking
 from pipeline.training.fit import TrainParams, fit, start
 from pipeline.training.objective import ObjectiveParams
@@ -28,7 +27,6 @@ def main() -> None:
     architecture, device = resolve(model_params), pick_device(params.device)
     saved = {"model": plain(model_params), "objective": plain(aim), "train": plain(params)}
     saved |= {"sample": {"components": components}}
-    given = {f"{section}.{key}": value for section, values in saved.items() for key, value in values.items()}
     split, validation = load_splits(PREPARED, "train", "validation", device=device)
     hashes, precision = {"data": sha256(PREPARED), "params": digest(saved)}, pick_precision(params.precision, device)
     notes = {"device": str(device), "precision": str(precision).removeprefix("torch."), "group": "trainings"}
@@ -42,7 +40,7 @@ def main() -> None:
     with recording(
         "train", training, params.epochs, hashes, notes,
         name=f"{words} β={aim.kl_weight:g}", experiment=load(tracking.TrackingParams, "tracking").experiment,
-        about=about, params=given, resolved=flat({"model": architecture}),
+        about=about, params=flat(saved), resolved=flat({"model": architecture}),
     ) as (run, rows, follow):  # fmt: skip
         records = watched(fit(training, split, validation, params, aim), params.epochs, aim, run)
         follow(records, lambda: samples.preview(training.model))

@@ -7,7 +7,7 @@ import pandas as pd
 from pipeline.base import console
 from pipeline.base.device import pick_device, pick_precision
 from pipeline.base.files import sha256, write_json, write_table
-from pipeline.base.params import digest, load, load_key, plain
+from pipeline.base.params import digest, flat, load, load_key, plain
 from pipeline.base.paths import COMPLETER, COMPLETION_HISTORY, COMPLETION_RUN, NETWORK, PREPARED
 from pipeline.completion.model import AIM, CompletionParams, build
 from pipeline.completion.views import training_view
@@ -42,8 +42,7 @@ def main() -> None:
         training = start(build(latent_size, params.hidden, params.seed), recipe, device)
         size = sum(weight.numel() for weight in training.model.parameters())
         print(f"completion {model} of {size:,} weights, on {device} in {notes['precision']}")
-        values = {f"completion.{key}": value for key, value in plain(params).items()}
-        about = {"name": f"completion {model}", "experiment": experiment, "params": values}
+        about = {"name": f"completion {model}", "experiment": experiment, "params": flat({"completion": params})}
         about["about"] = f"The completion {model}: {size:,} weights, trained for {epochs} epochs."
         with recording(model, training, epochs, hashes, notes, **about) as (run, rows, follow):
             follow(fit(training, split, validation, recipe, AIM, view), None)

@@ -41,10 +41,6 @@ class Epoch:
     record: Record
     fitted: "Fitted | None"
 
-    @property
-    def figures(self) -> dict[str, float]:
-        return self.fitted.figures if self.fitted else {}
-
 
 @dataclass(frozen=True)
 class Ended:

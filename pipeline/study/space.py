@@ -103,14 +103,10 @@ class Setting:
         tune = self.tune
         ranges = {"kl_weight": tune.kl_weight, "learning_rate": tune.learning_rate}
         choices = {"latent_size": tune.latent_size, "conditioning": tune.conditioning}
-        space: dict[str, BaseDistribution] = {}
-        for name, ends in ranges.items():
-            if ends is not None:
-                space[name] = FloatDistribution(ends[0], ends[1], log=True)
-        for name, values in choices.items():
-            if values is not None:
-                space[name] = CategoricalDistribution(values)
-        return space
+        space: dict[str, BaseDistribution] = {
+            name: FloatDistribution(ends[0], ends[1], log=True) for name, ends in ranges.items() if ends is not None
+        }
+        return space | {name: CategoricalDistribution(values) for name, values in choices.items() if values is not None}
 
     def shape(self, values: Mapping[str, Any]) -> Architecture:
         """The architecture of a trial that tries `values`."""

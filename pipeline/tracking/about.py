@@ -45,8 +45,7 @@ def figures(found: Mapping[str, Mapping[str, float]]) -> str:
         return [split, sampler, *(console.number(found[split].get(name, "–")) for name in names)]
 
     headings = ["split", "sampler", *OF_SAMPLES, *OF_FIT]
-    lines = [headings, ["---"] * len(headings), *(row(split, sampler) for split in found for sampler in SAMPLERS)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return console.markdown(headings, [row(split, sampler) for split in found for sampler in SAMPLERS])
 
 
 def picture(run_id: str, artifact: str) -> str:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -96,25 +96,25 @@ def add_to(pointer: Mapping[str, Any], name: str, experiment: str, root: Path = 
     neither, a new run with that name and experiment is started in today's store, and a line warns.
     Raises UserError if today's store cannot be used.
     """
-    today, place, found = tracking_uri(root), str(pointer.get("tracking_uri", "")), None
-    for uri in (today, place):
-        if uri == today or (uri.startswith("http") and uri != shown(today)):
-            with suppress(UserError) if uri != today else nullcontext():
-                found = found or (find(uri, pointer["run_id"], pointer.get("run_key", "")), uri)
-                found = found if found[0] is not None else None
+    run_id, key, place = pointer["run_id"], pointer.get("run_key", ""), str(pointer.get("tracking_uri", ""))
+    uri = today = tracking_uri(root)
+    found = find(today, run_id, key)
+    is_elsewhere = place.startswith("http") and place != shown(today)
+    if found is None and is_elsewhere:
+        with suppress(UserError):
+            uri, found = place, find(place, run_id, key)
     if found is None:
-        named = pointer["run_id"] or pointer.get("run_key", "")
-        where = " or ".join(dict.fromkeys([shown(today), place] if place.startswith("http") else [shown(today)]))
-        console.warn(f"MLflow run {named} is not at {where}: a new run takes the records")
+        where = f"{shown(today)} or {place}" if is_elsewhere else shown(today)
+        console.warn(f"MLflow run {run_id or key} is not at {where}: a new run takes the records")
         return start(name, experiment, root=root)
-    known = found[0].data.tags
-    if how and (known.get(EVALUATED, how) != how or known.get("kind") == "trial"):
-        tags = {EVALUATED: how, "kind": "evaluation", "mlflow.parentRunId": found[0].info.run_id}
-        return start(f"{name}, {how}", experiment, tags=tags, root=root)
-    target = Target(found[0].info.run_name, pointer.get("run_key") or found[0].data.tags.get(KEY, pointer["run_id"]))
-    target.know(found[0])
-    run = Run(Outbox.at(found[1], root), target, adds=True)
-    run.about = known.get(DESCRIPTION, "")
+    tags = found.data.tags
+    if how and (tags.get(EVALUATED, how) != how or tags.get("kind") == "trial"):
+        own = {EVALUATED: how, "kind": "evaluation", "mlflow.parentRunId": found.info.run_id}
+        return start(f"{name}, {how}", experiment, tags=own, root=root)
+    target = Target(found.info.run_name, key or tags.get(KEY, run_id))
+    target.know(found)
+    run = Run(Outbox.at(uri, root), target, adds=True)
+    run.about = tags.get(DESCRIPTION, "")
     if how:
         run.tags({EVALUATED: how})
     return run
@@ -127,37 +127,19 @@ class Run:
     """
 
     def __init__(self, outbox: Outbox, target: Target, *, adds: bool = False, goes_on: bool = False) -> None:
-        self.name, self._outbox, self.about = target.name, outbox, ""
+        self.name, self.key, self.about = target.name, target.key, ""  # key: ours, known at once; a tag of the run
         self.uri = outbox.uri if sqlite_path(outbox.uri) else shown(outbox.uri)  # files may hold it
+        self.address = outbox.address  # for files: without a password, and without the project's folder
+        self._outbox = outbox
         self._target, self._adds, self._goes_on = target, adds, goes_on
         self._journal = outbox.journal(target, ends=not adds)
         self._has_gap = self._ended = False
         outbox.users += 1
 
     @property
-    def key(self) -> str:
-        """Ours, known at once; a tag of the run."""
-        return self._target.key
-
-    @property
-    def address(self) -> str:
-        """Of its store, for files: without a password, and without the project's folder."""
-        return self._outbox.address
-
-    @property
     def run_id(self) -> str:
         """Empty until the store has created the run."""
         return self._target.run_id
-
-    @property
-    def experiment_id(self) -> str:
-        """Empty until the store has created the run."""
-        return self._target.experiment_id
-
-    @property
-    def model_id(self) -> str | None:
-        """Of the run's packaged model, once it is sent."""
-        return self._target.model_id
 
     def wait_for_id(self) -> str:
         """The run id, as soon as it is known; empty while the store is down."""
@@ -277,7 +259,7 @@ class Run:
     def model(self, weights: Path | str, served: package.Served = "samples") -> None:
         """The packaged model `runs:/<run id>/cvae-mnist` with these weights, and the figures that the run has so far.
 
-        `model_id` is set once it is sent. The tag `model_hash` is the SHA-256 of the weights.
+        The tag `model_hash` is the SHA-256 of the weights.
         """
         self.tags({"model_hash": sha256(weights)})
         self._put_file("model", Path(weights).read_bytes(), "", name=Path(weights).name, served=served)

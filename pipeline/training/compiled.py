@@ -15,16 +15,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def is_worth(choice: Compile, device: torch.device, steps: int) -> bool:
-    """Whether a run of so many steps is compiled: `auto` compiles long runs on a GPU.
+def compiled(function: Callable[P, R], choice: Compile, device: torch.device, steps: int) -> Callable[P, R]:
+    """The function for a run of so many steps, as torch's compiler makes it or as it is: `auto` is for long GPU runs.
 
     Raises UserError if train.compile is `always` and the CPU's compiler is missing.
     """
     if choice == "always" and device.type == "cpu" and not compiler():
         raise UserError("train.compile always needs a C++ compiler (g++, or what CXX names): install it, or set auto")
-    return choice == "always" or (choice == "auto" and device.type == "cuda" and steps >= COMPILING_PAYS)
-
-
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function as torch's compiler makes it."""
-    return torch.compile(function, dynamic=False)
+    if choice == "always" or (choice == "auto" and device.type == "cuda" and steps >= COMPILING_PAYS):
+        return torch.compile(function, dynamic=False)
+    return function

@@ -21,8 +21,8 @@ from pipeline.base.params import Neutral, Number, params
 from pipeline.data import augment
 from pipeline.data.splits import Split, batches, epoch_seed
 from pipeline.model.cvae import Model
-from pipeline.training import compiled, objective, schedule
-from pipeline.training.compiled import Compile
+from pipeline.training import objective, schedule
+from pipeline.training.compiled import Compile, compiled
 from pipeline.training.graph import Steps, mode_of
 from pipeline.training.objective import ObjectiveParams
 from pipeline.training.optimizer import adam, average, changed_by, set_learning_rate
@@ -271,8 +271,7 @@ def _solo_step(training: Training[M], params: TrainParams, aim: ObjectiveParams,
     model, trained, optimizer, device = training.model, training.trained, training.optimizer, train.images.device
     precision, dtype = pick_precision(params.precision, device), model.dtype
     steps = steps_per_epoch(train, params) * params.epochs
-    is_worth = compiled.is_worth(params.compile, device, steps)
-    compute = compiled.compiled(compute_loss) if is_worth else compute_loss
+    compute = compiled(compute_loss, params.compile, device, steps)
 
     def take_step(batch: Batch, step: Step[Any]) -> Tensor:
         # As tensors: to a compiled function, each new number would be a reason to compile again.

@@ -18,7 +18,8 @@ from pipeline.base.device import memory, pick_precision
 from pipeline.data.splits import PIXELS, SIDE, Split
 from pipeline.model.cvae import CVAE, Architecture
 from pipeline.model.likelihood import SigmaOptimal
-from pipeline.training import compiled, objective
+from pipeline.training import objective
+from pipeline.training.compiled import compiled
 from pipeline.training.fit import Batch, Loop, Record, TakeStep, TrainParams, steps_per_epoch
 from pipeline.training.members import member_terms
 from pipeline.training.objective import ObjectiveParams
@@ -186,7 +187,7 @@ def _population_step(population: Population, params: TrainParams, aim: Objective
         loss = loss_of(found, kl_weights, capacity, aim.free_bits)
         return loss, found.reconstruction.flatten(1).mean(1), found.kl.flatten(1).mean(1)
 
-    compute = compiled.compiled(losses) if compiled.is_worth(params.compile, device, steps) else losses
+    compute = compiled(losses, params.compile, device, steps)
 
     def take_step(batch: Batch, step: Step[Any]) -> Tensor:
         kl_weights = population.kl_weights * step.kl_factor

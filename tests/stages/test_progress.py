@@ -19,7 +19,7 @@ def test_a_study_ends_at_the_end_of_its_bar_and_a_log_says_each_training_once(tm
             at, note, last = step
             done.append(at)
             notes += [note] if note else []
-        trainings += isinstance(event, Epoch) and bool(event.figures)
+        trainings += isinstance(event, Epoch) and event.fitted is not None
         assert not isinstance(event, Ended) or step is not None
     assert done == sorted(done)
     assert done[-1] == progress.total

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from studies import SETTING, having, refused
 
+from pipeline.base import console
 from pipeline.base.paths import CURVE_TABLE
 from pipeline.stages.study import files, words
 from pipeline.stages.study.files import Results, read_curve
@@ -82,7 +83,7 @@ def test_the_table_has_a_row_for_each_weight_with_errors_and_marks() -> None:
     assert [row[0] for row in rows] == ["0.05", "0.1", "0.3", "1", "3", "9"]
     assert [row[3][-1] for row in rows] == [" ", "★", "≈", " ", " ", " "]
     assert all("±" in cell for row in rows for cell in row[3:])
-    assert words.markdown(headings, rows).count("\n") == 7
+    assert console.markdown(headings, rows).count("\n") == 7
     diverged = table(seeds).assign(state="DIVERGED")
     assert {row[3] for row in words.table(found, diverged, SETTING)[1]} == {"diverged"}
 

@@ -94,7 +94,8 @@ def test_a_database_that_cannot_be_written_can_be_read(root: Path, monkeypatch: 
     before = [path.read_bytes() for path in (root / "mlflow.db", wal)]
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != root / "mlflow.db" and access(path, mode))
-    found = local.recorded(f"runs:/{run.run_id}", root, ["kl"])
-    assert (found.params, found.history) == ({"epochs": "3"}, [{"kl": 1.0}])
+    found, store = local.named(f"runs:/{run.run_id}", root)
+    assert found.data.params == {"epochs": "3"}
+    assert local.history_of(found, store, ["kl"]) == [(1, {"kl": 1.0})]
     assert package.download_model(f"runs:/{run.run_id}", root).read_bytes() == b"weights"
     assert [path.read_bytes() for path in (root / "mlflow.db", wal)] == before

@@ -227,13 +227,15 @@ def test_a_model_and_a_run_stand_once_however_often_they_are_sent(root: Path, wa
             run.metrics({"kl": 1.0}, step=1)
             run.image("samples", np.zeros((28, 28), np.uint8), step=1)
         store = client(run)
-        pending = store.create_logged_model(run.experiment_id, "model", run.run_id)  # its process was killed here
+        pending = store.create_logged_model(
+            kept(run).info.experiment_id, "model", run.run_id
+        )  # its process was killed here
         for _ in range(2):
             run.model(root / "w.safetensors")
-    assert len(store.search_runs([run.experiment_id])) == 1
+    assert len(store.search_runs([kept(run).info.experiment_id])) == 1
     assert history(run, "kl") == [(1, 1.0)]
     assert len(store.list_artifacts(run.run_id, "images")) == 2
-    (model,) = store.search_logged_models([run.experiment_id])
+    (model,) = store.search_logged_models([kept(run).info.experiment_id])
     assert (model.model_id, str(model.status)) == (pending.model_id, "READY")
     assert warnings == []
 

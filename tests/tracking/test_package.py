@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from packaged import save_cvae_in
-from stores import client
+from stores import client, kept
 
 from pipeline.base.errors import UserError
 from pipeline.completion import model as completion
@@ -47,7 +47,7 @@ def test_a_packaged_model_samples_without_pickle(root: Path, tmp_path: Path) -> 
         run.metrics({"nll": 80.0}, step=1, of_model=True)
     with runs.add_to(run.pointer(), "train", "e", root) as again:
         again.metrics({"frechet": 2.0}, step=1, of_model=True)
-    model = client(run).get_logged_model(run.model_id)
+    model = client(run).get_logged_model(kept(run).outputs.model_outputs[-1].model_id)
     assert {metric.key: metric.value for metric in model.metrics} == {"nll": 80.0, "frechet": 2.0}
     folder = Path(model.artifact_location.removeprefix("file://"))
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}

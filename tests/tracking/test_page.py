@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from browser import PROGRAM
 from imports import ROOT
-from stores import client
+from stores import client, kept
 
 from pipeline.base.errors import UserError
 from pipeline.tracking import page, runs, server
@@ -88,7 +88,7 @@ def for_training(opened: Any) -> bool:
 @pytest.mark.slow
 def test_the_page_opens_on_the_best_runs_and_compares_a_studys_trials(root: Path, shown: Any) -> None:
     study = recorded(root)
-    store, number = client(study), study.experiment_id
+    store, number = client(study), kept(study).info.experiment_id
 
     best = shown(page.best_first(store, number))
     best.get_by_text("Group: trainings").wait_for()
@@ -119,7 +119,7 @@ def test_the_page_opens_on_the_best_runs_and_compares_a_studys_trials(root: Path
 def test_every_page_stays_in_the_view_for_training(root: Path, shown: Any) -> None:
     """Also where MLflow's own links name no view: a run's page, and its page that compares the runs that are chosen."""
     study = recorded(root)
-    store, number = client(study), study.experiment_id
+    store, number = client(study), kept(study).info.experiment_id
     trials = [run.info.run_id for run in store.search_runs([number], "tags.kind = 'trial'")]
     of_study = shown(f"/#/experiments/{number}/runs/{study.run_id}")
     of_study.get_by_text("The answer.").wait_for()
@@ -140,7 +140,7 @@ def test_every_page_stays_in_the_view_for_training(root: Path, shown: Any) -> No
 @pytest.mark.slow
 def test_a_picture_is_visible_in_its_tile_without_scrolling(root: Path, shown: Any) -> None:
     study = recorded(root)
-    charts = shown(page.comparison(client(study), study.experiment_id, STUDY))
+    charts = shown(page.comparison(client(study), kept(study).info.experiment_id, STUDY))
     tile = charts.locator('[data-testid="experiment-view-compare-runs-card"]').filter(has=charts.locator("img")).first
     tile.scroll_into_view_if_needed()
     picture = tile.locator("img").first

@@ -7,7 +7,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
-from stores import client
+from stores import client, kept
 
 from pipeline.tracking import runs, server
 
@@ -35,7 +35,7 @@ def test_the_ui_shows_the_experiment_and_ends_with_all_its_processes(
         port = taken.getsockname()[1]
         server.ui(root, port, open_browser=True, experiment="e")
     address, _, page = opened[0].partition("/#")
-    assert page.startswith(f"/experiments/{run.experiment_id}/runs?viewStateShareKey=")
+    assert page.startswith(f"/experiments/{kept(run).info.experiment_id}/runs?viewStateShareKey=")
     assert not address.endswith(f":{port}")
     with pytest.raises(URLError):
         urllib.request.urlopen(address)

@@ -4,9 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from pipeline.study.queue import Study
-from pipeline.study.search import Ended, Epoch, Event
-
-MEASURED = "validation/fitted/frechet"
+from pipeline.study.search import Began, Ended, Event
 
 
 @dataclass
@@ -30,20 +28,16 @@ class Progress:
 
     def after(self, event: Event) -> tuple[int, str, str] | None:
         """Epochs done, what a log says once, and what a bar shows beside it; None if there is nothing new to show."""
-        number, tune = event.candidate.trial.number, self.study.setting.tune
-        note = ""
-        if isinstance(event, Ended):
-            del self.epochs[number]
-        elif isinstance(event, Epoch):
-            self.epochs[number] += 1
-            if MEASURED in event.figures:
-                note = (
-                    f"trial {number}, β = {event.candidate.trial.params['kl_weight']:.3g}, seed {event.seed}: "
-                    f"fitted frechet {event.figures[MEASURED]:.2f}"
-                )
-        else:
+        if isinstance(event, Began):
             return None
+        trial, tune, note = event.candidate.trial, self.study.setting.tune, ""
         live = f"{self.study.done()} of {tune.trials} trials done"
-        if isinstance(event, Epoch):
-            live += f", seed {event.seed}, epoch {event.record.epoch} of {tune.epochs}"
-        return self.done(), note, live
+        if isinstance(event, Ended):
+            del self.epochs[trial.number]
+            return self.done(), note, live
+        self.epochs[trial.number] += 1
+        if event.fitted:
+            frechet = event.fitted.figures["validation/fitted/frechet"]
+            weight = trial.params["kl_weight"]
+            note = f"trial {trial.number}, β = {weight:.3g}, seed {event.seed}: fitted frechet {frechet:.2f}"
+        return self.done(), note, f"{live}, seed {event.seed}, epoch {event.record.epoch} of {tune.epochs}"

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from pipeline.base.console import markdown
 from pipeline.base.files import home
 from pipeline.base.params import flat
 from pipeline.base.paths import BEST, CHECKPOINTS, PREPARED, SEEDS, STUDY_FIGURES, TRIALS
 from pipeline.model.samples import SAMPLERS
 from pipeline.stages.saved import save_cvae
 from pipeline.stages.study import words
-from pipeline.study.found import state
+from pipeline.study.found import means, of_seeds, state
 from pipeline.study.queue import Candidate, Study
 from pipeline.study.search import Began, Ended, Epoch, Event
 from pipeline.study.space import full_names
@@ -21,9 +21,6 @@ from pipeline.tracking import about
 from pipeline.tracking import runs as tracking
 from pipeline.tracking.local import find, tracking_uri
 from pipeline.training.fit import Diverged
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass
@@ -43,7 +40,7 @@ class Records:
         if isinstance(event, Began):
             self.runs[number] = self.open.enter_context(self._trial_run(candidate))
         run = self.runs[number]
-        if isinstance(event, Epoch) and event.figures:
+        if isinstance(event, Epoch) and event.fitted:
             run.wait_for_id()
         candidate.remember_run(run.key, run.run_id, run.address)
         if isinstance(event, Epoch):
@@ -62,41 +59,37 @@ class Records:
 
     def finish(self, found: Mapping[str, Answer]) -> None:
         """Says what the study found, adds the exported files and the best trials' models."""
-        table, best = self.study.table(), self.study.choose()
-        self._end_finished(table)
+        best = self.study.choose()
+        self._end_finished()
         figures = sorted(STUDY_FIGURES.glob("*.png"))
         for path in (TRIALS, SEEDS, BEST, *figures):
             self.parent.artifact(path, "figures" if path.parent == STUDY_FIGURES else None)
         self.parent.tags({"trials": self.study.done()})
         said = words.sentences(found, self.study.seeds(), self.study.setting)
-        tables = words.markdown(*words.of_uses(found)), words.markdown(*words.table(found, table, self.study.setting))
+        tables = words.of_uses(found), words.table(found, self.study.table(), self.study.setting)
         pictures = (about.picture(self.parent.run_id, f"figures/{path.name}") for path in figures)
-        self.parent.describe("\n\n".join([*said, *tables, *pictures]))
-        measured = _figures(table, best.number)
+        self.parent.describe("\n\n".join([*said, *(markdown(*one) for one in tables), *pictures]))
+        measured = means(of_seeds(self.study.trials()[best.number].user_attrs))
         self.parent.metrics(measured | {"best/kl_weight": best.kl_weight}, step=self.study.done())
         strip = self.study.strip(best.number)
         if strip is not None:
             self.parent.samples(strip, "0123456789", SAMPLERS)
         self._keep_models({best.number, *(answer.trial for answer in found.values())})
 
-    def _end_finished(self, table: "pd.DataFrame") -> None:
+    def _end_finished(self) -> None:
         """Ends the runs of finished trials whose process was killed before it could: MLflow has them as FAILED."""
         for trial in self.study.trials():
             key = trial.user_attrs.get("run_key", "")
             run = find(tracking_uri(Path()), "", key) if key and state(trial) == "COMPLETE" else None
             if run is not None and run.info.status != "FINISHED":
                 with tracking.start(run.info.run_name, self.experiment, key=key) as again:
-                    again.metrics(_figures(table, trial.number), self.step)
+                    again.metrics(means(of_seeds(trial.user_attrs)), self.step)
                     again.tags({"state": "COMPLETE"})
 
     def _first_seed(self, event: Epoch, run: tracking.Run) -> None:
         """The curves of a training of its own, and its model on disk until the study knows its best trials."""
-        last = event.fitted is not None
-        curves = {
-            name: value
-            for name, value in event.record.figures.items()
-            if not name.startswith("time/") and not (last and name.startswith("validation/"))
-        }
+        left_out = ("time/", "validation/") if event.fitted else ("time/",)
+        curves = {name: value for name, value in event.record.figures.items() if not name.startswith(left_out)}
         run.metrics(curves, event.record.step)
         if event.fitted is not None:
             setting = self.study.setting
@@ -140,12 +133,6 @@ class Records:
             f"A trial of study {self.study.name}. Epochs of each training: {self.study.setting.tune.epochs}. "
             "Curves are of the first seed; figures on validation are means over the seeds."
         )
-
-
-def _figures(table: "pd.DataFrame", number: int) -> dict[str, float]:
-    """The means over the seeds of a trial."""
-    row: dict[str, Any] = {str(name): value for name, value in table.set_index("trial").loc[number].items()}
-    return {name: row[name] for name in row if name.startswith("validation/") and not name.endswith("_error")}
 
 
 def _tags(study: Study, kind: str) -> dict[str, str]:

@@ -162,8 +162,3 @@ def of_uses(found: Mapping[str, Answer]) -> tuple[list[str], list[list[str]]]:
             beyond = " and ".join(weight(end) for end in answer.outside if end is not None) or "none"
             rows.append([name, weight(answer.kl_weight), within(answer), beyond, said])
     return ["use", "best β", "can't be told apart", "nearest that are worse", "at the best"], rows
-
-
-def markdown(headings: list[str], rows: list[list[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)

@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 from settings import objective_params
 
-from pipeline.stages.watching import watched
+from pipeline.stages.recording import watched
 from pipeline.tracking.runs import Run
 from pipeline.training.fit import Record, collapsed
 

@@ -37,12 +37,12 @@ def verify() -> None:
     for part in (_files, _training, _study, _registry, _outbox):
         with links.reading():
             part(links)
-    for line in dict.fromkeys(links.broken):
+    broken = dict.fromkeys(links.broken)
+    for line in broken:
         print(f"✗ {line}")
     for line in dict.fromkeys(links.unchecked):
         print(f"· {line}")
-    broken = len(set(links.broken))
-    print(f"{links.held} links hold, {broken} {'is' if broken == 1 else 'are'} broken")
+    print(f"{links.held} links hold, {len(broken)} {'is' if len(broken) == 1 else 'are'} broken")
     if broken:
         raise typer.Exit(2)
 
@@ -82,22 +82,20 @@ class Links:
 
         found = find(self.uri, run_id, key)
         remedy = f"; a deleted one comes back by `mlflow runs restore --run-id {run_id}`" if run_id else ""
-        self.hold(
-            found is not None,
-            f"{named_by} names MLflow run {run_id or key}, which is not at {shown(self.uri)}: "
-            f"name its store in MLFLOW_TRACKING_URI{remedy}",
-        )
+        nowhere = f"{named_by} names MLflow run {run_id or key}, which is not at {shown(self.uri)}"
+        self.hold(found is not None, f"{nowhere}: name its store in MLFLOW_TRACKING_URI{remedy}")
         return found
 
     def figures(
         self, path: Path, expected: Mapping[str, float], where: str, has: Mapping[str, float], remedy: str
     ) -> None:
         """Whether `has`, the figures at `where`, has all those in the file, with the same values."""
-        finite = {name: value for name, value in expected.items() if math.isfinite(value)}
-        wrong = [name for name, value in finite.items() if not same(value, has.get(name))]
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        said = f"{wrong[0]} is {finite[wrong[0]]:.6g}, in {where} {_number(has.get(wrong[0]))}" if wrong else ""
-        self.hold(not wrong, f"{path}: {said}{more}: {remedy}")
+        wrong, said = differing(expected, has), ""
+        if wrong:
+            name, *others = wrong
+            said = f"{name} is {expected[name]:.6g}, in {where} {f'{has[name]:.6g}' if name in has else 'none'}"
+            said += f" (and {len(others)} more)" if others else ""
+        self.hold(not wrong, f"{path}: {said}: {remedy}")
 
     def weights(self, run: Any) -> None:
         """Whether the weights that MLflow keeps for a run are those that its tag names."""
@@ -107,12 +105,15 @@ class Links:
         if tag is None:
             self.unchecked.append(f"MLflow run {run_id} has no tag model_hash: an earlier version made it")
             return
+        other = f"MLflow's weights of run {run_id} are not those of its tag model_hash {tag}"
         with self.reading(), packaged(run, self.uri) as kept:
-            self.hold(
-                sha256(kept) == tag,
-                f"MLflow's weights of run {run_id} are not those of its tag model_hash {tag}: "
-                "don't use them; `dvc repro --force` of its stage makes a new run",
-            )
+            remedy = "don't use them; `dvc repro --force` of its stage makes a new run"
+            self.hold(sha256(kept) == tag, f"{other}: {remedy}")
+
+
+def differing(expected: Mapping[str, float], has: Mapping[str, float]) -> list[str]:
+    """The names of the finite figures that `has` lacks, or has with other values."""
+    return [name for name, value in expected.items() if math.isfinite(value) and not same(value, has.get(name))]
 
 
 def same(value: Any, other: Any) -> bool:
@@ -120,13 +121,6 @@ def same(value: Any, other: Any) -> bool:
     if isinstance(value, float) and isinstance(other, int | float):
         return math.isclose(value, other, rel_tol=1e-9)
     return bool(value == other)
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.6g}"
-
-
-# dvc.lock and the files
 
 
 def _files(links: Links) -> None:
@@ -151,9 +145,9 @@ def _files(links: Links) -> None:
     ran_with: dict[str, list[str]] = {}
     outputs = set()
     for name in stages.keys() - set(unmade):
-        links.held += sum(map(len, stages[name]))
-        for kind, path, word in _changes(status.get(name, [])):
-            links.held -= 1
+        changes = [*_changes(status.get(name, []))]
+        links.held += sum(map(len, stages[name])) - len(changes)
+        for kind, path, word in changes:
             if kind == "changed outs":
                 outputs.add(path)
                 wrong, remedy = CHANGED.get(word, (f"is {word}", "`dvc repro`"))
@@ -177,17 +171,14 @@ def _changes(status: list[Any]) -> Iterator[tuple[str, str, str]]:
                     yield kind, f"{path}: {key}" if key else path, one
 
 
-# Today's model and its run
-
-
 def _training(links: Links) -> None:
     from pipeline.base.params import digest
     from pipeline.stages.saved import load_pointer, params_of
 
     data = sha256(PREPARED) if PREPARED.exists() else None
     if CURVE.exists() and data:
-        other = f"{CURVE} was trained on other data than {PREPARED}: `dvc repro curve`"
-        links.hold(params_of(CURVE, "curve")["data"] == data, other)
+        repro = f"{CURVE} was trained on other data than {PREPARED}: `dvc repro curve`"
+        links.hold(params_of(CURVE, "curve")["data"] == data, repro)
     if not (RUN.exists() or MODEL.exists()):
         links.unchecked.append("no model was trained here yet: `dvc repro train`")
         return
@@ -202,9 +193,8 @@ def _training(links: Links) -> None:
     if run is None:
         return
     where, tags = f"MLflow run {run.info.run_id}", run.data.tags
-    links.hold(
-        run.info.status == "FINISHED", f"{where} of {RUN} is {run.info.status}: `cvae sync`, or `dvc repro train`"
-    )
+    unfinished = f"{where} of {RUN} is {run.info.status}: `cvae sync`, or `dvc repro train`"
+    links.hold(run.info.status == "FINISHED", unfinished)
     own = {"data": (RUN, hashes.get("data")), "params": (RUN, hashes.get("params")), "model": (MODEL, sha256(MODEL))}
     for name, (path, value) in own.items():
         tag = tags.get(f"{name}_hash", value if name == "params" else None)  # a trial has no hash of params
@@ -244,18 +234,16 @@ def _evaluation(links: Links, run: Any, where: str) -> None:
     """The figures in reports/ against those of the run, or of an evaluation below it that measured in another way."""
     from pipeline.cli.handing import flattened
     from pipeline.measure.evaluator import with_split
-    from pipeline.stages.saved import REMEDY, load_json, load_table
+    from pipeline.stages.saved import load_history, load_json
     from pipeline.tracking.local import below
 
-    last = load_table(HISTORY, REMEDY["cvae"]).iloc[-1].drop(["epoch", "step"])
+    last = load_history(HISTORY).iloc[-1].drop(["epoch", "step"])
     history = {str(name): float(value) for name, value in last.items()}
     is_trial = run.data.tags.get("kind") == "trial"
     if not is_trial:  # whose last figures are means over its seeds
         links.figures(HISTORY, history, where, run.data.metrics, "`dvc checkout --force` of it, or `cvae sync`")
-    runs = [
-        *([] if is_trial else [run]),
-        *(one for one in below(links.uri, run) if one.data.tags.get("kind") == "evaluation"),
-    ]
+    runs = [] if is_trial else [run]
+    runs += [one for one in below(links.uri, run) if one.data.tags.get("kind") == "evaluation"]
     for split, path in (("validation", VALIDATION), ("test", METRICS)):
         if not path.exists():
             links.unchecked.append(f"{path} is not here: `dvc repro evaluate` measures the model")
@@ -263,17 +251,11 @@ def _evaluation(links: Links, run: Any, where: str) -> None:
         with links.reading(path, "`dvc repro evaluate`"):
             named = with_split(split, flattened(load_json(path, "run `dvc repro evaluate`", "protocol")))
             expected = {name: value for name, value in named.items() if name not in history}
-            equal = [
-                one for one in runs if all(same(value, one.data.metrics.get(name)) for name, value in expected.items())
-            ]
-            best = (equal or runs or [run])[0]
-            remedy = (
-                f"`dvc checkout --force {path}` takes back a change of it, `dvc repro --force evaluate` measures anew"
-            )
+            first, *_ = [*runs, run]
+            best = next((one for one in runs if not differing(expected, one.data.metrics)), first)
+            back = f"`dvc checkout --force {path}` takes back a change of it"
+            remedy = f"{back}, `dvc repro --force evaluate` measures anew"
             links.figures(path, expected, f"MLflow run {best.info.run_id}", best.data.metrics, remedy)
-
-
-# The study
 
 
 def _study(links: Links) -> None:
@@ -293,18 +275,15 @@ def _study(links: Links) -> None:
     with links.reading(TRIALS, remedy):
         table = pd.read_csv(TRIALS).set_index("trial")
         for number in table.index:
-            if links.hold(
-                number in trials, f"{TRIALS} has trial {number}, which {where} lacks: `dvc repro --force tune`"
-            ):
+            lacks = f"{TRIALS} has trial {number}, which {where} lacks: `dvc repro --force tune`"
+            if links.hold(number in trials, lacks):
                 _trial(links, table.loc[number].dropna().to_dict(), trials[number], where, remedy)
         with links.reading(BEST, remedy):
             links.run("", best["run"]["run_key"], str(BEST))
             row = table.loc[best["trial"]].to_dict() | {"trial": best["trial"]}
             links.figures(BEST, best["values"], str(TRIALS), row, remedy)
-            links.hold(
-                best["run_id"] == row["run_id"],
-                f"{BEST} names another run of trial {best['trial']} than {TRIALS}: {remedy}",
-            )
+            other = f"{BEST} names another run of trial {best['trial']} than {TRIALS}: {remedy}"
+            links.hold(best["run_id"] == row["run_id"], other)
             promoted = study.user_attrs.get("promoted")
             if promoted is None:
                 links.unchecked.append("no trial was promoted yet: `cvae promote`")
@@ -320,9 +299,7 @@ def _trial(links: Links, row: Mapping[Any, Any], trial: Any, where: str, remedy:
     has = {"state": state(trial), **trial.params, "run_id": trial.user_attrs.get("run_id")}
     wrong = [key for key, value in has.items() if key in row and not same(row[key], value)]
     links.hold(not wrong, f"{TRIALS} has another {', '.join(wrong)} than {name}: {remedy}")
-    measured = {
-        key: value for key, value in row.items() if key.startswith("validation/") and not key.endswith("_error")
-    }
+    measured = {key: one for key, one in row.items() if key.startswith("validation/") and not key.endswith("_error")}
     links.figures(TRIALS, measured, name, means(of_seeds(trial.user_attrs)), remedy)
     if has["state"] == "COMPLETE":
         run = links.run(row.get("run_id", ""), trial.user_attrs.get("run_key", ""), f"{TRIALS}, trial {trial.number},")
@@ -339,14 +316,9 @@ def _promoted(links: Links, best: Mapping[str, Any], tried: float, number: int) 
 
     weight = read()["objective"]["kl_weight"]
     intervals = [best["interval"], *(use["interval"] for use in best["uses"].values())]
-    links.hold(
-        same(float(weight), tried) or any(low <= weight <= high for low, high in intervals),
-        f"params.yaml: objective.kl_weight {weight:g} is none that {BEST} answers, and not that of trial {number}, "
-        "which was promoted: `cvae promote` writes one",
-    )
-
-
-# What was promoted, and what waits
+    answered = same(float(weight), tried) or any(low <= weight <= high for low, high in intervals)
+    none = f"params.yaml: objective.kl_weight {weight:g} is none that {BEST} answers"
+    links.hold(answered, f"{none}, and not that of trial {number}, which was promoted: `cvae promote` writes one")
 
 
 def _registry(links: Links) -> None:

@@ -53,22 +53,24 @@ def weight(
     if like == "list":
         listed(sigma)
         return
-    shape = {
-        "reconstruction": reconstruction, "over_pixels": over_pixels, "over_batch": over_batch,
-        "kl_over_latents": kl_over_latents, "kl_over_batch": kl_over_batch, "factor": factor, "pixels": pixels,
-        "latents": latents,
-    }  # fmt: skip
-    shape = {name: value for name, value in shape.items() if value is not None}
+    shape = _given(
+        reconstruction=reconstruction, over_pixels=over_pixels, over_batch=over_batch,
+        kl_over_latents=kl_over_latents, kl_over_batch=kl_over_batch, factor=factor, pixels=pixels, latents=latents,
+    )  # fmt: skip
     check({"--weight": w, "--beta": beta, "--article": article}, like, factor, sigma)
     # Without a loss, --beta asks for the article's weight.
     name = "article" if article is not None or (beta is not None and not shape and not like) else like
-    loss = assembled(name, shape | {"weight": article if w is None else w, "batch_size": batch_size})
+    loss = assembled(name, shape | _given(weight=article if w is None else w, batch_size=batch_size))
     if beta is not None:
         loss = loss.at(beta)
         print(f"w = {loss.weight:.6g}   (the weight to write in this loss)")
     explain(loss, sigma)
     if name == "article" and not shape and beta is None:
         readings(loss.weight, loss.batch_size, sigma)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def check(ways: Mapping[str, float | None], like: str | None, factor: float | None, sigma: float) -> None:
@@ -85,22 +87,22 @@ def check(ways: Mapping[str, float | None], like: str | None, factor: float | No
 
 
 def assembled(name: str | None, changes: Mapping[str, Any]) -> "Loss":
-    """The loss of a convention, or one of sums, with the changes that are not None. Raises UserError."""
+    """The loss of a convention, or one of sums, with the changes. Raises UserError."""
     from pipeline.weight.convert import CONVENTIONS, Loss
 
-    if name is not None and name not in CONVENTIONS:
+    if name is None:
+        return replace(Loss(0.0), **changes)
+    if name not in CONVENTIONS:
         raise UserError(f"--like {name} is not known: give one of {', '.join(CONVENTIONS)}")
-    first = CONVENTIONS[name].loss if name else Loss(0.0)
-    if name:
-        console.say(f"{name}: {CONVENTIONS[name].said}")
-    return replace(first, **{key: value for key, value in changes.items() if value is not None})
+    console.say(f"{name}: {CONVENTIONS[name].said}")
+    return replace(CONVENTIONS[name].loss, **changes)
 
 
 def explain(loss: "Loss", sigma: float) -> None:
     """Prints the loss, its β, the σ that it implies, and why."""
     from pipeline.weight.convert import SPREAD
 
-    beta, first, expectation = said(loss.beta), SPREAD[loss.reconstruction], expected(loss)
+    beta, first = said(loss.beta), SPREAD[loss.reconstruction]
     if first is None or loss.beta == 0:
         print(f"β = {beta}   (objective.kl_weight)")
     else:
@@ -109,7 +111,7 @@ def explain(loss: "Loss", sigma: float) -> None:
         print(f"β = 1   with {noun} {spread}: as an evidence lower bound, the loss assumes errors of this size")
         print(f"β = {said(loss.beta_at(sigma))}   with {noun} {sigma:g} (--sigma)")
     console.say(why(loss))
-    if expectation:
+    if expectation := expected(loss):
         console.say(expectation)
 
 
@@ -117,26 +119,22 @@ def why(loss: "Loss") -> str:
     """One sentence: the loss, and where each factor of β comes from."""
     both = loss.over_batch == loss.kl_over_batch  # the batch then weighs both terms alike
     images = "" if both else f"{loss.batch_size} images"
-    rec = f"{ERRORS[loss.reconstruction]}, {over(loss.over_pixels, f'{loss.pixels:,} values', loss.over_batch, images)}"
-    kl = f"KL, {over(loss.kl_over_latents, f'{loss.latents:,} latents', loss.kl_over_batch, images)}"
-    parts = ["w"]
-    parts += [f"· {loss.factor:g}"] if loss.factor != 1 else []
-    parts += [f"· {loss.pixels}"] if loss.over_pixels == "mean" else []
-    parts += [f"÷ {loss.latents}"] if loss.kl_over_latents == "mean" else []
-    if not both:
-        parts += [f"{'·' if loss.over_batch == 'mean' else '÷'} {loss.batch_size}"]
-    hidden = "a mean hides a factor, so" if parts[1:] else "both terms are reduced alike, so"
+    error = over(loss.over_pixels, f"{loss.pixels:,} values", loss.over_batch, images)
+    kl = over(loss.kl_over_latents, f"{loss.latents:,} latents", loss.kl_over_batch, images)
+    beta = "w"
+    beta += f" · {loss.factor:g}" if loss.factor != 1 else ""
+    beta += f" · {loss.pixels}" if loss.over_pixels == "mean" else ""
+    beta += f" ÷ {loss.latents}" if loss.kl_over_latents == "mean" else ""
+    beta += "" if both else f" {'·' if loss.over_batch == 'mean' else '÷'} {loss.batch_size}"
+    hidden = "both terms are reduced alike, so" if beta == "w" else "a mean hides a factor, so"
     return (
-        f"The loss is [{rec}] + w · [{kl}]: {hidden} β = {' '.join(parts)} = {said(loss.beta)} for "
-        f"w = {said(loss.weight)}, where β = 1 is the evidence lower bound."
+        f"The loss is [{ERRORS[loss.reconstruction]}, {error}] + w · [KL, {kl}]: {hidden} β = {beta} = "
+        f"{said(loss.beta)} for w = {said(loss.weight)}, where β = 1 is the evidence lower bound."
     )
 
 
 def expected(loss: "Loss") -> str:
-    """What the spectrum of the training images expects of the loss; empty where it was not computed for such a loss.
-
-    It is known for 784 pixels under a Bernoulli, between its lowest weight and the highest.
-    """
+    """What the spectrum of the training images expects of the loss; empty where it was not computed for such a loss."""
     import numpy as np
 
     from pipeline.data.splits import PIXELS
@@ -150,20 +148,18 @@ def expected(loss: "Loss") -> str:
     begins = f"The spectrum of the training images ({found['pixels']} pixels, {found['latent_size']} latents)"
     if loss.beta >= found["collapse"]:
         return f"{begins} expects a collapse: no latent pays for itself above β = {said(found['collapse'])}."
-    weights = [math.log(row["kl_weight"]) for row in rows]
-    if not math.exp(weights[0]) <= loss.beta <= math.exp(weights[-1]):
+    weights = [row["kl_weight"] for row in rows]
+    if not weights[0] <= loss.beta <= weights[-1]:
         return ""
-    kl = np.interp(math.log(loss.beta), weights, [row["kl"] for row in rows])
-    active = np.interp(math.log(loss.beta), weights, [row["active_units"] for row in rows])
+    kl = np.interp(math.log(loss.beta), np.log(weights), [row["kl"] for row in rows])
+    active = np.interp(math.log(loss.beta), np.log(weights), [row["active_units"] for row in rows])
     return f"{begins} expects a kl of {kl:.1f} nats, and {active:.0f} latents in use."
 
 
 def over(first: Over, values: str, second: Over, images: str) -> str:
     """`summed over 8 latents and averaged over 128 images`."""
-    if not images:
-        return f"{REDUCED[first]} over {values}"
     again = "" if first == second else f"{REDUCED[second]} over "
-    return f"{REDUCED[first]} over {values} and {again}{images}"
+    return f"{REDUCED[first]} over {values}" + (f" and {again}{images}" if images else "")
 
 
 def said(value: float) -> str:
@@ -173,24 +169,23 @@ def said(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 or value == 0 else f"{value:.2f}"
 
 
-def at_sigma(loss: "Loss", sigma: float) -> str:
-    return "" if loss.spread is None else said(loss.beta_at(sigma))
+def _row(loss: "Loss", sigma: float) -> tuple[str, str, str]:
+    """β, the σ at which it is 1, and β at another σ, for a table; a cross entropy has no σ."""
+    if loss.spread is None:
+        return said(loss.beta), "", ""
+    return said(loss.beta), f"{loss.spread:.3g}", said(loss.beta_at(sigma))
 
 
 def readings(weight: float, batch_size: int, sigma: float) -> None:
     """Prints what the article's weight is under every reading of its text."""
     from pipeline.weight.convert import article_readings
 
-    rows = []
-    for reading, first in article_readings():
-        loss = replace(first, weight=weight, batch_size=batch_size)
-        spread = "" if loss.spread is None else f"{loss.spread:.3g}"
-        rows.append((reading, said(loss.beta), spread, at_sigma(loss, sigma)))
+    losses = {name: replace(loss, weight=weight, batch_size=batch_size) for name, loss in article_readings()}
     print()
     console.table(
         f"The article does not show its criterion: w = {said(weight)} by what it may be",
         ("criterion, KL", "β", "σ at β = 1", f"β at σ = {sigma:g}"),
-        rows,
+        [(name, *_row(loss, sigma)) for name, loss in losses.items()],
         note=f"mean: over 784 pixels and {batch_size} images; KL summed or averaged: over these images",
     )
 
@@ -199,9 +194,10 @@ def listed(sigma: float) -> None:
     """Prints all conventions."""
     from pipeline.weight.convert import CONVENTIONS
 
-    rows = []
-    for name, (loss, _) in CONVENTIONS.items():
-        spread = "" if loss.spread is None else f"{loss.spread:.3g}"
-        rows.append((name, said(loss.weight), loss.reconstruction, said(loss.beta), spread, at_sigma(loss, sigma)))
-    columns = ("name", "w", "error", "β", "σ at β = 1", f"β at σ = {sigma:g}")
-    console.table("Known losses, at their own weights and sizes", columns, rows, note="docs/weights.md has the sources")
+    losses = {name: loss for name, (loss, _) in CONVENTIONS.items()}
+    console.table(
+        "Known losses, at their own weights and sizes",
+        ("name", "w", "error", "β", "σ at β = 1", f"β at σ = {sigma:g}"),
+        [(name, said(loss.weight), loss.reconstruction, *_row(loss, sigma)) for name, loss in losses.items()],
+        note="docs/weights.md has the sources",
+    )

@@ -66,7 +66,7 @@ def main() -> None:
     timed("all metrics", lambda: evaluator.evaluate(model, density, params.nll_draws, aim.kl_weight))
     print("of which")
     timed("a judge reads one set", lambda: judges.plain.read(to_unit(test.images)))
-    timed("samples of one sampler", lambda: evaluator.samples(model, density, "fitted"))
+    timed("samples of one sampler", lambda: evaluator.samples(model, density, ["fitted"]))
     timed("reconstruction and kl", lambda: evaluator.fit_figures(model))
     timed("nll", lambda: bound.log_likelihood(model, test, aim.pixels, params.nll_draws, params.seed, aim.kl_weight))
 

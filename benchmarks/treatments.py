@@ -217,7 +217,8 @@ def sample_figures(evaluator: Evaluator, model: CVAE, components: int, sampler: 
     """The sample metrics; none of a model that diverged."""
     try:
         density = evaluator.density(model, components) if sampler == "fitted" else None
-        return evaluator.samples(model, density, sampler)
+        figures = evaluator.samples(model, density, [sampler])
+        return {name.removeprefix(f"{sampler}/"): value for name, value in figures.items()}
     except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]
         return {}
 

@@ -76,9 +76,8 @@ def read(path: Path | str = FILE) -> dict[str, Any]:
         raise UserError(f"{path} must hold sections, such as train")
     for section, values in content.items():
         for key, value in values.items() if isinstance(values, dict) else ():
-            if any(
-                isinstance(one, int) and abs(one) > LARGEST for one in (value if isinstance(value, list) else [value])
-            ):
+            numbers = value if isinstance(value, list) else [value]
+            if any(isinstance(one, int) and abs(one) > LARGEST for one in numbers):
                 raise UserError(f"{path}: {section}.{key} is beyond {LARGEST:.0e}: give a smaller number")
     return content
 

@@ -61,7 +61,6 @@ def evaluate(
     """
     some = shares(split, params.images)
     figures: dict[str, float] = {}
-    of_bounds: dict[str, float] = {}
     models = {"cvae": (completer, False), "cvae_label": (completer, True), "network": (network, False)}
     kinds: tuple[Binarised, ...] = ("thresholded", "drawn")
     for pixels in kinds:
@@ -69,16 +68,16 @@ def evaluate(
             for kind, (model, label) in models.items():
                 name = f"{pixels}/{number}/{kind}"
                 estimate = negative_log_likelihood(model, some, pixels, number, label, params.draws, params.seed)
-                figures[name], of_bounds[f"standard_error/{name}"] = estimate.mean, estimate.error
+                figures |= {name: estimate.mean, f"standard_error/{name}": estimate.error}
                 if model.latent_size:
-                    of_bounds[f"effective_samples/{name}"] = estimate.effective_samples
+                    figures[f"effective_samples/{name}"] = estimate.effective_samples
                 told(name, estimate)
     for number in NUMBERS:
         errors = squared_errors(completer, network, some, number, params.seed)
         figures |= {f"squared_error/{number}/{name}": value for name, value in errors.items()}
         differences = diversity(completer, judge, some, number, params.seed)
         figures |= {f"diversity/{number}/{name}": value for name, value in differences.items()}
-    return figures | of_bounds
+    return figures
 
 
 def negative_log_likelihood(
@@ -130,7 +129,7 @@ def examples(completer: Completer, network: Completer, split: Split, number: int
 
     A row has the visible part, the network's prediction, `several` completions, and the whole image.
     """
-    few = split[torch.stack([(split.labels == digit).nonzero()[0, 0] for digit in range(CLASSES)])]
+    few = split[split.first_rows(1)]
     images, given = published_view(few, "thresholded", number, label=False, seed=seed)
     source = torch.Generator(images.device).manual_seed(seed)
     whole = images.flatten(1)

@@ -41,6 +41,10 @@ class Split:
     def of_class(self, digit: int) -> "Split":
         return self[self.labels == digit]
 
+    def first_rows(self, count: int) -> Tensor:
+        """The rows of the first `count` images of each class, class by class."""
+        return torch.cat([(self.labels == digit).nonzero()[:count, 0] for digit in range(CLASSES)])
+
 
 def as_split(images: np.ndarray, labels: np.ndarray) -> Split:
     """(N, 28, 28) uint8 and (N,) uint8 arrays as tensors, copied."""

@@ -4,7 +4,7 @@ Names of figures have no split in them: `elbo`, `prior/frechet`, `real/coverage`
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, NamedTuple
@@ -114,9 +114,10 @@ class Evaluator:
         """A mixture fitted to the latents of `train`: `components` Gaussians for each class."""
         return fit_density(model, self.train, self.pixels, components, self.seed, start)
 
-    def samples(self, model: CVAE, density: Density | None, sampler: Sampler) -> dict[str, float]:
-        """The sample metrics, without the sampler in their names: means over the digits. `prior` needs no density."""
-        return self._samples(model, density, sampler).figures
+    def samples(self, model: CVAE, density: Density | None, samplers: Sequence[Sampler] = SAMPLERS) -> dict[str, float]:
+        """The sample metrics, such as `prior/frechet`: means over the digits. `prior` needs no density."""
+        parts = [with_split(sampler, self._samples(model, density, sampler).figures) for sampler in samplers]
+        return {name: value for part in parts for name, value in part.items()}
 
     def ceiling(self) -> dict[str, float]:
         """The same for real training images in place of samples: the best that samples can reach."""

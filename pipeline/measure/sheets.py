@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline.data.splits import CLASSES, Pixels, Split, to_unit
+from pipeline.data.splits import Pixels, Split, to_unit
 from pipeline.measure import bound
 from pipeline.model.cvae import CVAE
 from pipeline.model.density import Density, posteriors
@@ -38,12 +38,11 @@ class Sheets(NamedTuple):
 def sheets(model: CVAE, density: Density, split: Split, pixels: Pixels, sampler: Sampler, shown: Shown) -> Sheets:
     """All pictures, with the same noise for every model, so that pictures of two models can be compared."""
     digits = rows_of_digits(COLUMNS).to(split.labels.device)
-    real = torch.cat([split.of_class(digit).images[:COLUMNS] for digit in range(CLASSES)])
-    samplers = {"real": sheet(to_unit(real), COLUMNS)}
+    samplers = {"real": sheet(to_unit(split.images[split.first_rows(COLUMNS)]), COLUMNS)}
     samplers |= {name: sheet(sample(model, density, digits, name, seed=0), COLUMNS) for name in SAMPLERS}
 
     mu = posteriors(model, split, pixels).mu
-    few = torch.cat([(split.labels == digit).nonzero()[: COLUMNS // 2, 0] for digit in range(CLASSES)])
+    few = split.first_rows(COLUMNS // 2)
     pairs = torch.stack([to_unit(split.images[few]), decode(model, mu[few], split.labels[few])], 1)
 
     values = torch.linspace(-REACH, REACH, STEPS, device=mu.device)

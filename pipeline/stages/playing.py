@@ -14,7 +14,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import write_text
 from pipeline.base.params import Number, load_key
 from pipeline.base.paths import BEST, CURVE, CURVE_TABLE, PREPARED, SPECTRUM, STUDY_SHEETS, TRIALS
-from pipeline.data.splits import CLASSES, Split
+from pipeline.data.splits import Split
 from pipeline.model import multirate
 from pipeline.model.density import Densities, Density
 from pipeline.model.multirate import MultiRate, Told
@@ -111,8 +111,8 @@ def packed(fitted: Densities) -> dict[str, Any]:
 
 def examples(split: Split) -> list[dict[str, Any]]:
     """One image of each digit, to start a drawing from."""
-    rows = [int((split.labels == digit).nonzero()[0, 0]) for digit in range(CLASSES)]
-    return [{"label": digit, "pixels": text(split.images[row].numpy().tobytes())} for digit, row in enumerate(rows)]
+    images = split.images[split.first_rows(1)]
+    return [{"label": digit, "pixels": text(image.numpy().tobytes())} for digit, image in enumerate(images)]
 
 
 def content(

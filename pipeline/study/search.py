@@ -13,7 +13,7 @@ from pipeline.data.splits import Split
 from pipeline.measure.evaluator import Evaluator, with_split
 from pipeline.model.cvae import CVAE, Architecture, build
 from pipeline.model.density import Density
-from pipeline.model.samples import SAMPLERS, strip
+from pipeline.model.samples import strip
 from pipeline.study.queue import Candidate, State, Study
 from pipeline.study.space import Setting
 from pipeline.study.uses import undecided
@@ -207,12 +207,7 @@ def _measure(
     """A candidate's figures on validation, of both samplers' samples, and its density; None if any is not finite."""
     try:
         density = evaluator.density(model, setting.components)
-        figures = {
-            f"{sampler}/{name}": value
-            for sampler in SAMPLERS
-            for name, value in evaluator.samples(model, density, sampler).items()
-        }
-        figures["active_units"] = evaluator.active_units(model)
+        figures = evaluator.samples(model, density) | {"active_units": evaluator.active_units(model)}
         few = replace(evaluator, split=evaluator.split[:NLL_IMAGES])
         figures |= few.nll(model, setting.nll_draws, kl_weight)
     except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]  # from values that are not finite

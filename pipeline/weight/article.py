@@ -15,7 +15,6 @@ from pipeline.data.splits import Split
 from pipeline.measure.evaluator import Evaluator
 from pipeline.model.cvae import CVAE, PRESETS, Architecture, Conditioning, build
 from pipeline.model.density import posterior_samples
-from pipeline.model.samples import SAMPLERS
 from pipeline.training import population
 from pipeline.training.fit import Record, TrainParams
 from pipeline.training.objective import ELBO
@@ -81,9 +80,7 @@ def measure(model: CVAE, evaluator: Evaluator, components: int) -> dict[str, flo
     """The figures of a trained member on the evaluator's split: `elbo`, `digit_in_latent`, `prior/frechet`, …"""
     density, figures = evaluator.density(model, components), evaluator.fit_figures(model)
     figures["digit_in_latent"] = digit_in_latent(model, evaluator.train, evaluator.split, evaluator.seed)
-    for sampler in SAMPLERS:
-        figures |= {f"{sampler}/{name}": value for name, value in evaluator.samples(model, density, sampler).items()}
-    return figures
+    return figures | evaluator.samples(model, density)
 
 
 def digit_in_latent(model: CVAE, train: Split, held_out: Split, seed: int) -> float:

@@ -118,9 +118,8 @@ def measured(model: MultiRate, weights: Iterable[float], evaluator: Evaluator, c
 def point(model: CVAE, weight: float, evaluator: Evaluator, components: int, near: Density | None = None) -> Point:
     """The same of one model of one weight, however it was trained. near: the density of a similar model."""
     digits = torch.arange(CLASSES, device=evaluator.split.labels.device)
-    density, figures = evaluator.density(model, components, near), evaluator.fit_figures(model)
-    for name in SAMPLERS:
-        figures |= {f"{name}/{metric}": mean for metric, mean in evaluator.samples(model, density, name).items()}
+    density = evaluator.density(model, components, near)
+    figures = evaluator.fit_figures(model) | evaluator.samples(model, density)
     drawn = {str(name): sample(model, density, digits, name, seed=0) for name in SAMPLERS}
     return Point({"kl_weight": weight, **with_split("validation", figures)}, drawn, density)
 

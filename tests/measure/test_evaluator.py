@@ -84,7 +84,9 @@ def test_a_headline_is_the_mean_of_a_row_per_sampler_and_digit_and_a_part_measur
         for name in OF_SAMPLES:
             assert figures[f"{sampler}/{name}"] == pytest.approx(means.loc[sampler, name])
     some = evaluator()
-    assert some.samples(lively(), DENSITY, "fitted") == {name: figures[f"fitted/{name}"] for name in OF_SAMPLES}
+    assert some.samples(lively(), DENSITY, ["fitted"]) == {
+        f"fitted/{name}": figures[f"fitted/{name}"] for name in OF_SAMPLES
+    }
     assert some.ceiling() == {name: figures[f"real/{name}"] for name in OF_SAMPLES}
     without_judges = Evaluator(None, TEST, TRAIN, "grey", 0)
     fit = without_judges.fit_figures(lively()) | without_judges.nll(lively(), K, 1.0)
@@ -108,8 +110,8 @@ def test_a_likelihood_has_bits_sigma_or_a_floor_only_where_they_mean_something(n
 def test_several_sample_sets_are_averaged_and_say_how_much_they_differ() -> None:
     some = replace(evaluator(), sets=3)
     figures, table, deviation = some.sample_figures(lively(), DENSITY)
-    alone = [replace(evaluator(), seed=seed).samples(lively(), DENSITY, "prior") for seed in (0, 3, 4)]
-    frechet = pd.Series([one["frechet"] for one in alone])
+    alone = [replace(evaluator(), seed=seed).samples(lively(), DENSITY, ["prior"]) for seed in (0, 3, 4)]
+    frechet = pd.Series([one["prior/frechet"] for one in alone])
     assert frechet[0] == healthy().figures["prior/frechet"]
     assert figures["prior/frechet"] == pytest.approx(frechet.mean())
     assert deviation["prior/frechet"] == pytest.approx(frechet.std())

@@ -234,10 +234,10 @@ def _evaluation(links: Links, run: Any, where: str) -> None:
     """The figures in reports/ against those of the run, or of an evaluation below it that measured in another way."""
     from pipeline.cli.handing import flattened
     from pipeline.measure.evaluator import with_split
-    from pipeline.stages.saved import load_history, load_json
+    from pipeline.stages.saved import REMEDY, load_json, load_table
     from pipeline.tracking.local import below
 
-    last = load_history(HISTORY).iloc[-1].drop(["epoch", "step"])
+    last = load_table(HISTORY, REMEDY["cvae"]).iloc[-1].drop(["epoch", "step"])
     history = {str(name): float(value) for name, value in last.items()}
     is_trial = run.data.tags.get("kind") == "trial"
     if not is_trial:  # whose last figures are means over its seeds

@@ -14,8 +14,8 @@ from pipeline.completion.views import training_view
 from pipeline.stages.recording import recording
 from pipeline.stages.saved import load_splits, save_completer
 from pipeline.tracking import runs as tracking
-from pipeline.training.compiled import Compile
 from pipeline.training.fit import Precision, TrainParams, fit, start
+from pipeline.training.graph import Compile
 
 
 def main() -> None:

@@ -22,8 +22,7 @@ from pipeline.data import augment
 from pipeline.data.splits import Split, batches, epoch_seed
 from pipeline.model.cvae import Model
 from pipeline.training import objective, schedule
-from pipeline.training.compiled import Compile, compiled
-from pipeline.training.graph import Steps, mode_of
+from pipeline.training.graph import Compile, Steps, compiled, mode_of
 from pipeline.training.objective import ObjectiveParams
 from pipeline.training.optimizer import adam, average, changed_by, set_learning_rate
 from pipeline.training.schedule import Step

@@ -1,4 +1,4 @@
-"""The steps of an epoch: one after another, or as replays of one step captured in a CUDA graph.
+"""How steps are made fast: by torch's compiler, and on a GPU as replays of one step captured in a CUDA graph.
 
 A step of the strong model is some 140 launches, which cost the host ten times what a GPU needs for their work; in a
 graph they are one launch. What differs from step to step lies in tables on the device, read at a counter that the step
@@ -7,19 +7,36 @@ itself raises, so that the host has nothing to do within an epoch.
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from pipeline.training.compiled import Compile
+from pipeline.base.device import compiler
+from pipeline.base.errors import UserError
 from pipeline.training.schedule import Step
 
+COMPILING_PAYS = 80_000  # steps: on an H200 compiling takes 15 s and saves 0.15 ms a step
 WARM_UP = 3  # steps before the capture: they allocate what a step needs, and let torch choose its kernels
 
 # Takes row numbers (B,) and a Step, trains, and returns the step's losses (...). Its randomness is `source`'s.
 Take = Callable[[Tensor, Step[Any]], Tensor]
 Mode = Literal["numbers", "tables", "graph"]
+Compile = Literal["auto", "always", "never"]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def compiled(function: Callable[P, R], choice: Compile, device: torch.device, steps: int) -> Callable[P, R]:
+    """The function for a run of so many steps, as torch's compiler makes it or as it is: `auto` is for long GPU runs.
+
+    Raises UserError if train.compile is `always` and the CPU's compiler is missing.
+    """
+    if choice == "always" and device.type == "cpu" and not compiler():
+        raise UserError("train.compile always needs a C++ compiler (g++, or what CXX names): install it, or set auto")
+    if choice == "always" or (choice == "auto" and device.type == "cuda" and steps >= COMPILING_PAYS):
+        return torch.compile(function, dynamic=False)
+    return function
 
 
 def mode_of(choice: Compile, device: torch.device) -> Mode:

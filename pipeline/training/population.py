@@ -19,8 +19,8 @@ from pipeline.data.splits import PIXELS, SIDE, Split
 from pipeline.model.cvae import CVAE, Architecture
 from pipeline.model.likelihood import SigmaOptimal
 from pipeline.training import objective
-from pipeline.training.compiled import compiled
 from pipeline.training.fit import Batch, Loop, Record, TakeStep, TrainParams, steps_per_epoch
+from pipeline.training.graph import compiled
 from pipeline.training.members import member_terms
 from pipeline.training.objective import ObjectiveParams
 from pipeline.training.optimizer import adam, average, changed_by, set_learning_rate

@@ -7,8 +7,8 @@ import torch
 from solo import CPU, TREATMENTS, VALIDATION, Treatment, treatment
 
 from pipeline.base.errors import UserError
-from pipeline.training.compiled import Compile, compiled
 from pipeline.training.fit import fit, start
+from pipeline.training.graph import Compile, compiled
 
 NAMES = ["sigma optimal, averaged", "capacity and free bits", "several draws, mixture", "resnet, everything"]
 

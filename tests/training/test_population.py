@@ -10,8 +10,8 @@ from solo import CPU, KL_WEIGHTS, TREATMENTS, VALIDATION, Treatment, assert_solo
 
 from pipeline.model.cvae import CVAE, PRESETS
 from pipeline.training import population
-from pipeline.training.compiled import Compile
 from pipeline.training.fit import Record
+from pipeline.training.graph import Compile
 from pipeline.training.population import Population, auto_size, fit, member_bytes, start
 
 CASE = treatment()

@@ -1,7 +1,4 @@
-"""`cvae report` shows the figures of the last evaluation, or writes a page; `cvae compare` those of several revisions.
-
-`cvae ui` opens MLflow's page on this project's runs.
-"""
+"""`cvae report` shows the last evaluation, or writes a page; `cvae compare` shows several revisions."""
 
 import math
 import sys
@@ -110,24 +107,6 @@ def _tables(figures: Mapping[str, Any]) -> None:
         ("β", *fit),
         [(f"{protocol['kl_weight']:g}", *(figures[name] for name in fit))],
     )
-
-
-def ui(
-    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="the first port to try")] = 5000,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="print the address, and open nothing")] = False,
-    compare: Annotated[str, typer.Option(metavar="STUDY", help="the trials of this study, β against frechet")] = "",
-) -> None:
-    """Compare runs in MLflow's page, until Ctrl-C.
-
-    \b
-    cvae ui                              all runs, the best first
-    cvae ui --compare kl-weight-1a2b3c   the trials of a study; `cvae study` shows its name
-    """
-    from pipeline.base.params import load
-    from pipeline.tracking import server
-    from pipeline.tracking.runs import TrackingParams
-
-    server.ui(Path(), port, not no_browser, load(TrackingParams, "tracking").experiment, compare)
 
 
 def compare(

@@ -1,15 +1,49 @@
-"""`cvae doctor --services`: a line for each server that the environment names, with what is right or wrong about it."""
+"""MLflow, Optuna and DVC's remote: `cvae ui`, `cvae sync` and `cvae doctor --services`."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from pipeline.base.addresses import hide, shown
 from pipeline.base.errors import UserError
 
 
+def ui(
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="the first port to try")] = 5000,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="print the address, and open nothing")] = False,
+    compare: Annotated[str, typer.Option(metavar="STUDY", help="the trials of this study, β against frechet")] = "",
+) -> None:
+    """Compare runs in MLflow's page, until Ctrl-C.
+
+    \b
+    cvae ui                              all runs, the best first
+    cvae ui --compare kl-weight-1a2b3c   the trials of a study; `cvae study` shows its name
+    """
+    from pipeline.base.params import load
+    from pipeline.tracking import server
+    from pipeline.tracking.runs import TrackingParams
+
+    server.ui(Path(), port, not no_browser, load(TrackingParams, "tracking").experiment, compare)
+
+
+def sync() -> None:
+    """Send MLflow what it could not take before.
+
+    Figures, pictures and models of runs wait in .cvae/outbox while MLflow is away. The next training or evaluation
+    sends them too.
+    """
+    from pipeline.tracking.local import tracking_uri
+    from pipeline.tracking.outbox import sync as send
+
+    count = send(Path())
+    print(f"{count} records sent to MLflow at {shown(tracking_uri(Path()))}" if count else "nothing waits for MLflow")
+
+
 def services() -> bool:
-    """Prints the lines. Returns whether all that is configured can be used."""
+    """Says what is right or wrong with each server. Returns whether all that is configured can be used."""
     checks: dict[str, Callable[[], str]] = {"MLflow": _mlflow, "Optuna": _optuna, "DVC": _dvc}
     good = True
     for name, check in checks.items():

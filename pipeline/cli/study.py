@@ -1,10 +1,13 @@
-"""`cvae tune` runs the study, `cvae study` says which weight is right for what, `cvae promote` writes that one down."""
+"""`cvae tune` runs the study, `cvae study` says which weight is right for what, `cvae promote` writes that one down.
+
+`cvae reproduce` repeats the source article's experiment.
+"""
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -166,3 +169,21 @@ def _register(run_id: str | None) -> bool:
         said += f". Beside the champion: {' and '.join(path.name for path in beside)}"
     print(f"{said}." if said else "Its model was not kept, so none is registered in MLflow.")
     return said is not None
+
+
+def reproduce(
+    what: Annotated[Literal["article"], typer.Argument(help="article: the collapse and its remedy")],  # noqa: ARG001
+    epochs: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="of each training")] = 3,
+) -> None:
+    """Train the source article's model at its KL weights.
+
+    Also with every conditioning, with and without the label in its encoder. The figures, on validation, go to
+    reports/article.
+
+    \b
+    cvae reproduce article
+    cvae reproduce article --epochs 20
+    """
+    from pipeline.cli.article import run
+
+    run(epochs)

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from studies import SETTING, abandoned, events, finished, having, opened, program, refused, results, states, until
+from studies import SETTING, abandoned, events, finished, having, opened, program, refused, results, states
 
-from pipeline.base.paths import WORKERS
 from pipeline.study import queue, search, storage
 from pipeline.study.search import Began, Ended, Epoch
 
@@ -42,22 +41,6 @@ def test_an_interrupted_search_ends_cleanly_and_continues_in_its_runs(tmp_path: 
     runs = [event.candidate.trial.user_attrs.get("run_id") for event in events(again) if isinstance(event, Began)]
     assert [run for run in runs if run] == [f"run {number}" for number in range(3) if number not in told]
     assert again.done() == again.table()["kl_weight"].nunique() == 6
-
-
-@pytest.mark.slow
-def test_a_killed_study_continues_and_its_count_ends_exact(tmp_path: Path) -> None:
-    with program(tmp_path, trials=6, population=2, epochs=2) as process:
-        until(process, "epoch 3 ")  # the second batch: some trials are done, some are in training
-        process.kill()
-    before = opened(tmp_path, having(trials=6, population=2, epochs=2))
-    known = results(before)
-    assert known
-    assert "RUNNING" in states(before)
-    after = finished(tmp_path, before.setting)
-    assert after.done() == 6
-    assert not {"RUNNING", "WAITING"} & set(states(after))
-    assert known.items() <= results(after).items()
-    assert not list((tmp_path / WORKERS).iterdir())
 
 
 @pytest.mark.slow

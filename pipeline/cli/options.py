@@ -2,13 +2,14 @@
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from pipeline.base import console
+from pipeline.base import console, terminal
 from pipeline.base.errors import UserError
 from pipeline.base.paths import MODEL, SMALL
 
@@ -57,10 +58,8 @@ def digits_of(text: str) -> list[int]:
 
 def where_to(out: Path | None, usual: str, *suffixes: str) -> Path | None:
     """The file to write: --out, or `usual`; None draws on the terminal. Raises UserError for a bad --out."""
-    from pipeline.show.pictures import on_terminal
-
     if out is None:
-        return None if on_terminal() else Path(usual)
+        return None if sys.stdout.isatty() else Path(usual)
     if out.suffix not in suffixes:
         raise UserError(f"--out {out} must end in {' or '.join(suffixes)}")
     return out
@@ -68,7 +67,6 @@ def where_to(out: Path | None, usual: str, *suffixes: str) -> Path | None:
 
 def row(out: Path | None) -> int:
     """How many images of one digit stand in a row: ten in a file, on a terminal as many as fit."""
-    from pipeline.base import terminal
     from pipeline.show.pictures import fitting
 
     return ROW if out is not None else fitting(ROW, 0, terminal.width()).columns
@@ -152,7 +150,6 @@ def show(ink: "np.ndarray", labels: Labels) -> str:
     """Draws images (R, C, 28, 28) on the terminal, as many as fit. Returns in words what did not."""
     import numpy as np
 
-    from pipeline.base import terminal
     from pipeline.show import pictures
 
     (rows, count), label = ink.shape[:2], max(map(len, labels.rows), default=0)
@@ -170,7 +167,7 @@ def show(ink: "np.ndarray", labels: Labels) -> str:
         ink, rows, count, left, above = ink.swapaxes(0, 1), count, rows, (), left
         fit, columns = pictures.fitting(count, 0, width, [pictures.HALVED]), np.arange(count)
         kept = pictures.rows_fitting(fit, count, True, height)
-    pictures.show(ink[:kept, columns], left[:kept], above, fit)
+    print(pictures.screen(ink[:kept, columns], fit, left[:kept], above, pictures.has_colours()), flush=True)
     some = [(min(kept, rows), rows, "rows"), (len(columns), count, "in a row")]
     missing = " and ".join(f"{shown} of {every} {what}" for shown, every, what in some if shown < every)
     return f"; {missing} are shown, a larger terminal or --out shows all" if missing else ""

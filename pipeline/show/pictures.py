@@ -1,14 +1,14 @@
 """Pictures as PNG and GIF files, or as characters on a terminal, and a picture file as numbers."""
 
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.base import terminal
 from pipeline.base.errors import UserError
 from pipeline.base.files import png, replacing
 
@@ -79,21 +79,14 @@ def fitting_scale(rows: int, columns: int, wanted: int | None) -> int:
     pixels = rows * columns * (SIDE + 2) ** 2
     if wanted and wanted > 1 and pixels * wanted**2 > MOST_PIXELS:
         most = max(int((MOST_PIXELS / pixels) ** 0.5), 1)
-        raise UserError(
-            f"--scale {wanted} makes a picture of {pixels * wanted**2:,} pixels: at most {most} is possible"
-        )
+        size = f"a picture of {pixels * wanted**2:,} pixels"
+        raise UserError(f"--scale {wanted} makes {size}: at most {most} is possible")
     return wanted or max(min(int((USUAL_PIXELS / pixels) ** 0.5), ENLARGED), 1)
 
 
-def on_terminal() -> bool:
-    """Whether the output goes to a terminal."""
-    return sys.stdout.isatty()
-
-
-def has_colours(environment: Mapping[str, str] = os.environ, encoding: str | None = None) -> bool:
+def has_colours() -> bool:
     """Whether the terminal can show 24 greys and half blocks."""
-    unicode = (encoding or sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
-    return unicode and not environment.get("NO_COLOR") and environment.get("TERM", "dumb") != "dumb"
+    return terminal.has_colours(sys.stdout) and (sys.stdout.encoding or "").lower().startswith("utf")
 
 
 def characters(ink: np.ndarray, colours: bool) -> str:
@@ -101,7 +94,7 @@ def characters(ink: np.ndarray, colours: bool) -> str:
 
     With colours, each character is an upper half block: its colour is the upper pixel, its background the lower one.
     """
-    rows = np.vstack([ink, np.zeros((len(ink) % 2, ink.shape[1]))])
+    rows = np.pad(ink, ((0, len(ink) % 2), (0, 0)))
     if not colours:
         levels = ((rows[::2] + rows[1::2]) / 2 * (len(RAMP) - 1)).round().astype(int)
         return "\n".join("".join(RAMP[level] for level in line).rstrip() for line in levels)
@@ -154,13 +147,7 @@ def screen(images: np.ndarray, fit: Fit, left: Sequence[str], above: Sequence[st
         for row, label in zip_longest(block, left, fillvalue=""):
             strip = np.concatenate([np.pad(image, ((0, 0), (0, BETWEEN))) for image in row], 1)[:, :-BETWEEN]
             drawn = characters(strip, colours).split("\n")
-            names = ["" if place != len(drawn) // 2 else label for place in range(len(drawn))]
-            lines += [
-                f"{name:>{margin - 1}} {line}" if margin else line for name, line in zip(names, drawn, strict=True)
-            ]
+            for place, line in enumerate(drawn):
+                name = label if place == len(drawn) // 2 else ""
+                lines.append(f"{name:>{margin - 1}} {line}" if margin else line)
     return "\n".join(lines)
-
-
-def show(images: np.ndarray, left: Sequence[str], above: Sequence[str], fit: Fit) -> None:
-    """Prints images (R, C, 28, 28) in [0, 1] with labels in the best way that the terminal supports."""
-    print(screen(images, fit, left, above, has_colours()), flush=True)

@@ -63,15 +63,15 @@ def _eight_bits(image: "Image") -> "Image":
     """
     from PIL import Image
 
-    if not image.mode.startswith(("I", "F")):
-        if max(image.size) > LONG:
-            image = image.convert("RGBA") if image.mode == "P" else image
-            image.thumbnail((LONG, LONG), Image.Resampling.BOX)
-        return image.convert("RGBA")
-    is_16 = image.mode.startswith("I;16")
-    image = (image.convert("I") if is_16 else image).convert("F")
+    is_16, has_eight = image.mode.startswith("I;16"), not image.mode.startswith(("I", "F"))
+    if not has_eight:
+        image = (image.convert("I") if is_16 else image).convert("F")
+    elif image.mode == "P":
+        image = image.convert("RGBA")
     if max(image.size) > LONG:
         image.thumbnail((LONG, LONG), Image.Resampling.BOX)
+    if has_eight:
+        return image.convert("RGBA")
     values = np.asarray(image, float)
     if not np.isfinite(values).all():
         raise ValueError("some pixels are not finite")

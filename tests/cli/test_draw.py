@@ -22,7 +22,6 @@ from pipeline.completion.masks import named_masks
 from pipeline.measure.judge import Judges
 from pipeline.measure.judge import build as build_judge
 from pipeline.model.samples import rows_of_digits, sample
-from pipeline.show import pictures
 from pipeline.stages.saved import load_cvae, save_completer, save_judges
 
 
@@ -126,7 +125,7 @@ def test_the_small_model_is_small_and_draws_the_asked_digits() -> None:
 def test_a_person_at_a_terminal_sees_digits_and_gets_no_file(
     project: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae
 ) -> None:
-    monkeypatch.setattr(pictures, "on_terminal", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -186,7 +185,7 @@ def test_completions_are_ranked_read_and_drawn(cvae: Cvae) -> None:
 
 
 def test_completions_are_drawn_on_a_terminal_too(drawer: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae) -> None:
-    monkeypatch.setattr(pictures, "on_terminal", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("NO_COLOR", "1")
     drawn, said = cvae("complete bar.png --mask bottom --count 3").out.split("3 completions, the most likely first\n")

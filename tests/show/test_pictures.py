@@ -1,6 +1,7 @@
 """Pictures on a terminal: every pixel is at its place."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,16 +30,16 @@ def test_plain_characters_get_denser_with_the_ink() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "encoding", "colours"),
-    [
-        ({"TERM": "xterm-256color"}, "UTF-8", True),
-        ({"TERM": "xterm", "NO_COLOR": "1"}, "utf-8", False),
-        ({"TERM": "dumb"}, "utf-8", False),
-        ({"TERM": "xterm"}, "ascii", False),
-    ],
+    ("term", "encoding", "colours"),
+    [("xterm-256color", "UTF-8", True), ("dumb", "utf-8", False), ("xterm", "ascii", False)],
 )
-def test_the_terminals_settings_choose_the_colours(environment: dict[str, str], encoding: str, colours: bool) -> None:
-    assert pictures.has_colours(environment, encoding) == colours
+def test_the_terminals_settings_choose_the_colours(
+    monkeypatch: pytest.MonkeyPatch, term: str, encoding: str, colours: bool
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(encoding=encoding, isatty=lambda: True))
+    assert pictures.has_colours() == colours
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+from collections.abc import Iterator
 
 import torch
 
@@ -29,6 +30,17 @@ def pick_device(name: str) -> torch.device:
         torch.set_flush_denormal(True)
         _keep_freed_memory()
     return device
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within, each product runs in one thread: small ones are not worth sharing, and threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _keep_freed_memory() -> None:

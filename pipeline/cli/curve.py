@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.base import console
-from pipeline.base.paths import CURVE_TABLE, EXPLORE, PREPARED, SEEDS
+from pipeline.base.paths import CURVE_TABLE, EXPLORE, SEEDS
 
 SHOWN = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 COLUMNS = (
@@ -28,18 +28,15 @@ def spectrum(
     cvae spectrum
     cvae spectrum --nats 20
     """
-    from pipeline.base.device import pick_device
-    from pipeline.base.params import load, load_key
+    from pipeline.base.params import load
     from pipeline.model.cvae import ModelParams, resolve
-    from pipeline.stages.saved import load_splits
+    from pipeline.stages.spectrum import solved
     from pipeline.training.objective import ObjectiveParams
-    from pipeline.weight.spectrum import check, expected, of_split
+    from pipeline.weight.spectrum import expected
 
     aim = load(ObjectiveParams, "objective")
     latents = latents or resolve(load(ModelParams, "model")).latent_size
-    check(aim.likelihood)
-    (train,) = load_splits(PREPARED, "train", device=pick_device(load_key(str, "train", "device")))
-    found = of_split(train, aim.likelihood, aim.pixels, aim.sigma, latents)
+    found = solved(aim, latents)
     if nats is not None:
         beta = found.weight_for(nats, latents)
         print(f"The expected kl is {nats:g} nats per image at β = {beta:.3g}, with {latents} latents.")

@@ -10,8 +10,7 @@ Shapes: G groups, C components, L dimensions, N rows of the largest group (other
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import reduce
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.base.device import one_thread
 from pipeline.model.gaussian import LOG_2PI
 
 FLOOR = 1e-4  # added to every variance, so that a component of equal rows remains a density
@@ -36,19 +36,8 @@ class Mixture(NamedTuple):
     roots: Tensor
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """A CPU's products here are too small to share: next to other processes, threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 @torch.no_grad()
-@_one_thread()
+@one_thread()
 def fit(rows: Tensor, groups: Tensor, count: int, components: int, seed: int, start: Mixture | None = None) -> Mixture:
     """A mixture, in float64, for each of `count` groups of rows (N, L) that belong to groups (N,).
 

@@ -13,7 +13,18 @@ from pipeline.show.spectrum import spectrum_figure, unknown
 from pipeline.show.style import save
 from pipeline.stages.saved import load_splits
 from pipeline.training.objective import ObjectiveParams
-from pipeline.weight import spectrum
+from pipeline.weight import bernoulli, spectrum
+
+
+def solved(aim: ObjectiveParams, latents: int) -> spectrum.Spectrum:
+    """The spectrum of the training images; warns where it may be off. Raises UserError."""
+    spectrum.check(aim.likelihood)
+    (train,) = load_splits(PREPARED, "train", device=pick_device(load_key(str, "train", "device")))
+    found = spectrum.of_split(train, aim.likelihood, aim.pixels, aim.sigma, latents)
+    for digit, weight in found.unsettled:
+        reason = f"its solution did not settle in {bernoulli.STEPS} steps (docs/spectrum.md)"
+        console.warn(f"the expected kl of digit {digit} may be off around β = {weight:g}: {reason}")
+    return found
 
 
 def main() -> None:
@@ -26,8 +37,7 @@ def main() -> None:
         save(unknown(str(error)), SPECTRUM_FIGURE)
         print(f"{SPECTRUM}: {error}")
         return
-    (train,) = load_splits(PREPARED, "train", device=pick_device(load_key(str, "train", "device")))
-    found = spectrum.of_split(train, aim.likelihood, aim.pixels, aim.sigma, latents)
+    found = solved(aim, latents)
     rows = spectrum.expected(found, spectrum.WEIGHTS, latents)
     collapse = found.collapse(latents)
     by_class = found.collapses(latents).tolist()

@@ -31,8 +31,8 @@ class State(NamedTuple):
     covariance: Tensor
 
 
-def rate(images: Tensor, values: Tensor, directions: Tensor, metric: Tensor, beta: float) -> float:
-    """kl at a weight β, nats per image.
+def rate(images: Tensor, values: Tensor, directions: Tensor, metric: Tensor, beta: float) -> tuple[float, bool]:
+    """kl at a weight β, nats per image, and whether it has settled; after STEPS it may still be off.
 
     images: (N, D) in [0, 1]. values, directions, metric: the largest eigenvalues λ (L,) of the covariance in units of
     `metric` (D,), from the largest on, and their vectors (D, L). The solution of that rule is where it starts.
@@ -45,8 +45,8 @@ def rate(images: Tensor, values: Tensor, directions: Tensor, metric: Tensor, bet
         if step % CHECKED == 0:
             former, found = found, _kl(state)
             if abs(found - former) <= TOLERANCE * found:
-                break
-    return found
+                return found, True
+    return found, False
 
 
 def _kl(state: State) -> float:

@@ -7,6 +7,7 @@ PCA (Tipping & Bishop 1999) as the decoder (Lucas 2019). docs/spectrum.md derive
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.base.device import one_thread
 from pipeline.base.errors import UserError
 from pipeline.data.splits import CLASSES, PIXELS, Pixels, Split, to_unit
 from pipeline.model.likelihood import LEAST_VARIANCE
@@ -33,7 +35,8 @@ class Spectrum:
     eigenvalues: (classes, directions) float64, each row from the largest to the smallest. shares: (classes,), of all
     images. pixels: None, or with a σ that training chooses, the number of pixels that share it. The eigenvalues are
     then those of the covariance itself, and σ² depends on the weight: it is the mean squared error. excess: (classes,
-    KNOTS), what a Bernoulli's own cross entropy adds to the kl of `latents` dimensions.
+    KNOTS), what a Bernoulli's own cross entropy adds to the kl of `latents` dimensions. unsettled: classes and knots
+    where it was not solved well.
 
     Methods take β and the number of latent dimensions; None is as many as there are directions.
     """
@@ -43,6 +46,7 @@ class Spectrum:
     pixels: int | None = None
     excess: Tensor | None = None
     latents: int | None = None
+    unsettled: tuple[tuple[int, float], ...] = ()
 
     def rates(self, beta: float, latents: int | None = None) -> Tensor:
         """The expected kl of each class, (classes,) nats per image."""
@@ -133,12 +137,21 @@ def of_split(
     for digit in (digit for digit, count in enumerate(counts) if count == 0):
         raise UserError(f"digit {digit} has no training images, so its spectrum is unknown: add some, or more data")
     variance = None if likelihood == "bernoulli" else torch.tensor(1.0 if sigma is None else sigma**2)
-    classes = [train.of_class(digit).images for digit in range(CLASSES)]
-    rows = torch.stack([of_images(images, pixels, variance) for images in classes])
-    shares = torch.tensor(counts, dtype=torch.float64) / len(train)
-    if likelihood == "bernoulli" and latents is not None:
-        return Spectrum(rows, shares, None, torch.stack([excess(part, pixels, latents) for part in classes]), latents)
-    return Spectrum(rows, shares, PIXELS if likelihood.startswith("sigma_") else None)
+    latents = latents if likelihood == "bernoulli" else None
+
+    def of(digit: int) -> OfClass:
+        return of_class(train.of_class(digit).images, pixels, variance, latents)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool, one_thread():  # a thread for each class
+        found = [*pool.map(of, range(CLASSES))]
+    return Spectrum(
+        torch.stack([part.eigenvalues for part in found]),
+        torch.tensor(counts, dtype=torch.float64) / len(train),
+        PIXELS if likelihood.startswith("sigma_") else None,
+        torch.stack([part.excess for part in found]) if latents else None,
+        latents,
+        tuple((digit, knot) for digit, part in enumerate(found) for knot in part.unsettled),
+    )
 
 
 def expected(spectrum: Spectrum, weights: Sequence[float], latents: int) -> list[dict[str, float]]:
@@ -157,47 +170,27 @@ def check(likelihood: str) -> None:
         )
 
 
-def of_images(images: Tensor, pixels: Pixels, variance: Tensor | None) -> Tensor:
-    """Eigenvalues of the covariance of one class, (D,) float64 on the CPU, from the largest to the smallest.
+class OfClass(NamedTuple):
+    """eigenvalues: (D,) float64 on the CPU, from the largest to the smallest.
+
+    excess: (KNOTS,), how much more kl a Bernoulli's own cross entropy gives there than the rule. Above the largest
+    eigenvalue it is 0, since the collapse is that of the rule. unsettled: those of KNOTS where it was not solved well.
+    """
+
+    eigenvalues: Tensor
+    excess: Tensor
+    unsettled: list[float]
+
+
+def of_class(images: Tensor, pixels: Pixels, variance: Tensor | None, latents: int | None = None) -> OfClass:
+    """The spectrum of the images of one class; with latents, the excess of so many dimensions.
 
     images: (N, ...) uint8, or in [0, 1], D values each. The covariance is in units of `variance`, or of p (1 − p) for a
     Bernoulli, None, which is the curvature of its cross-entropy at the mean picture p, for grey pixels too. `binary`
     pixels are Bernoulli draws of the images: their variance is that of the images plus the mean of x (1 − x).
     """
-    found = torch.linalg.eigvalsh(_in_metric(images, pixels, variance).covariance).flip(0).clamp(min=0).cpu()
-    return torch.cat([found, found.new_zeros(images[0].numel() - len(found))])
-
-
-def excess(images: Tensor, pixels: Pixels, latents: int) -> Tensor:
-    """How much more kl a Bernoulli's own cross entropy gives than the rule, at KNOTS: (KNOTS,) float64 on the CPU.
-
-    images: as in `of_images`. Above the largest eigenvalue it is 0, since the collapse is that of the rule.
-    """
-    x, metric, covariance = _in_metric(images, pixels, None)
-    values, directions = (part.flip(-1)[..., :latents].float() for part in torch.linalg.eigh(covariance))
-    values = values.clamp(min=0)  # rounding may leave less
-    x = x[: bernoulli.IMAGES].float()
-    if pixels == "binary":
-        x = torch.bernoulli(x, generator=torch.Generator(x.device).manual_seed(0))
-    found = []
-    for knot in KNOTS:
-        pays = bool((values > knot).any())
-        of_rule = 0.5 * float((values / knot).log().clamp(min=0).sum())
-        found.append(bernoulli.rate(x, values, directions, metric.float(), knot) - of_rule if pays else 0.0)
-    return torch.tensor(found, dtype=torch.float64)
-
-
-class _InMetric(NamedTuple):
-    """images: (N, D) float64, of the D pixels that vary. metric: (D,). covariance: (D, D), in its units."""
-
-    images: Tensor
-    metric: Tensor
-    covariance: Tensor
-
-
-def _in_metric(images: Tensor, pixels: Pixels, variance: Tensor | None) -> _InMetric:
     x = to_unit(images.flatten(1)).double()
-    mean = x.mean(0)
+    size, mean = x.shape[1], x.mean(0)
     varying = (x.amax(0) > x.amin(0)) if pixels == "grey" else mean * (1 - mean) > 0  # all others have eigenvalues of 0
     x, mean = x[:, varying], mean[varying]
     metric = (mean * (1 - mean)).clamp(min=FLOOR) if variance is None else variance.to(x).expand_as(mean)
@@ -205,7 +198,20 @@ def _in_metric(images: Tensor, pixels: Pixels, variance: Tensor | None) -> _InMe
     covariance = scaled.T @ scaled / len(x)
     if pixels == "binary":
         covariance += torch.diag((x * (1 - x)).mean(0) / metric)
-    return _InMetric(x, metric, covariance)
+        x = torch.bernoulli(x[: bernoulli.IMAGES], generator=torch.Generator(x.device).manual_seed(0))
+    values, directions = (part.flip(-1) for part in torch.linalg.eigh(covariance))
+    values = values.clamp(min=0)  # rounding may leave less
+    excess, unsettled = torch.zeros(len(KNOTS), dtype=torch.float64), []
+    few, rule = (
+        x[: bernoulli.IMAGES].float(),
+        (values[:latents].float(), directions[:, :latents].float(), metric.float()),
+    )
+    for place, knot in enumerate(KNOTS if latents else ()):
+        if (values > knot).any():
+            kl, settled = bernoulli.rate(few, *rule, knot)
+            excess[place] = kl - 0.5 * float((values[:latents] / knot).log().clamp(min=0).sum())
+            unsettled += [] if settled else [knot]
+    return OfClass(torch.cat([values, values.new_zeros(size - len(values))]).cpu(), excess, unsettled)
 
 
 def _solved(function: Callable[[float], float], low: float, high: float) -> float:

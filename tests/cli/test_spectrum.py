@@ -46,6 +46,19 @@ def test_the_stage_writes_what_the_command_prints_and_a_figure(project: Path) ->
     assert SPECTRUM_FIGURE.exists()
 
 
+def test_a_solution_that_does_not_settle_is_told_in_a_line(
+    project: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_data(project)
+    assert cvae("spectrum --latents 3").err == ""
+    monkeypatch.setattr("pipeline.weight.bernoulli.STEPS", 5)
+    answer = cvae("spectrum --latents 3")
+    assert answer.status == 0
+    told = "warning: the expected kl of digit 4 may be off around β = 0.3: its solution did not settle in 5 steps"
+    assert told in answer.err
+    assert "Collapse" in answer.out
+
+
 def test_a_likelihood_without_a_spectrum_stops_the_command_but_not_the_pipeline(project: Path, cvae: Cvae) -> None:
     add_data(project)
     write({("objective", "likelihood"): "discretized_logistic"}, project / "params.yaml")

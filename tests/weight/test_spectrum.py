@@ -19,7 +19,7 @@ from torch.distributions.normal import Normal
 
 from pipeline.base.errors import UserError
 from pipeline.model.likelihood import LIKELIHOODS
-from pipeline.weight.spectrum import SOLVED, Spectrum, excess, of_images, of_split
+from pipeline.weight.spectrum import SOLVED, Spectrum, of_class, of_split
 
 SIZES = (0.3, 0.22, 0.15, 0.11, 0.08, 0.05)  # standard deviations of the made data's directions
 LATENTS = 4
@@ -34,7 +34,7 @@ def pictures(pixels: int, sizes: tuple[float, ...] = SIZES) -> Tensor:
 
 
 def one_class(images: Tensor, variance: float | None, pixels: int | None = None) -> Spectrum:
-    eigenvalues = of_images(images, "grey", None if variance is None else torch.tensor(variance))
+    eigenvalues = of_class(images, "grey", None if variance is None else torch.tensor(variance)).eigenvalues
     return Spectrum(eigenvalues[None], torch.ones(1, dtype=torch.float64), pixels)
 
 
@@ -160,10 +160,36 @@ def test_a_linear_bernoulli_decoder_is_foretold_where_pixels_are_black_and_white
     of_rule = one_class(x, None)
     beta = share * of_rule.collapse(LATENTS)
     monkeypatch.setattr("pipeline.weight.spectrum.KNOTS", (beta,))
-    solved = replace(of_rule, excess=excess(x, "grey", LATENTS)[None], latents=LATENTS)
+    solved = replace(of_rule, excess=of_class(x, "grey", None, LATENTS).excess[None], latents=LATENTS)
     kl = trained_posteriors(x, beta)
     assert solved.rate(beta, LATENTS) == pytest.approx(kl, rel=0.05)
     assert of_rule.rate(beta, LATENTS) < 0.8 * kl
+
+
+def test_classes_are_solved_side_by_side_with_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that share one small product wait for each other: on a busy machine, twelve times the CPU time."""
+    threads, used = torch.get_num_threads(), []
+
+    def rate(*_: object) -> tuple[float, bool]:
+        used.append(torch.get_num_threads())
+        return 1.0, True
+
+    monkeypatch.setattr("pipeline.weight.bernoulli.rate", rate)
+    try:
+        torch.set_num_threads(2)
+        of_split(banded(4, 0), "bernoulli", latents=LATENTS)
+        assert set(used) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_weights_whose_solution_does_not_settle_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = black_and_white(100, 20)
+    assert of_class(x, "grey", None, LATENTS).unsettled == []
+    monkeypatch.setattr("pipeline.weight.bernoulli.STEPS", 5)  # one check: there is nothing to compare with yet
+    assert of_class(x, "grey", None, LATENTS).unsettled == [0.3, 3.0]
+    assert of_class(x, "grey", None).unsettled == []
 
 
 @pytest.mark.parametrize("likelihood", SOLVED)
@@ -207,8 +233,9 @@ def test_half_the_sigma_acts_like_a_quarter_of_the_weight() -> None:
 def test_binary_pixels_have_the_spectrum_of_their_draws() -> None:
     images = pictures(12)
     draws = torch.bernoulli(images.repeat(4000, 1), generator=source())
-    torch.testing.assert_close(of_images(images, "binary", None), of_images(draws, "grey", None), rtol=0.02, atol=0)
-    assert of_images(images, "binary", None).mean() == pytest.approx(1)  # uncorrelated pixels would all have λ = 1
+    found, expected = of_class(images, "binary", None).eigenvalues, of_class(draws, "grey", None).eigenvalues
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
+    assert found.mean() == pytest.approx(1)  # uncorrelated pixels would all have λ = 1
 
 
 def test_classes_count_by_their_images() -> None:
@@ -223,8 +250,8 @@ def test_classes_count_by_their_images() -> None:
 def test_a_pixel_that_never_changes_counts_for_nothing() -> None:
     images = pictures(12)
     padded = torch.cat([images, torch.zeros(100, 3)], dim=1)
-    expected = torch.cat([of_images(images, "grey", None), torch.zeros(3)])
-    torch.testing.assert_close(of_images(padded, "grey", None), expected)
+    expected = torch.cat([of_class(images, "grey", None).eigenvalues, torch.zeros(3)])
+    torch.testing.assert_close(of_class(padded, "grey", None).eigenvalues, expected)
 
 
 def test_a_class_whose_images_are_all_alike_carries_nothing() -> None:

@@ -48,6 +48,9 @@ class Found:
     def trials(self) -> list[FrozenTrial]:
         return self.inner.get_trials(deepcopy=False)
 
+    def complete(self) -> list[FrozenTrial]:
+        return [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+
     def done(self) -> int:
         """How many trials count towards tune.trials."""
         return sum(map(counts, self.trials()))
@@ -94,13 +97,8 @@ class Found:
         """
         if best := self._best():
             return [best]
-        return (
-            self.inner.best_trials
-            or sorted(
-                (trial for trial in self.trials() if trial.state == TrialState.COMPLETE),
-                key=lambda trial: max(trial.constraints.values()),
-            )[:1]
-        )
+        nearest = sorted(self.complete(), key=lambda trial: max(trial.constraints.values(), default=0))[:1]
+        return self.inner.best_trials or nearest
 
     def choose(self, number: int | None = None) -> Chosen:
         """The best trial, or the trial `number`. Raises UserError where there is none or it is not complete.
@@ -132,7 +130,7 @@ class Found:
 
     def _best(self) -> FrozenTrial | None:
         """The best complete trial of the study's only objective, compared over common seeds."""
-        trials = {trial.number: trial for trial in self.trials() if trial.state == TrialState.COMPLETE}
+        trials = {trial.number: trial for trial in self.complete()}
         seeds = self.seeds()
         seeds = seeds[seeds["trial"].isin(list(trials))]
         if not len(seeds) or not any(map(feasible, trials.values())):
@@ -142,8 +140,7 @@ class Found:
 
     def importances(self) -> dict[str, float]:
         """The share of each open parameter in the first objective (PED-ANOVA); empty with too few trials."""
-        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
-        if len(self.setting.space()) < 2 or len(complete) < 4:
+        if len(self.setting.space()) < 2 or len(self.complete()) < 4:
             return {}
         with quiet():
             # With a target, Optuna takes the lowest values for the best.

@@ -118,8 +118,7 @@ def export(study: Study, real: Mapping[str, float]) -> dict[str, Answer]:
         )
     write_table(paths.TRIALS, table)
     write_table(paths.SEEDS, seeds)
-    front = [trial.number for trial in study.front()]
-    on_front = [trial.params["kl_weight"] for trial in study.front()]
+    front = {trial.number: trial.params["kl_weight"] for trial in study.front()}
     main = main_answer(found, study.setting)
     uses = {name: found[name] for name in NAMES if name in found}
     protocol = {
@@ -135,14 +134,14 @@ def export(study: Study, real: Mapping[str, float]) -> dict[str, Answer]:
     }
     summary = {
         "kl_weight": best.kl_weight,
-        "interval": main.interval if main else [min(on_front), max(on_front)],
+        "interval": main.interval if main else [min(front.values()), max(front.values())],
         "trial": best.number,
         "values": best.values,
         "run_id": best.run_id,
         "params": best.params,
         "feasible": best.feasible,
         "uses": {name: asdict(answer) for name, answer in uses.items()},
-        "front": front,
+        "front": list(front),
         "study": study.name,
         "run": {"run_id": "", "run_key": study.inner.user_attrs.get("run_key", "")},  # the study's own in MLflow
         "protocol": protocol,
@@ -151,7 +150,7 @@ def export(study: Study, real: Mapping[str, float]) -> dict[str, Answer]:
     write_json(paths.BEST, summary)
     objectives = study.setting.objectives()
     spans = {name: (answer.interval[0], answer.kl_weight, answer.interval[1]) for name, answer in uses.items()}
-    figures = study_figures(table, objectives, real, spans, front, study.importances(), study.strip)
+    figures = study_figures(table, objectives, real, spans, list(front), study.importances(), study.strip)
     spectrum = load_json(paths.SPECTRUM, "run `dvc repro spectrum`") if paths.SPECTRUM.exists() else {}
     save_all(chain(figures, spectrum_of_trials(spectrum, table)), paths.STUDY_FIGURES)
     _save_sheets(study)

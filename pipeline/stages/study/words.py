@@ -50,16 +50,16 @@ def plus_minus(value: float, error: float | None) -> str:
 def _said(name: str, answer: Answer, rows: pd.DataFrame) -> str:
     low, high = answer.interval
     best, (below, above) = weight(answer.kl_weight), answer.outside
+    figure = USES[name].figure if name in USES else ""
+    found = (
+        f"{figure.rpartition('/')[2]} {measured(answer, figure)}"
+        if figure
+        else f"where {_share(rows, answer.kl_weight)}"
+    )
     if low < high:
-        text = f"{FOR[name]}, anything from {weight(low)} to {weight(high)} does (lowest mean: {best}"
+        text = f"{FOR[name]}, anything from {weight(low)} to {weight(high)} does (lowest mean: {best}, {found})"
     else:
-        text = f"{FOR[name]}, take {best} ("
-    if name in USES:
-        figure = USES[name].figure
-        text += f"{', ' if low < high else ''}{figure.rpartition('/')[2]} {measured(answer, figure)}"
-    else:
-        text += f"{', ' if low < high else ''}where {_share(rows, answer.kl_weight)}"
-    text += ")"
+        text = f"{FOR[name]}, take {best} ({found})"
     outside = [clause for clause in (_below(name, answer, rows, below), _above(name, answer, rows, above)) if clause]
     text += "".join(f"; {clause}" for clause in outside) + "."
     if below is None and above is None:

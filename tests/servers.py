@@ -150,16 +150,21 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 @contextmanager
-def expiring(address: str) -> Iterator[tuple[str, threading.Event]]:
-    """A proxy before a server at `address`: its own address, and an event. Once that is set, all answers are 401."""
-    expired, opener = threading.Event(), urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def failing(address: str, how: str) -> Iterator[tuple[str, threading.Event]]:
+    """A proxy before a server at `address`: its own address, and an event. While that is set, requests fail.
+
+    how: "expired", all answers are 401; "hangs", there is none.
+    """
+    fails, opener = threading.Event(), urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
             request = urllib.request.Request(address + self.path, body, dict(self.headers), method=self.command)
             try:
-                if expired.is_set() and self.path != "/health":
+                while how == "hangs" and fails.is_set():
+                    time.sleep(0.05)
+                if fails.is_set() and self.path != "/health":
                     raise urllib.error.HTTPError(address, 401, "Unauthorized", Message(), io.BytesIO(b"{}"))
                 with opener.open(request, timeout=60) as found:
                     status, content = found.status, found.read()
@@ -178,4 +183,4 @@ def expiring(address: str) -> Iterator[tuple[str, threading.Event]]:
             pass
 
     with serving(Handler) as own:
-        yield own, expired
+        yield own, fails

@@ -47,12 +47,10 @@ def compare(figures: np.ndarray, comparisons: int, looks: int) -> Compared:
     if freedom >= FEWEST:
         level = ERROR_RATE / (max(1, comparisons) * max(1, looks))
         quantile = float(stdtrit(freedom, 1 - level))
-        for row in range(len(figures)):
-            common = known & known[row]
-            count = common.sum(1)
-            # (W,): how much higher the row is than each other one over their common seeds
-            above = np.where(common, figures[row] - figures, 0.0).sum(1) / np.maximum(count, 1)
-            worse[row] = bool((above > quantile * sigma * np.sqrt(2 / np.maximum(count, 1)))[count > 0].any())
+        count = known.astype(float) @ known.T  # (W, W): of common seeds
+        total = np.where(known, figures, 0.0) @ known.T
+        above = (total - total.T) / np.maximum(count, 1)  # how much higher a row is than each other over common seeds
+        worse = ((above > quantile * sigma * np.sqrt(2 / np.maximum(count, 1))) & (count > 0)).any(1)
     counts = np.where(worse, 0, known.sum(1))
     best = int(np.where(counts == counts.max(), means, np.inf).argmin())
     return Compared(worse, means, best, sigma if freedom >= 1 else math.nan)
@@ -71,14 +69,15 @@ def hull(weights: Sequence[float], worse: Sequence[bool]) -> tuple[list[float], 
 
 
 def _additive(figures: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, float, int]:
-    """Least-squares means (W,), σ, and σ's degrees of freedom, of mean_w + effect_s + noise, whatever is missing."""
-    rows, columns = np.nonzero(known)
-    design = np.zeros((len(rows), sum(figures.shape)))
-    design[np.arange(len(rows)), rows] = 1
-    design[np.arange(len(rows)), len(figures) + columns] = 1
-    solution, _, rank, _ = np.linalg.lstsq(design, figures[known], rcond=None)
-    left = figures[known] - design @ solution
-    freedom = len(rows) - int(rank)
-    seen = known.any(0)
-    means = solution[: len(figures)] + solution[len(figures) :][seen].mean()
-    return means, math.sqrt(float(left @ left) / max(1, freedom)), freedom
+    """Least-squares means (W,), σ, and σ's degrees of freedom, of mean_w + effect_s + noise, whatever is missing.
+
+    The means are eliminated, so that only S × S equations are left: a study has few seeds and may have many weights.
+    """
+    count = np.maximum(known.sum(1), 1)
+    own = np.where(known, figures, 0.0).sum(1) / count  # (W,)
+    matrix = np.diag(known.sum(0)) - (known / count[:, None]).T @ known
+    effects, _, rank, _ = np.linalg.lstsq(matrix, np.where(known, figures - own[:, None], 0.0).sum(0), rcond=1e-9)
+    means = own - known @ effects / count
+    left = (figures - means[:, None] - effects)[known]
+    freedom = int(known.sum() - known.any(1).sum() - rank)
+    return means + effects[known.any(0)].mean(), math.sqrt(float(left @ left) / max(1, freedom)), freedom

@@ -106,21 +106,19 @@ def race(study: Study, batch: list[Candidate]) -> Iterator[Event | Round]:
     """
     seeds, racing = study.setting.rounds(), batch
     while racing:
-        open_trials = undecided(study.seeds(), study.setting)
-        going = []
+        missing = {candidate: [seed for seed in seeds if seed not in candidate.seeds] for candidate in racing}
+        compares = any(candidate.seeds and missing[candidate] for candidate in racing)
+        open_trials = undecided(study.seeds(), study.setting) if compares else set()
         for candidate in racing:
-            missing = [seed for seed in seeds if seed not in candidate.seeds]
-            if missing and (not candidate.seeds or candidate.trial.number in open_trials):
-                going.append((missing[0], candidate))
-            else:
+            if not missing[candidate] or (candidate.seeds and candidate.trial.number not in open_trials):
+                missing.pop(candidate)
                 yield _end(study, candidate, "COMPLETE")
-        if not going:
+        if not missing:
             return
-        seed = min(seed for seed, _ in going)
-        racing = [candidate for _, candidate in going]
+        racing, seed = list(missing), min(first for first, *_ in missing.values())
         members: dict[Architecture, list[Candidate]] = {}
-        for first, candidate in going:
-            if first == seed:
+        for candidate in racing:
+            if missing[candidate][0] == seed:
                 members.setdefault(study.setting.shape(candidate.trial.params), []).append(candidate)
         for stack in members.values():  # members of a population have one architecture
             failed = yield from _train(study, stack, seed)

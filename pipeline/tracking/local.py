@@ -241,7 +241,7 @@ def find(uri: str, run_id: str, key: str = "") -> Any:
         return None
     client = connect(uri)
     with one_line(uri):
-        return within(READ_SECONDS, lambda: _found(client, run_id, key))
+        return within(READ_SECONDS, lambda: look_up(client, run_id, key))
 
 
 def by_key(client: Any, experiments: list[str], key: str) -> Any:
@@ -249,7 +249,8 @@ def by_key(client: Any, experiments: list[str], key: str) -> Any:
     return next(iter(client.search_runs(experiments, f"tags.{KEY} = '{key}'", max_results=1)), None)
 
 
-def _found(client: Any, run_id: str, key: str) -> Any:
+def look_up(client: Any, run_id: str, key: str) -> Any:
+    """The same at a store that is there. Raises whatever MLflow raises."""
     try:
         if not run_id and key:
             return by_key(client, [experiment.experiment_id for experiment in client.search_experiments()], key)

@@ -21,7 +21,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import home
 from pipeline.base.services import within
 from pipeline.tracking.journal import OUTBOX, Journal, Record, waiting
-from pipeline.tracking.local import check, connect, reason, tracking_uri
+from pipeline.tracking.local import check, connect, look_up, reason, tracking_uri
 from pipeline.tracking.records import SEND, Delivery, Target
 
 PAUSE_SECONDS = 10.0  # how long a store that failed is left alone; twice as long after each further failure,
@@ -190,7 +190,10 @@ class Outbox:
     def _send(self, line: Line) -> None:
         target, record = line.target, line.record
         if not target.experiment_id and record["do"] != "open":
-            target.know(self.client.get_run(target.run_id))
+            run = look_up(self.client, target.run_id, target.key)
+            if run is None:
+                raise UserError(f"run {target.run_id or target.key} is not there")
+            target.know(run)
         SEND[record["do"]](Delivery(self.client, target, record, line.journal.files, line.again))
         if record["do"] == "open":
             self._opened[target.key] = line

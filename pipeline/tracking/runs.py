@@ -146,6 +146,14 @@ class Run:
         self._outbox.wait(lambda: bool(self.run_id))
         return self.run_id
 
+    def is_sent(self) -> bool:
+        """Whether MLflow has all records so far, after waiting as at the end of a run."""
+        return self._outbox.flush() == 0
+
+    def again(self) -> "Run":
+        """Opens this run, which has ended, to add to it, as `add_to` does; also while the store is down."""
+        return Run(self._outbox, self._target, adds=True)
+
     def pointer(self) -> dict[str, str]:
         """What `add_to` finds the run by. It may lie in files: it holds neither password nor the folder's name."""
         return {"run_id": self.wait_for_id(), "run_key": self.key, "tracking_uri": self.address}

@@ -32,6 +32,7 @@ class Records:
     parent: tracking.Run
     open: ExitStack
     runs: dict[int, tracking.Run] = field(default_factory=dict)  # of the trials in training
+    ended: dict[int, tracking.Run] = field(default_factory=dict)  # of those that were trained here
     step: int = 0  # the last one of a training
 
     def follow(self, event: Event) -> None:
@@ -55,12 +56,14 @@ class Records:
             found = {name.removeprefix("validation/"): value for name, value in candidate.figures.items()}
             run.describe(f"{self._about_trials()}\n\n{about.figures({'validation': found})}")
             error = Diverged(f"diverged in epoch {candidate.epochs}") if event.state == "FAIL" else None
-            self.runs.pop(number).end(error)
+            self.ended[number] = self.runs.pop(number)
+            self.ended[number].end(error)
 
     def finish(self, found: Mapping[str, Answer]) -> None:
         """Says what the study found, adds the exported files and the best trials' models."""
-        best = self.study.choose()
-        self._end_finished()
+        best, is_up = self.study.choose(), self.parent.is_sent()
+        if is_up:
+            self._end_finished()
         figures = sorted(STUDY_FIGURES.glob("*.png"))
         for path in (TRIALS, SEEDS, BEST, *figures):
             self.parent.artifact(path, "figures" if path.parent == STUDY_FIGURES else None)
@@ -74,7 +77,7 @@ class Records:
         strip = self.study.strip(best.number)
         if strip is not None:
             self.parent.samples(strip, "0123456789", SAMPLERS)
-        self._keep_models({best.number, *(answer.trial for answer in found.values())})
+        self._keep_models({best.number, *(answer.trial for answer in found.values())}, is_up)
 
     def _end_finished(self) -> None:
         """Ends the runs of finished trials whose process was killed before it could: MLflow has them as FAILED."""
@@ -98,14 +101,18 @@ class Records:
             params["sample"] = {"components": setting.components}
             save_cvae(self._file(event.candidate.trial.number), event.fitted.model, event.fitted.density, params)
 
-    def _keep_models(self, trials: set[int]) -> None:
+    def _keep_models(self, trials: set[int], is_up: bool) -> None:
         """Packs the models of the best trials into their runs. What other processes trained is theirs to add."""
         for path in sorted(self._file(0).parent.glob("*.safetensors")):
             number = int(path.stem)
             known = self.study.trials()[number].user_attrs
-            if number in trials and "run_id" in known:
-                with tracking.add_to(known, f"trial {number}", self.experiment) as run:
+            if number in trials and number in self.ended:
+                with self.ended[number].again() as run:
                     run.model(path)
+            elif number in trials and "run_id" in known:
+                if is_up:
+                    with tracking.add_to(known, f"trial {number}", self.experiment) as run:
+                        run.model(path)
             elif number not in self.runs:
                 path.unlink()
 

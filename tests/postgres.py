@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -55,6 +56,20 @@ class Server:
             yield
         finally:
             self.start()
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """It accepts and never answers, and goes on afterwards."""
+        first = int((self.folder / "data/postmaster.pid").read_text().split()[0])
+        others = self.query("SELECT pid FROM pg_stat_activity WHERE pid != pg_backend_pid()")
+        pids = [first, *(pid for (pid,) in others)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def url(self, database: str, user: str = USER, password: str = PASSWORD) -> str:
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"

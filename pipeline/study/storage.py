@@ -38,6 +38,7 @@ HEARTBEAT_SECONDS = 60
 GRACE_SECONDS = 120  # a trial whose last heartbeat is older is taken for dead
 PATIENCE_SECONDS = 60  # how long we wait while another process locks a SQLite file, and for a proxy's answer
 ANSWER_SECONDS = 10  # how long we wait for a server to answer
+LONGEST_SECONDS = 120.0  # how long PostgreSQL may take for a statement, or another process for its turn
 
 Storage = RDBStorage | Proxy
 
@@ -246,14 +247,30 @@ def _translate_errors(engine: sqlalchemy.Engine, url: str) -> None:
         engine.dispose()  # connections from before have none of the following
 
         @sqlalchemy.event.listens_for(engine, "do_connect")
-        def _(_dialect: Any, _record: Any, _words: Any, options: dict[str, Any]) -> None:
-            options.setdefault("connect_timeout", ANSWER_SECONDS)
+        def _(_dialect: Any, _record: Any, words: Any, options: dict[str, Any]) -> Any:
+            return _limited().connect(*words, **{"connect_timeout": ANSWER_SECONDS} | options)
 
         @sqlalchemy.event.listens_for(engine, "connect")
         def _(connection: Any, _: Any) -> None:
             # Optuna compares heartbeats in the session's local time: all sessions use UTC.
             connection.execute("SET TIME ZONE 'UTC'")
             connection.commit()
+
+
+def _limited() -> Any:
+    """psycopg's connection, whose statements have a deadline: a server that hangs would be waited for without end."""
+    import psycopg
+
+    class Limited(psycopg.Connection[Any]):
+        def wait(self, *given: Any, **named: Any) -> Any:
+            try:
+                return super().wait(*given, **{"timeout": LONGEST_SECONDS} | named)
+            except psycopg.OperationalError as error:
+                if error.sqlstate is None:  # not from the server: a rollback would be waited for, too
+                    self.pgconn.finish()
+                raise
+
+    return Limited
 
 
 def _proxy(url: str, retry: Callable[[optuna.Study, FrozenTrial], None] | None = None) -> Proxy:

@@ -99,19 +99,19 @@ class Outbox:
         with self._changed:
             journal.close()
 
-    def wait(self, enough: Callable[[], bool] = lambda: False, failures: int = 1) -> None:
-        """Returns when all is sent, or `enough`, or the first record failed so often or takes too long."""
+    def wait(self, enough: Callable[[], bool] = lambda: False, failures: int = 1, patient: bool = False) -> None:
+        """Returns when all is sent, or `enough`, or the first record failed so often or, unless `patient`, is late."""
         with self._changed:
             while self._records and self._failures < failures and not enough():
                 attempts = self._attempts
                 if attempts == self._given_up:  # nobody waits twice for one record
                     return
-                self._changed.wait(self._patience())
+                self._changed.wait(None if patient else self._patience())
                 if self._attempts == attempts:
                     self._given_up = attempts
                     return
 
-    def flush(self) -> int:
+    def flush(self, patient: bool = False) -> int:
         """Like `wait`, but a store that is down is tried again. Returns how many records are left."""
         with self._changed:
             self._hurried = True
@@ -119,7 +119,8 @@ class Outbox:
             self._records.extend(self._aside)
             self._aside.clear()
             self._changed.notify_all()
-            self.wait(failures=self._failures + 2)  # the first may be of an attempt that began while it was down
+            # The first failure may be of an attempt that began while it was down.
+            self.wait(failures=self._failures + 2, patient=patient)
             self._hurried = False
             return len(self._records) + len(self._aside)
 
@@ -242,7 +243,7 @@ def sync(root: Path = Path()) -> int:
     count = found.pop(address(uri, root), 0)
     for store, number in found.items():
         console.warn(f"{number} records wait for MLflow at {store}: set MLFLOW_TRACKING_URI to it and run `cvae sync`")
-    left = Outbox.at(uri, root).flush() if count else 0
+    left = Outbox.at(uri, root).flush(patient=True) if count else 0
     if left:
         raise UserError(f"MLflow at {shown(uri)} didn't take {left} records: they stay in {OUTBOX}, try again later")
     return count

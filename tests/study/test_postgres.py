@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from imports import ROOT
 from postgres import Server
-from studies import abandoned, events, finished, having, opened, program, results, until
+from studies import abandoned, events, finished, having, opened, program, refused, results, states, until
 
 from pipeline.base.paths import WORKERS
-from pipeline.study.search import Began
+from pipeline.study import storage
+from pipeline.study.search import Began, Ended
 
 pytestmark = pytest.mark.slow
 
@@ -89,3 +90,25 @@ def test_when_its_server_goes_away_a_study_ends_in_one_line_and_continues_later(
     assert after.done() == 6
     assert known.items() <= results(after).items()
     assert not list((tmp_path / WORKERS).iterdir())
+
+
+@pytest.mark.usefixtures("database")
+def test_on_a_server_that_hangs_a_study_ends_in_one_line_and_continues_later(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = having(trials=6, population=2, epochs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "LONGEST_SECONDS", 1.0)
+        patch.setattr(storage, "ANSWER_SECONDS", 2)
+        going = events(opened(tmp_path, setting))
+        while not isinstance(next(going), Ended):
+            pass
+        known = results(opened(tmp_path, setting))
+        with refused("timeout"), server.hanging():
+            list(going)
+    assert not list((tmp_path / WORKERS).iterdir())
+    after = finished(tmp_path, setting)
+    assert states(after).count("COMPLETE") == after.done() == 6
+    assert "RUNNING" not in states(after)
+    assert known
+    assert known.items() <= results(after).items()

@@ -64,11 +64,10 @@ def sample(
         print(f"{out}: {said}")
         return
     # One row per digit. A single digit fills rows of ten, or of as many as fit the terminal.
-    one = len(wanted) == 1
-    columns = min(count, options.row(out)) if one else count
+    names = [str(digit) for digit in wanted] if len(wanted) > 1 else []
+    columns = count if names else min(count, options.row(out))
     blank = torch.zeros(-len(images) % columns, *images.shape[1:])
     rows = torch.cat([images, blank]).view(-1, columns, *images.shape[2:])
-    names = [] if one else [str(digit) for digit in wanted]
     options.deliver(rows, out, said, scale, options.Labels(names, too_wide="cut"))
 
 
@@ -90,8 +89,7 @@ def interpolate(
     cvae interpolate 3 8 --count 4 --out way.png
     cvae interpolate 4 9 --seed 2 --out way.gif
     """
-    steps = _steps(steps, out)
-    out = options.where_to(out, "interpolation.png", ".png", ".gif")
+    out, steps = _moving(out, steps, "interpolation.png")
 
     import torch
 
@@ -124,8 +122,7 @@ def traverse(
     cvae traverse 5
     cvae traverse 5 --dimension 2 --out fives.gif
     """
-    steps = _steps(steps, out)
-    out = options.where_to(out, "traversal.png", ".png", ".gif")
+    out, steps = _moving(out, steps, "traversal.png")
 
     import torch
 
@@ -161,19 +158,20 @@ def morph(
     cvae morph --count 6 --out styles.png
     cvae morph --seed 3 --out digits.gif
     """
-    steps = max(_steps(steps, out) // 10, 1)  # from each digit to the next
-    out = options.where_to(out, "morph.png", ".png", ".gif")
+    out, steps = _moving(out, steps, "morph.png")
 
     from pipeline.model import samples
 
     saved, sampler = options.open_model(model, sampler)
     z = samples.styles(saved.model, saved.density, count, sampler, seed)
-    images = samples.morph(saved.model, z, steps)
-    names = [str(place // steps) if place % steps == 0 else "" for place in range(10 * steps)]
+    each = max(steps // 10, 1)  # from each digit to the next
+    images = samples.morph(saved.model, z, each)
+    names = [str(place // each) if place % each == 0 else "" for place in range(10 * each)]
     said = f"one style per row in all ten digits, {sampler} sampler, seed {seed}"
     options.deliver(images, out, said, scale, options.Labels((), names))
 
 
-def _steps(steps: int | None, out: Path | None) -> int:
-    """--steps, or as many as suit the file."""
-    return steps or (FRAMES if out is not None and out.suffix == ".gif" else STRIP)
+def _moving(out: Path | None, steps: int | None, usual: str) -> tuple[Path | None, int]:
+    """The file to write, and --steps, or as many as suit the file."""
+    fitting = FRAMES if out is not None and out.suffix == ".gif" else STRIP
+    return options.where_to(out, usual, ".png", ".gif"), steps or fitting

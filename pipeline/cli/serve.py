@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pydantic.dataclasses
@@ -83,13 +83,6 @@ class Request:
             raise ValueError("digit is missing: it is needed for samples, as image and mask are for completions")
 
 
-class AtWeight(NamedTuple):
-    """A CVAE at a KL weight, and the density fitted to its latents."""
-
-    model: CVAE
-    density: Density
-
-
 class Served:
     """A trained model, and what lies beside it in its folder: the curve's network, and the completer."""
 
@@ -101,7 +94,7 @@ class Served:
         self.own, self.kl_weight = None, None
         if beside != weights:
             saved = load_cvae(weights)
-            self.own, self.kl_weight = AtWeight(saved.model, saved.density), saved.params["objective"]["kl_weight"]
+            self.own, self.kl_weight = (saved.model, saved.density), saved.params["objective"]["kl_weight"]
         self.curve = folder / CURVE.name if (folder / CURVE.name).exists() else None
         if self.curve:
             self.network, self.densities = load_curve(self.curve)[0], load_densities(self.curve)
@@ -115,8 +108,10 @@ class Served:
         data: mappings with the fields of Request, or a table with a row for each. A request with a seed always has the
         same answer, whatever the others are. Raises MlflowException, which MLflow's servers answer with 400.
         """
+        if not isinstance(data, list):
+            data = [row.dropna().to_dict() for _, row in data.astype(object).iterrows()]
         with bad_requests():
-            return self.answers(data if isinstance(data, list) else _mappings(data))
+            return self.answers(data)
 
     def answers(self, values: list[Any]) -> list[np.ndarray]:
         """The same for mappings. Raises UserError."""
@@ -131,20 +126,19 @@ class Served:
         count = request.count or 1
         seed = secrets.randbits(63) if request.seed is None else request.seed
         if request.image is None:
-            at = self._model(request.kl_weight)
             labels = torch.tensor([request.digit] * count)
-            images = samples.sample(at.model, at.density, labels, request.sampler, seed).squeeze(1)
+            images = samples.sample(*self._model(request.kl_weight), labels, request.sampler, seed).squeeze(1)
         elif self.completer is not None and request.kl_weight is None:
             ink = (request.image >= 0.5).float()
             images = completion.complete(self.completer, ink, request.mask, request.digit, count, seed).images
         else:
-            model = self._model(request.kl_weight).model
+            model, _ = self._model(request.kl_weight)
             images = gibbs.complete(model, request.image, request.mask, request.digit, count, seed)
         found: np.ndarray = images.numpy()
         return found if request.count else found[0]
 
-    def _model(self, kl_weight: float | None) -> AtWeight:
-        """The model's own, or that of the curve at a weight. Raises UserError."""
+    def _model(self, kl_weight: float | None) -> tuple[CVAE, Density]:
+        """The model's own, or that of the curve at a weight, and the density of its latents. Raises UserError."""
         if self.own is None:
             raise UserError("this model completes pictures: give image and mask, and no kl_weight")
         if kl_weight is None or kl_weight == self.kl_weight:
@@ -153,18 +147,11 @@ class Served:
             raise UserError(f"kl_weight must be {self.kl_weight:g}: no curve was trained when this model was promoted")
         return self.at(kl_weight)
 
-    def _at(self, kl_weight: float) -> AtWeight:
+    def _at(self, kl_weight: float) -> tuple[CVAE, Density]:
         try:
-            return AtWeight(self.network.at(kl_weight), self.densities.at(kl_weight))
+            return self.network.at(kl_weight), self.densities.at(kl_weight)
         except ValueError as error:
             raise UserError(f"kl_weight {error}") from None
-
-
-def _mappings(table: "pd.DataFrame") -> list[dict[str, Any]]:
-    """A table's rows, without what is missing in each."""
-    missing = table.isna().to_dict("records")
-    rows = zip(table.to_dict("records"), missing, strict=True)
-    return [{str(name): value for name, value in row.items() if not none[name]} for row, none in rows]
 
 
 def _load_pyfunc(path: str) -> Served:

@@ -13,6 +13,7 @@ from pipeline.completion import model as completion
 from pipeline.completion.views import training_view
 from pipeline.model.cvae import build, resolve
 from pipeline.model.density import stacked
+from pipeline.model.multirate import MultiRate
 from pipeline.stages.saved import save_completer, save_curve, save_cvae
 from pipeline.training.fit import fit, start
 from pipeline.weight import curve
@@ -41,12 +42,17 @@ def completer() -> completion.Completer:
     return training.model
 
 
+def multi_rate() -> MultiRate:
+    """Untrained."""
+    return curve.build(SHAPE, objective_params(), parse(curve.WeightParams, OURS["weight"], "weight"), seed=1)
+
+
 def save_three(folder: Path) -> None:
     """`cvae.safetensors`, `curve.safetensors` and `completer.safetensors`."""
     save_cvae_in(folder)
     save_completer(folder / "completer.safetensors", completer())
     weight, aim = parse(curve.WeightParams, OURS["weight"], "weight"), objective_params()
-    model = curve.build(SHAPE, aim, weight, seed=1)
+    model = multi_rate()
     with torch.no_grad():
         for place, part in enumerate(model.network.parameters()):  # so that the weight changes the pictures
             part.add_(0.2 * latents.normal(*part.shape, seed=place).float())

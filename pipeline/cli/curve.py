@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.base import console
-from pipeline.base.paths import CURVE_TABLE, EXPLORE, SEEDS
+from pipeline.base.paths import BEST, CURVE, CURVE_TABLE, EXPLORE, SEEDS
 
 SHOWN = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 COLUMNS = (
@@ -62,9 +62,11 @@ def curve(
     cvae curve
     cvae curve --out curve.png
     """
-    from pipeline.stages.saved import load_table
+    from pipeline.stages.saved import check_curve, load_json, load_table
     from pipeline.weight.curve import best_weights
 
+    if out is not None and SEEDS.exists():
+        check_curve(CURVE, load_json(BEST, "run `dvc repro tune` first").get("data"), BEST)
     names = ["kl_weight", *(f"validation/{name}" for name in COLUMNS)]
     table = load_table(CURVE_TABLE, "run `dvc repro curve` first")
     console.table("One network at every KL weight, on validation", ("β", *COLUMNS), table[names].to_numpy().tolist())

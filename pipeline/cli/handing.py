@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base.console import number, warn
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256, write_text
-from pipeline.base.paths import BEST, CURVE_FIGURE, METRICS, MODEL, PER_CLASS, RUN, SEEDS, TRIALS, VALIDATION
+from pipeline.base.paths import BEST, CURVE, CURVE_FIGURE, METRICS, MODEL, PER_CLASS, RUN, SEEDS, TRIALS, VALIDATION
 from pipeline.cli import doctor
 from pipeline.cli.options import WORKSPACE, model_file, of_revision
-from pipeline.stages.saved import load_cvae, load_json, load_pointer
+from pipeline.stages.saved import check_curve, load_cvae, load_json, load_pointer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ def write(out: Path, runs: Sequence[str]) -> None:
         unlike=notes,
         study=SEEDS,
         **_study(with_trials=STUDY in runs),
-        curve=text(CURVE_FIGURE.read_bytes()) if CURVE_FIGURE.exists() else "",
+        curve=text(CURVE_FIGURE.read_bytes()) if _has_curve() else "",
         validation=_beside([side.case.figures for side in sides], number, SHOWN),
         test=_beside([side.test for side in sides], number, SHOWN),
         params=_beside([side.params for side in sides], _said),
@@ -87,6 +87,17 @@ def write(out: Path, runs: Sequence[str]) -> None:
     for sentence in notes:
         warn(sentence)
     print(f"{out} written, {len(html) / 1e6:.1f} MB: open it in a browser")
+
+
+def _has_curve() -> bool:
+    """Whether there is a curve that may be shown, of the same data as the study beside it; says where it is not."""
+    try:
+        if CURVE_FIGURE.exists() and BEST.exists():
+            check_curve(CURVE, load_json(BEST, "run `dvc repro tune`").get("data"), BEST)
+        return CURVE_FIGURE.exists()
+    except UserError as error:
+        warn(f"the report has no curve: {error}")
+        return False
 
 
 def unlike(trained: Mapping[str, Mapping[str, Any]], data: Mapping[str, str | None]) -> list[str]:

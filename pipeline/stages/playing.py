@@ -20,7 +20,7 @@ from pipeline.model.density import Densities, Density
 from pipeline.model.multirate import MultiRate, Told
 from pipeline.model.samples import strip, symmetric_root
 from pipeline.show.page import page, png, steps, text
-from pipeline.stages.saved import load_curve, load_cvae, load_densities, load_json, load_splits, load_table
+from pipeline.stages.saved import check_curve, load_curve, load_cvae, load_densities, load_json, load_splits, load_table
 
 TERMS = 20  # polynomials: what a layer is told is then right to 3e-4
 OF_DECODER, OF_ENCODER, OF_DENSITY = 15, 11, 12  # bits of a number: pixels to 1e-3, reconstructions to 1e-2
@@ -147,12 +147,13 @@ def content(
 
 def write_page(out: Path, more: Mapping[str, Path] | None = None) -> None:
     """Writes the page with the study's trials, and with more models: files by name. Raises UserError."""
+    best = load_json(BEST, "run `dvc repro tune` first")
+    check_curve(CURVE, best.get("data"), BEST)
     model, _ = load_curve(CURVE)
     others = [_of_model(name, path, model.latent_size) for name, path in (more or {}).items()]
     (validation,) = load_splits(PREPARED, "validation")
     curve = load_table(CURVE_TABLE, "run `dvc repro curve` first", "kl_weight", *FIGURES)
     spectrum = load_json(SPECTRUM, "run `dvc repro spectrum` first")
-    best = load_json(BEST, "run `dvc repro tune` first")
     html = page(content(model, load_densities(CURVE), validation, curve, spectrum, best, [*of_study(), *others]))
     write_text(out, html)
     print(f"{out} written, {len(html) / 1e6:.1f} MB: open it in a browser")

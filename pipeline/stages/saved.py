@@ -114,6 +114,12 @@ def params_of(path: Path, kind: str = "cvae") -> dict[str, Any]:
         return params
 
 
+def check_curve(path: Path, data: str | None, other: Path) -> None:
+    """Raises UserError where a curve was trained on other data (a hash) than another file."""
+    if params_of(path, "curve").get("data") != data:
+        raise UserError(f"{path} is the curve of other data than {other}: run `dvc repro tune`")
+
+
 def save_curve(path: Path, model: "MultiRate", params: Mapping[str, Any], densities: "Densities | None" = None) -> None:
     """The multi-rate CVAE's weights, densities along the weight, three sections of params, and the hash of the data."""
     _write(path, "curve", {"model": model.state_dict(), "density": densities.tensors() if densities else {}}, params)

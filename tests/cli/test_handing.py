@@ -37,7 +37,7 @@ from pipeline.cli.handing import OF_SAMPLES, unlike
 from pipeline.model.cvae import build, resolve
 from pipeline.show.pictures import save_png
 from pipeline.stages import playing
-from pipeline.stages.saved import load_cvae, save_cvae, save_splits
+from pipeline.stages.saved import load_cvae, save_curve, save_cvae, save_splits
 from pipeline.tracking import runs as tracking
 
 MODEL = "models/cvae.safetensors"
@@ -146,6 +146,20 @@ def test_an_experiment_is_its_run_in_mlflow_and_a_study_its_best(
     html = (evaluated / "report.html").read_text(encoding="utf-8")
     for word in (">heavier<", "the best of study kl-weight-1a2b", "0.3 ★", "3 runs side by side"):
         assert word in html
+
+
+def test_a_report_leaves_out_a_curve_of_other_data_than_the_study_and_says_so(
+    evaluated: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handing, "_study", lambda **_: {"answer": ["take 0.3"], "trials": None})
+    picture, warning = "The curve over all weights", f"the report has no curve: {CURVE} is the curve of other data than"
+    save_curve(CURVE, packaged.multi_rate(), {"data": "4e5f"})
+    for data, is_shown in (("4e5f", True), ("6a7b", False)):
+        write_json(BEST, {"data": data})
+        answer = cvae("report --html report.html")
+        assert answer.status == 0
+        assert (warning in answer.err) is not is_shown
+        assert (picture in (evaluated / "report.html").read_text(encoding="utf-8")) is is_shown
 
 
 @pytest.fixture

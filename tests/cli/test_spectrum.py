@@ -1,20 +1,23 @@
-"""`cvae spectrum` and its stage, called as a user does, and their figure."""
+"""`cvae spectrum` and its stage, called as a user does, their figure, and `cvae curve` beside a study."""
 
 import json
 from pathlib import Path
 
 import numpy as np
+import packaged
 import pandas as pd
 import pytest
 from bands import banded
 from commands import Cvae, assert_refused
 
 from pipeline.base.errors import UserError
+from pipeline.base.files import sha256, write_json
 from pipeline.base.params import write
-from pipeline.base.paths import PREPARED, SPECTRUM, SPECTRUM_FIGURE
+from pipeline.base.paths import BEST, CURVE, CURVE_TABLE, JUDGE, PREPARED, SEEDS, SPECTRUM, SPECTRUM_FIGURE
+from pipeline.cli.curve import COLUMNS
 from pipeline.show.spectrum import spectrum_figure, spectrum_of_trials
 from pipeline.stages import spectrum as stage
-from pipeline.stages.saved import save_splits
+from pipeline.stages.saved import save_curve, save_splits
 from pipeline.weight.spectrum import of_split
 
 
@@ -84,6 +87,34 @@ def test_weights_and_seeds_that_make_no_sense_are_refused_and_nothing_is_written
     add_data(project)
     write({key: value}, project / "params.yaml")
     assert_refused(project, cvae, "params", reason)
+
+
+@pytest.fixture
+def beside(project: Path) -> Path:
+    """The project with a curve and a study of the same data."""
+    add_data(project)
+    (project / JUDGE).write_bytes(b"there")
+    row = {"trial": 0, "seed": 0, "kl_weight": 1.0} | dict.fromkeys((f"validation/{name}" for name in COLUMNS), 2.0)
+    for path in (CURVE_TABLE, SEEDS):
+        path.parent.mkdir(parents=True)
+        pd.DataFrame([row, row | {"kl_weight": 2.0}]).to_csv(path, index=False)
+    write_json(BEST, {"data": sha256(PREPARED)})
+    save_curve(CURVE, packaged.multi_rate(), {"data": sha256(PREPARED)})
+    return project
+
+
+def test_the_curve_is_drawn_beside_a_study_of_the_same_data(beside: Path, cvae: Cvae) -> None:
+    assert cvae("curve --out curve.png").status == 0
+    assert (beside / "curve.png").exists()
+
+
+@pytest.mark.parametrize("words", ["study", "promote", "tune", "curve --out curve.png", "explore --out page.html"])
+def test_a_curve_of_other_data_than_the_study_is_refused_and_nothing_is_written(
+    beside: Path, cvae: Cvae, words: str
+) -> None:
+    save_curve(CURVE, packaged.multi_rate(), {"data": "of others"})
+    assert_refused(beside, cvae, words, f"{CURVE} is the curve of other data than ")
+    assert cvae("curve").status == 0  # alone
 
 
 def test_a_digit_without_images_is_refused_and_nothing_is_written(project: Path, cvae: Cvae) -> None:

@@ -23,7 +23,7 @@ from pipeline.show.pictures import save_png
 from pipeline.show.spectrum import spectrum_of_trials
 from pipeline.show.study import study_figures
 from pipeline.show.style import save_all
-from pipeline.stages.saved import load_json, load_judges, load_splits, load_table, params_of
+from pipeline.stages.saved import check_curve, load_json, load_judges, load_splits, load_table
 from pipeline.study.found import state
 from pipeline.study.queue import Study, open_study
 from pipeline.study.race import ERROR_RATE
@@ -61,8 +61,7 @@ def read_curve(data: str) -> dict[str, float]:
     """
     if not paths.CURVE_TABLE.exists():
         return {}
-    if params_of(paths.CURVE, "curve")["data"] != data:
-        raise UserError(f"{paths.CURVE_TABLE} is the curve of other data than {paths.PREPARED}: run `dvc repro curve`")
+    check_curve(paths.CURVE, data, paths.PREPARED)
     columns = (f"validation/{sampler}/frechet" for sampler in SAMPLERS)
     return best_weights(load_table(paths.CURVE_TABLE, "run `dvc repro curve`", "kl_weight", *columns))
 
@@ -143,6 +142,7 @@ def export(study: Study, real: Mapping[str, float]) -> dict[str, Answer]:
         "uses": {name: asdict(answer) for name, answer in uses.items()},
         "front": list(front),
         "study": study.name,
+        "data": study.setting.hashes["data"],
         "run": {"run_id": "", "run_key": study.inner.user_attrs.get("run_key", "")},  # the study's own in MLflow
         "protocol": protocol,
         "real": dict(real),

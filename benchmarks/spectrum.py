@@ -46,6 +46,7 @@ def measured(model: CVAE, split: Split) -> dict[str, float]:
 
 def expected(spectrum: Spectrum, weight: float, latents: int) -> dict[str, float]:
     return {
+        "kl_of_rule": replace(spectrum, excess=None).rate(weight, latents),
         "expected_kl": spectrum.rate(weight, latents),
         "expected_active_units": spectrum.active(weight, latents),
         "expected_active_units_of_a_class": float(spectrum.actives(weight, latents).double().mean()),

@@ -142,12 +142,20 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         assert b"Traceback" not in process.stderr.read()
 
 
-def test_an_experiment_needs_no_name_in_git(project: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch) -> None:
-    dvc = project / "bin/dvc"
-    dvc.parent.mkdir()
+@pytest.fixture
+def dvc(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program `dvc` for `cvae try`, to be written."""
+    program = project / "bin/dvc"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    return program
+
+
+def test_an_experiment_needs_no_name_in_git(
+    project: Path, dvc: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dvc.write_text('#!/bin/sh\necho "$GIT_AUTHOR_NAME $GIT_COMMITTER_EMAIL" > who\n', encoding="utf-8")
-    dvc.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{dvc.parent}{os.pathsep}{os.environ['PATH']}")
     assert cvae("try objective.kl_weight=1").status == 0
     assert (project / "who").read_text() == "cvae cvae\n"
     (project / "config").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n", encoding="utf-8")
@@ -158,13 +166,9 @@ def test_an_experiment_needs_no_name_in_git(project: Path, cvae: Cvae, monkeypat
 
 @pytest.mark.parametrize(("edit", "left"), [("1", "0.2"), ("1/; s/seed: 0/seed: 5", "1")])
 def test_a_failed_experiment_puts_params_back_unless_they_were_edited_meanwhile(
-    project: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch, edit: str, left: str
+    project: Path, dvc: Path, cvae: Cvae, edit: str, left: str
 ) -> None:
-    dvc = project / "bin/dvc"
-    dvc.parent.mkdir()
     dvc.write_text(f'#!/bin/sh\nsed -i "s/kl_weight: 0.2/kl_weight: {edit}/" params.yaml\nexit 1\n', encoding="utf-8")
-    dvc.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{dvc.parent}{os.pathsep}{os.environ['PATH']}")
     answer = cvae("try objective.kl_weight=1")
     assert answer.status == 1
     assert ("was edited meanwhile" in answer.out + answer.err) == (left == "1")

@@ -15,22 +15,10 @@ from browser import LEAST_CONTRAST, browser_page, nameless, needs_chromium
 from commands import Cvae, assert_refused
 from stores import forget
 
+from pipeline.base import paths
 from pipeline.base.files import write_json
 from pipeline.base.params import plain
-from pipeline.base.paths import (
-    BEST,
-    CURVE,
-    CURVE_FIGURE,
-    CURVE_TABLE,
-    METRICS,
-    PER_CLASS,
-    PREPARED,
-    RUN,
-    SPECTRUM,
-    STUDY_SHEETS,
-    TRIALS,
-    VALIDATION,
-)
+from pipeline.base.paths import CURVE_TABLE, METRICS, PER_CLASS, RUN, TRIALS, VALIDATION
 from pipeline.cli import handing
 from pipeline.cli.card import CARD, header, write_card
 from pipeline.cli.handing import OF_SAMPLES, unlike
@@ -58,7 +46,7 @@ def evaluated(project: Path) -> Path:
         for digit in range(10)
     ]
     pd.DataFrame(rows).to_csv(PER_CLASS, index=False)
-    save_png(CURVE_FIGURE, np.full((40, 60), 200, np.uint8))
+    save_png(paths.CURVE_FIGURE, np.full((40, 60), 200, np.uint8))
     return project
 
 
@@ -125,7 +113,7 @@ def test_an_experiment_is_its_run_in_mlflow_and_a_study_its_best(
     for words in ("init -q", "add -A", "-c user.name=a -c user.email=a@b commit -qm one", "branch heavier"):
         subprocess.run(["git", *words.split()], check=True)
     subprocess.run(["dvc", "init", "-q"], check=True)
-    write_json(BEST, {"run_id": "77", "study": "kl-weight-1a2b"})
+    write_json(paths.BEST, {"run_id": "77", "study": "kl-weight-1a2b"})
     opened: list[str] = []
     other = handing._other
 
@@ -166,14 +154,14 @@ def test_a_report_leaves_out_a_curve_of_other_data_than_the_study_and_says_so(
 def playable(project: Path) -> Path:
     """The project as before `dvc repro explore`, with a small curve and a study of one trial."""
     packaged.save_three(project / "models")
-    save_splits(PREPARED, {"validation": banded(1, 0)})
+    save_splits(paths.PREPARED, {"validation": banded(1, 0)})
     row = {"trial": 0, "kl_weight": 1.0} | dict.fromkeys(playing.FIGURES, 2.0)
     for path in (CURVE_TABLE, TRIALS):
         path.parent.mkdir(parents=True)
         pd.DataFrame([row, row | {"kl_weight": 2.0}]).to_csv(path, index=False)
-    write_json(SPECTRUM, {"collapse": 45.2})
-    write_json(BEST, {})
-    save_png(STUDY_SHEETS / "0_1.png", np.full((40, 60), 200, np.uint8))
+    write_json(paths.SPECTRUM, {"collapse": 45.2})
+    write_json(paths.BEST, {})
+    save_png(paths.STUDY_SHEETS / "0_1.png", np.full((40, 60), 200, np.uint8))
     return project
 
 
@@ -202,7 +190,7 @@ def test_a_page_to_play_with_that_can_t_be_made_is_refused(playable: Path, cvae:
         ("--out params.yaml/page.html", "params.yaml"),
     ):
         assert_refused(playable, cvae, f"explore --out page.html {words}", reason)
-    CURVE.unlink()
+    paths.CURVE.unlink()
     assert_refused(playable, cvae, "explore --out page.html", "curve.safetensors not found: run `dvc repro curve`")
 
 
@@ -232,10 +220,8 @@ def test_a_card_has_the_headings_and_a_result_for_each_split(project: Path) -> N
     write_card(0.2, "It does best.", MODEL, figures, {"likelihood": "bernoulli"}, "4e5f")
     _, block, text = (project / CARD).read_text(encoding="utf-8").split("---\n", 2)
     results = YAML(typ="safe").load(block)["model-index"][0]["results"]
-    assert [(one["dataset"]["split"], one["metrics"][0]["value"]) for one in results] == [
-        ("validation", 4.25),
-        ("test", 3.75),
-    ]
+    values = {one["dataset"]["split"]: one["metrics"][0]["value"] for one in results}
+    assert values == {"validation": 4.25, "test": 3.75}
     assert all(one["metrics"][0]["type"] == "fitted/frechet" and len(one["metrics"]) == 1 for one in results)
     for heading in ("Model Details", "Uses", "Bias, Risks, and Limitations", "Training Details", "Evaluation"):
         assert f"## {heading}\n" in text

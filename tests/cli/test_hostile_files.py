@@ -28,34 +28,24 @@ def assert_one_line(status: int, said: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("content", GARBAGE)
-def test_a_report_of_something_else_is_refused_with_the_remedy(project: Path, cvae: Cvae, content: str) -> None:
-    (project / "reports").mkdir()
-    (project / "models/run.json").write_text('{"run_id": "", "tracking_uri": ""}', encoding="utf-8")
-    for split in ("validation", "metrics"):
-        (project / f"reports/{split}.json").write_bytes(GARBAGE[content])
-    for words in ("report", "report --html report.html"):
-        status, _, said = cvae(words)
-        assert_one_line(status, said, "validation.json")
-        assert "run `dvc repro" in said
-    assert not (project / "report.html").exists()
-
-
-@pytest.mark.parametrize("content", GARBAGE)
-def test_an_answer_of_a_study_of_something_else_is_refused(project: Path, cvae: Cvae, content: str) -> None:
+def test_files_of_something_else_are_refused_with_the_remedy_or_done_without(
+    project: Path, cvae: Cvae, content: str
+) -> None:
     (project / "reports/study").mkdir(parents=True)
-    for name in ("best.json", "trials.csv"):
-        (project / "reports/study" / name).write_bytes(GARBAGE[content])
-    status, _, said = cvae("report --html report.html study")
-    assert_one_line(status, said, "study")
-    assert not (project / "report.html").exists()
-
-
-@pytest.mark.parametrize("content", GARBAGE)
-def test_the_doctor_does_without_a_history_of_something_else(project: Path, cvae: Cvae, content: str) -> None:
-    (project / "reports").mkdir()
-    for name in ("models/run.json", "reports/history.csv"):
-        (project / name).write_bytes(GARBAGE[content])
+    for name in ("validation.json", "metrics.json", "history.csv", "study/best.json", "study/trials.csv"):
+        (project / "reports" / name).write_bytes(GARBAGE[content])
+    (project / "models/run.json").write_bytes(GARBAGE[content])
     assert cvae("doctor").status == 0
+    (project / "models/run.json").write_text('{"run_id": "", "tracking_uri": ""}', encoding="utf-8")
+    for words, name in (
+        ("", "validation.json"),
+        ("--html a.html", "validation.json"),
+        ("--html a.html study", "study"),
+    ):
+        status, _, said = cvae(f"report {words}")
+        assert_one_line(status, said, name)
+        assert "run `dvc repro" in said
+    assert not (project / "a.html").exists()
 
 
 @pytest.mark.parametrize(

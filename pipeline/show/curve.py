@@ -12,11 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Each panel: its title, the columns drawn in it with their names, and the column of `predicted` beside them.
 OF_FIT = {
-    "reconstruction": ("reconstruction, nats per image", ""),
-    "kl": ("kl (rate), nats per image", "kl"),
-    "active_units": ("active latents", "active_units"),
+    "reconstruction": "reconstruction, nats per image",
+    "kl": "kl (rate), nats per image",
+    "active_units": "active latents",
 }
 OF_SAMPLES = ("frechet", "class_accuracy", "diversity")
 SAMPLERS = ("fitted", "prior")
@@ -35,14 +34,13 @@ def curve_figure(
     `active_units` as the spectrum expects them, or empty. dedicated: trainings of one weight each, a row per
     weight and seed, with the columns of `table`; drawn as means with standard errors over seeds.
     """
-    titles = [title for title, _ in OF_FIT.values()]
-    titles += [f"{name}: {BETTER[name]}" for name in OF_SAMPLES]
+    titles = [*OF_FIT.values(), *(f"{name}: {BETTER[name]}" for name in OF_SAMPLES)]
     figure, grids = panels(11.4, 6.4, *titles, rows=2)
-    for axes, (name, (_, expected)) in zip(grids, OF_FIT.items(), strict=False):
+    for axes, name in zip(grids, OF_FIT, strict=False):
         _line(axes, table, f"validation/{name}", INK, "one training")
-        if predicted is not None and expected in predicted:
+        if predicted is not None and name in predicted:
             near = predicted[predicted["kl_weight"].between(table["kl_weight"].min(), table["kl_weight"].max())]
-            axes.plot(near["kl_weight"], near[expected], "--", color=PREDICTED, label="spectrum's prediction")
+            axes.plot(near["kl_weight"], near[name], "--", color=PREDICTED, label="spectrum's prediction")
         _points(axes, dedicated, f"validation/{name}", INK, "dedicated trainings")
     for axes, name in zip(grids[len(OF_FIT) :], OF_SAMPLES, strict=True):
         for sampler in SAMPLERS:

@@ -6,18 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pipeline.show.style import (
-    ACCENT,
-    BETTER,
-    FAINT,
-    PALE,
-    SAMPLER_COLOURS,
-    legend,
-    panels,
-    plain_axes,
-    plain_numbers,
-    show_sheet,
-)
+from pipeline.show import style
+from pipeline.show.style import ACCENT, BETTER, PALE, SAMPLER_COLOURS, legend, panels, show_sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,11 +96,11 @@ def curves(history: pd.DataFrame) -> "Figure":
     names = ("reconstruction", "kl", "elbo")
     figure, grids = panels(9.6, 3.4, *names)
     for axes, name in zip(grids, names, strict=True):
-        for split, colour in (("train", FAINT), ("validation", ACCENT)):
+        for split, colour in (("train", style.FAINT), ("validation", ACCENT)):
             if f"{split}/{name}" in history:
                 axes.plot(history["epoch"], history[f"{split}/{name}"], ".-", color=colour, label=split)
         axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-        plain_axes(axes, "epoch", "nats per image")
+        style.plain_axes(axes, "epoch", "nats per image")
     legend(figure)
     return figure
 
@@ -123,9 +113,9 @@ def per_class(table: pd.DataFrame) -> "Figure":
             rows = table[table["sampler"] == sampler]
             axes.bar(rows["digit"] + (index - 1) * 0.27, rows[metric], 0.25, color=colour, label=sampler)
         axes.set_xticks(range(10))
-        plain_axes(axes, "", "")
+        style.plain_axes(axes, "", "")
         if metric == "frechet":
             axes.set_yscale("log")
-            plain_numbers(axes.yaxis)
+            style.plain_numbers(axes.yaxis)
     legend(figure)
     return figure

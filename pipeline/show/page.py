@@ -14,13 +14,7 @@ import numpy as np
 from pipeline.base import files
 
 TEMPLATES = Path(__file__).parent / "explore"
-PARTS = (
-    "page.css",
-    "network.js",
-    "digits.js",
-    "drawing.js",
-    "page.js",
-)  # each replaces the comment with its name in page.html
+PARTS = ("page.css", "network.js", "digits.js", "drawing.js", "page.js")  # each replaces a comment in page.html
 
 
 def page(data: Mapping[str, Any]) -> str:

@@ -6,18 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pipeline.show.style import (
-    ACCENT,
-    BETTER,
-    FAINT,
-    INK,
-    SAMPLER_COLOURS,
-    legend,
-    logarithmic,
-    panels,
-    plain_axes,
-    show_sheet,
-)
+from pipeline.show import style
+from pipeline.show.style import ACCENT, BETTER, INK, SAMPLER_COLOURS, panels, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,11 +47,9 @@ def study_figures(
         yield "pareto", pareto(table, names, front)
     if importances:
         yield "importances", importances_of(importances)
-    strips = []
-    for trial in spread(table, STRIPS).to_dict("records"):
-        rows = strip(trial["trial"])
-        if rows is not None:
-            strips.append((f"β = {trial['kl_weight']:.3g}", rows))
+    shown = spread(table, STRIPS)
+    names_and_rows = zip(shown["kl_weight"], map(strip, shown["trial"]), strict=True)
+    strips = [(f"β = {weight:.3g}", rows) for weight, rows in names_and_rows if rows is not None]
     if strips:
         yield "collapse_to_chaos", weight_strips(strips)
 
@@ -69,9 +57,8 @@ def study_figures(
 def spread(table: pd.DataFrame, most: int) -> pd.DataFrame:
     """Up to `most` complete trials, spread evenly over their KL weights, from the highest to the lowest."""
     shown = table[table["state"] == "COMPLETE"].sort_values("kl_weight", ascending=False)
-    if len(shown) <= most:
-        return shown
-    return shown.iloc[[round(place * (len(shown) - 1) / (most - 1)) for place in range(most)]]
+    places = np.linspace(0, len(shown) - 1, min(most, len(shown)))
+    return shown.iloc[places.round().astype(int)]
 
 
 def uses_of_weights(uses: Mapping[str, Span]) -> "Figure":
@@ -84,7 +71,7 @@ def uses_of_weights(uses: Mapping[str, Span]) -> "Figure":
         axes.plot([best], [row], "o", color=ACCENT, markersize=6)
     axes.set(ylim=(-0.6, len(names) - 0.4))
     axes.set_yticks(range(len(names)), [name.replace("_", ", ") for name in names])
-    logarithmic(axes.xaxis)
+    style.logarithmic(axes.xaxis)
     plain_axes(axes, "KL weight β: lowest mean, and the weights not told apart from it (95 %)", "")
     return figure
 
@@ -109,23 +96,22 @@ def weights(
         if metric == "frechet":
             for sampler, (low, _, high) in spans.items():
                 axes.axvspan(low * 0.97, high * 1.03, color=SAMPLER_COLOURS[sampler], alpha=0.12, linewidth=0)
-        logarithmic(axes.xaxis)
+        style.logarithmic(axes.xaxis)
         plain_axes(axes, "KL weight β", "")
-    legend(figure)
+    style.legend(figure)
     return figure
 
 
-def _points(axes: "Axes", table: pd.DataFrame, x: str, y: str, colour: str, label: str, style: str = "o") -> None:
+def _points(axes: "Axes", table: pd.DataFrame, x: str, y: str, colour: str, label: str, form: str = "o") -> None:
     """Means of complete trials with a bar of one standard error up and down, where there are several seeds."""
     complete = table[table["state"] == "COMPLETE"].dropna(subset=[x, y])
-    axes.plot(complete[x], complete[y], style, color=colour, markersize=5, linewidth=1.2, label=label)
-    for name, error in ((x, "xerr"), (y, "yerr")):
+    axes.plot(complete[x], complete[y], form, color=colour, markersize=5, linewidth=1.2, label=label)
+    for name, error, axis in ((x, "xerr", axes.xaxis), (y, "yerr", axes.yaxis)):
         if f"{name}_error" in complete:
             bars: dict[str, Any] = {error: complete[f"{name}_error"].fillna(0.0)}
             axes.errorbar(complete[x], complete[y], fmt="none", ecolor=colour, elinewidth=1.2, capsize=2, **bars)
-    for name, axis in ((x, axes.xaxis), (y, axes.yaxis)):
         if name.endswith("/frechet"):
-            logarithmic(axis)
+            style.logarithmic(axis)
 
 
 def _named(axes: "Axes", table: pd.DataFrame, x: str, y: str) -> None:
@@ -154,10 +140,10 @@ def rate_distortion(table: pd.DataFrame) -> "Figure":
             kl, reconstruction, -(kl + reconstruction), 10, colors="#dfe4ea", linewidths=0.8, linestyles="-", zorder=0
         )
         axes.set(xlim=(-right / 50, right), ylim=(bottom, top))  # room for the collapse, whose kl is 0
-        axes.clabel(lines, fmt="elbo %.0f", fontsize=8, colors=FAINT)
+        axes.clabel(lines, fmt="elbo %.0f", fontsize=8, colors=style.FAINT)
     plain_axes(axes, "rate: kl, nats per image", "distortion: reconstruction, nats per image")
     axes.grid(visible=False)
-    legend(figure)
+    style.legend(figure)
     return figure
 
 
@@ -166,11 +152,11 @@ def pareto(table: pd.DataFrame, objectives: Sequence[str], front: Sequence[int])
     x, y = objectives[:2]
     figure, (axes,) = panels(6.2, 5.0, "Trials that no other trial beats in all objectives, by KL weight")
     best = table[table["trial"].isin(front)].sort_values(x)
-    _points(axes, table, x, y, FAINT, "complete")
+    _points(axes, table, x, y, style.FAINT, "complete")
     _points(axes, best, x, y, ACCENT, "front")
     _named(axes, best, x, y)
     plain_axes(axes, _titled(x), _titled(y))
-    legend(figure)
+    style.legend(figure)
     return figure
 
 
@@ -184,7 +170,7 @@ def history(table: pd.DataFrame, objective: str, lower_is_better: bool) -> "Figu
     axes.step(feasible["trial"], best, where="post", color=ACCENT, linewidth=1.4, label="best so far")
     axes.locator_params(axis="x", integer=True)
     plain_axes(axes, "trial", _titled(objective))
-    legend(figure)
+    style.legend(figure)
     return figure
 
 
@@ -202,7 +188,7 @@ def weight_strips(strips: Sequence[tuple[str, np.ndarray]]) -> "Figure":
     figure, grids = panels(9.2, 0.6 + 0.35 * len(strips), "z from the prior", "z from the fitted density")
     for axes, rows in zip(grids, (slice(SIDE), slice(-SIDE, None)), strict=True):
         cells = [np.pad(sheet[rows], ((1, 1), (0, 0)), constant_values=255) for _, sheet in strips]
-        show_sheet(axes, np.concatenate(cells), [name for name, _ in strips])
+        style.show_sheet(axes, np.concatenate(cells), [name for name, _ in strips])
     return figure
 
 

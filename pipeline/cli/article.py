@@ -38,7 +38,7 @@ def run(epochs: int) -> None:
     components, device = load_key(Components, "sample", "components"), pick_device(params.device)
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
     evaluator = Evaluator(load_judges(JUDGE, device), validation, train[:QUICK_TRAIN], AIM.pixels, params.seed)
-    real = evaluator.ceiling()
+    real = evaluator.ceiling.figures
     began = time.perf_counter()
     results, sheets = train_all(train, evaluator, params, components)
     protocol = {

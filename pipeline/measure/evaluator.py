@@ -119,10 +119,6 @@ class Evaluator:
         parts = [with_split(sampler, self._samples(model, density, sampler).figures) for sampler in samplers]
         return {name: value for part in parts for name, value in part.items()}
 
-    def ceiling(self) -> dict[str, float]:
-        """The same for real training images in place of samples: the best that samples can reach."""
-        return self._ceiling.figures
-
     def sample_figures(self, model: CVAE, density: Density, told: Told = lambda *_: None) -> Evaluation:
         """The sample metrics of both samplers and of real images, the judges' accuracies, the density's own figures.
 
@@ -134,7 +130,7 @@ class Evaluator:
             told(place / 4, f"samples of the {sampler} sampler")
             parts[sampler] = self._samples(model, density, sampler)
         told(2 / 4, "real images")
-        parts["real"] = self._ceiling
+        parts["real"] = self.ceiling
         told(3 / 4, "density")
         figures, deviation = dict[str, float](), dict[str, float]()
         for name, part in parts.items():
@@ -182,7 +178,8 @@ class Evaluator:
         return self._judged(self.split)
 
     @cached_property
-    def _ceiling(self) -> Evaluation:
+    def ceiling(self) -> Evaluation:
+        """Real training images in place of samples: the best that samples can reach."""
         return self._averaged(lambda seed: same_classes(self.train, self.split.labels, seed))
 
     def _samples(self, model: CVAE, density: Density | None, sampler: Sampler) -> Evaluation:

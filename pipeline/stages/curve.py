@@ -32,7 +32,7 @@ def main() -> None:
     train, validation = load_splits(PREPARED, "train", "validation", device=device)
     evaluator = Evaluator(load_judges(JUDGE, device), validation, train[:QUICK_TRAIN], pixels, params.seed)
     expected = pd.DataFrame(load_json(SPECTRUM, "run `dvc repro spectrum` first").get("expected"))
-    real = evaluator.ceiling()  # raises UserError where the split is too small, before anything is trained
+    real = evaluator.ceiling.figures  # raises UserError where the split is too small, before anything is trained
     saved = {"model": plain(model_params), "objective": plain(aim), "weight": plain(weight)}
     hashes = {"data": sha256(PREPARED), "params": digest(saved, plain(params))}
     notes = {"device": str(device), "precision": str(pick_precision(params.precision, device)).removeprefix("torch.")}

@@ -24,7 +24,7 @@ def main(dask: str = "") -> None:
     """dask: the address of a Dask scheduler, whose workers train; without it, this process trains."""
     setting, experiment = read_setting(), load(tracking.TrackingParams, "tracking").experiment
     (train, evaluator), trials = read_bench(setting, "cpu" if dask else setting.train.device), setting.tune.trials
-    real = evaluator.ceiling()  # raises UserError where the split is too small, before anything is made
+    real = evaluator.ceiling.figures  # raises UserError where the split is too small, before anything is made
     study = open_study(setting, Path(), create=True)
     print(f"study {study.name}: {study.done()} of {trials} trials done, on {dask or train.labels.device}", flush=True)
     progress = Progress(study)

@@ -25,15 +25,13 @@ NLL_IMAGES = 300  # that nll is measured on: weights are compared on the same on
 WAIT_SECONDS = 2  # between two looks at the trials of other processes
 
 
-@dataclass(frozen=True)
-class Began:
+class Began(NamedTuple):
     """A trial starts to train, or goes on after an interruption."""
 
     candidate: Candidate
 
 
-@dataclass(frozen=True)
-class Epoch:
+class Epoch(NamedTuple):
     """One epoch of one trial with one seed. fitted: its figures, model and density, after the last one."""
 
     candidate: Candidate
@@ -42,8 +40,7 @@ class Epoch:
     fitted: "Fitted | None"
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(NamedTuple):
     """A trial has ended; FAIL: it diverged. Means and seeds are in the candidate.
 
     strip: digits of the first seed from the prior, below from the fitted density.

@@ -87,12 +87,12 @@ def test_a_headline_is_the_mean_of_a_row_per_sampler_and_digit_and_a_part_measur
     assert some.samples(lively(), DENSITY, ["fitted"]) == {
         f"fitted/{name}": figures[f"fitted/{name}"] for name in OF_SAMPLES
     }
-    assert some.ceiling() == {name: figures[f"real/{name}"] for name in OF_SAMPLES}
+    assert some.ceiling.figures == {name: figures[f"real/{name}"] for name in OF_SAMPLES}
     without_judges = Evaluator(None, TEST, TRAIN, "grey", 0)
     fit = without_judges.fit_figures(lively()) | without_judges.nll(lively(), K, 1.0)
     assert fit == {name: figures[name] for name in fit}
     with pytest.raises(ValueError, match="judge"):
-        without_judges.ceiling()
+        _ = without_judges.ceiling
 
 
 @pytest.mark.parametrize("name", likelihood.LIKELIHOODS)

@@ -180,7 +180,7 @@ def readings(weight: float, batch_size: int, sigma: float) -> None:
     """Prints what the article's weight is under every reading of its text."""
     from pipeline.weight.convert import article_readings
 
-    losses = {name: replace(loss, weight=weight, batch_size=batch_size) for name, loss in article_readings()}
+    losses = {name: replace(loss, weight=weight, batch_size=batch_size) for name, loss in article_readings().items()}
     print()
     console.table(
         f"The article does not show its criterion: w = {said(weight)} by what it may be",

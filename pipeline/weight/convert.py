@@ -123,10 +123,10 @@ def from_article_weight(weight: float, batch_size: int) -> float:
     return replace(ARTICLE, weight=weight, batch_size=batch_size).beta
 
 
-def article_readings() -> list[tuple[str, Loss]]:
+def article_readings() -> dict[str, Loss]:
     """Readings of the article's second loss, whose text does not show its criterion, and how each reduces the batch."""
     by_sum, by_mean = replace(ARTICLE, over_pixels="sum", over_batch="sum"), replace(ARTICLE, kl_over_batch="mean")
-    losses = {
+    return {
         "mean BCE, KL summed": ARTICLE,
         "mean BCE, KL averaged": by_mean,
         "mean squared error, KL summed": replace(ARTICLE, reconstruction="mse"),
@@ -134,4 +134,3 @@ def article_readings() -> list[tuple[str, Loss]]:
         "summed BCE, KL summed": by_sum,
         "summed squared error, KL summed": replace(by_sum, reconstruction="mse"),
     }
-    return list(losses.items())

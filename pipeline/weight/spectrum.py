@@ -67,7 +67,7 @@ class Spectrum:
 
     def collapses(self, latents: int | None = None) -> Tensor:
         """The weight above which each class has collapsed, (classes,)."""
-        return torch.stack([self._weight(level, latents) for level in self.eigenvalues[:, 0]])
+        return self.shares.new_tensor([self._weight(level, latents) for level in self.eigenvalues[:, 0].tolist()])
 
     def collapse(self, latents: int | None = None) -> float:
         """The weight above which every class has collapsed."""
@@ -77,13 +77,10 @@ class Spectrum:
         """The weight at which the expected kl is so many nats per image. Raises UserError for 0 and below."""
         if not 0 < nats < math.inf:
             raise UserError(f"a budget must be a positive number of nats per image, not {nats}")
-        top = self.eigenvalues[:, :latents]
-        if self.excess is not None and latents == self.latents:
-            return _solved(lambda beta: self.rate(beta, latents) - nats, 0.0, self.collapse(latents))
-        # A nat per direction and class is a factor of e² in the level.
-        low, high = float(top[:, 0].min()) * math.exp(-2 * nats / self.shares.min().item()), float(top.max())
-        level = _solved(lambda at: float(self.shares @ self._rates(at, latents)) - nats, low, high)
-        return float(self._weight(torch.tensor(level, dtype=top.dtype), latents))
+        low = high = self.collapse(latents)
+        while self.rate(low, latents) < nats:
+            low /= 10
+        return _solved(lambda beta: self.rate(beta, latents) - nats, low, high)
 
     # Water-filling knows a level θ, below which no direction is seen: β times the variance that the likelihood assumes,
     # which is 1 in its own metric.
@@ -107,13 +104,13 @@ class Spectrum:
         if self.pixels is None:
             return beta
         top = float(self.eigenvalues.max())
-        if beta >= float(self._weight(torch.tensor(top, dtype=torch.float64), latents)):
+        if beta >= self._weight(top, latents):
             return beta * self._variance(top, latents)
         return _solved(lambda level: beta * self._variance(level, latents) - level, 0.0, top)
 
-    def _weight(self, level: Tensor, latents: int | None) -> Tensor:
-        """The weight at a level θ, ()."""
-        return level if self.pixels is None else level / self._variance(float(level), latents)
+    def _weight(self, level: float, latents: int | None) -> float:
+        """The weight at a level θ."""
+        return level if self.pixels is None else level / self._variance(level, latents)
 
     def _variance(self, level: float, latents: int | None) -> float:
         """σ²: the mean squared error of a pixel if every direction that pays keeps an error of θ, all others theirs."""

@@ -181,11 +181,11 @@ def test_any_loss_is_ours_at_its_beta() -> None:
 
 
 def test_the_articles_weight_is_one_under_one_reading_of_its_text() -> None:
-    betas = {said: loss.beta for said, loss in article_readings()}
+    betas = {said: loss.beta for said, loss in article_readings().items()}
     assert betas["mean BCE, KL summed"] == pytest.approx(1.00352)
     assert betas["mean BCE, KL averaged"] == pytest.approx(0.00784)
     assert betas["summed BCE, KL summed"] == pytest.approx(1e-5)
-    squared = dict(article_readings())["mean squared error, KL summed"]
+    squared = article_readings()["mean squared error, KL summed"]
     assert squared.beta_at(0.1) == pytest.approx(50.176)
 
 

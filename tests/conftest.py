@@ -10,6 +10,8 @@ import pytest
 from imports import ROOT
 
 if TYPE_CHECKING:
+    import drills
+
     from pipeline.data import splits as data
 
 # Tensors this small gain nothing from threads, and where others use the processor, threads that wait for one another
@@ -47,6 +49,14 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in unset:
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[drills.Zygote]":
+    import drills  # here, for torch, as below
+
+    with drills.zygote(tmp_path_factory.mktemp("zygote")) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,13 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import numpy as np
 import pandas as pd
 from idx import idx
@@ -21,6 +23,7 @@ from pipeline.base.params import write
 from pipeline.data.download import NAMES
 
 EPOCHS, LONG = 4, 40  # of a training; of one that takes seconds
+LIMIT_SECONDS = 300.0  # what takes longer hangs
 SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"validation_size": 60, "checksums": "SHA256SUMS", "mirrors": ["mirror"]},
     "judge": {"epochs": 1, "batch_size": 32},
@@ -46,21 +49,37 @@ class Ended(NamedTuple):
     said: str
 
 
-class Zygote:
-    """Runs stages in processes of their own, without the seconds that imports take."""
+def real_path() -> str:
+    """The PATH with this environment's own programs."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
-    def __init__(self) -> None:
-        servers = ("MLFLOW_", "OPTUNA_", "AWS_")  # of the test that asks first, which are gone later
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(servers)}
-        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+class Zygote:
+    """Runs commands in processes of their own, without the seconds that imports take."""
+
+    def __init__(self, folder: Path) -> None:
+        self.programs = folder / "bin"
+        self.programs.mkdir()
+        for name in ("python", "dvc"):
+            text = forked.PROGRAM.format(python=sys.executable, folder=str(Path(__file__).parent), name=name)
+            (self.programs / name).write_text(text, encoding="utf-8")
+            (self.programs / name).chmod(0o755)
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("zygote.py"))],
-            env=environment,
+            [sys.executable, str(Path(__file__).with_name("zygote.py")), str(folder / "socket")],
+            env=self.environment() | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
         )
-        self._answer()
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline(), "the zygote has ended"
+
+    def environment(self) -> dict[str, str]:
+        """Without the servers of the test that asks; `python` and `dvc` on the PATH are forked."""
+        servers = ("MLFLOW_", "OPTUNA_", "AWS_", "DVC_ROOT", "DVC_STAGE", "DVC_EXP")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(servers)}
+        path = os.pathsep.join([str(self.programs), real_path()])
+        kept |= {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return kept | {forked.ADDRESS: str(self.programs.with_name("socket"))}
 
     def run(
         self,
@@ -72,18 +91,25 @@ class Zygote:
         **environment: str,
     ) -> Ended:
         """Runs a stage; `after` so many seconds it gets the signal. mounts: see mounts.confine."""
-        said, temporary = folder.with_suffix(".said"), folder.with_suffix(".tmp")
-        said.write_text("")  # it may be killed before it says anything
+        temporary, began = folder.with_suffix(".tmp"), time.monotonic()
         temporary.mkdir(exist_ok=True)
-        environment = {"TMPDIR": str(temporary)} | environment
-        order: dict[str, Any] = {"stage": stage, "folder": str(folder), "environment": environment}
-        order |= {"after": after, "signal": signal, "mounts": mounts or {}}
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        answer = self._answer()
-        shutil.rmtree(temporary)  # a killed stage leaves its temporary files
-        return Ended(answer["status"], answer["seconds"], said.read_text(encoding="utf-8"))
+        environment = self.environment() | {"TMPDIR": str(temporary)} | environment
+        with open(folder.with_suffix(".said"), "w+", encoding="utf-8") as said:
+            files = (0, said.fileno(), said.fileno())
+            words = ("python", "-m", f"pipeline.stages.{stage}")
+            with forked.start(words, str(folder), environment, files, mounts) as process:
+                process.settimeout(LIMIT_SECONDS if after is None else after)
+                try:
+                    status = process.recv(16)
+                except TimeoutError:
+                    assert after is not None, "it hangs"
+                    process.settimeout(LIMIT_SECONDS)
+                    with suppress(OSError):  # it has just ended
+                        process.send(bytes([signal]))
+                    status = process.recv(16)
+            said.seek(0)
+            shutil.rmtree(temporary)  # a killed stage leaves its temporary files
+            return Ended(int(status), time.monotonic() - began, said.read())
 
     def end(self) -> None:
         assert self._process.stdin is not None
@@ -92,14 +118,10 @@ class Zygote:
         self._process.stdout.close()
         self._process.wait()
 
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
-
 
 @contextmanager
-def zygote() -> Iterator[Zygote]:
-    made = Zygote()
+def zygote(folder: Path) -> Iterator[Zygote]:
+    made = Zygote(folder)
     try:
         yield made
     finally:

@@ -7,21 +7,21 @@ One project runs the pipeline once; each test reads it, or works in a copy of it
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from drills import digits, publish
+from drills import Zygote, digits, publish, real_path
 from imports import ROOT
 from stores import forget
 
@@ -54,12 +54,16 @@ class Project:
 
     folder: Path
     mirror: Path
+    programs: Mapping[str, str]  # the environment in which `dvc` and `python` are forked
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name not in UNSET}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-        return kept | {"PATH": path, "PYTHONPATH": str(self.folder), "CVAE_MNIST_MIRROR": str(self.mirror)}
+        return {**self.programs, "PYTHONPATH": str(self.folder), "CVAE_MNIST_MIRROR": str(self.mirror)}
+
+    @property
+    def real(self) -> "Project":
+        """The same, but each program starts by itself."""
+        return replace(self, programs={**self.programs, "PATH": real_path()})
 
     def run(self, *command: str, status: int = 0) -> str:
         """What the command prints; its exit status must be `status`."""
@@ -102,7 +106,7 @@ class Project:
     def copy(self, folder: Path) -> "Project":
         """The same project in another folder."""
         shutil.copytree(self.folder, folder)
-        return Project(folder, self.mirror)
+        return replace(self, folder=folder)
 
     def change(self, section: str, **values: Any) -> None:
         """Changes values in params.yaml."""
@@ -136,9 +140,9 @@ class Project:
         return found
 
 
-def made(base: Path) -> Project:
-    """A project below `base` that has run the pipeline once, its results committed."""
-    project = Project(base / "clone", base / "mirror")
+def made(base: Path, zygote: Zygote) -> Project:
+    """A project below `base` that has run the pipeline once, by real processes, its results committed."""
+    project = Project(base / "clone", base / "mirror", zygote.environment())
     sums = publish(project.mirror, *digits(1797), train=1300)
     shutil.copytree(ROOT / "pipeline", project.folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "recipes", project.folder / "recipes")
@@ -156,7 +160,7 @@ def made(base: Path) -> Project:
     project.run("git", "config", "user.email", "test@example.org")
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "Start")
-    project.run("dvc", "repro")
+    project.real.run("dvc", "repro")
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "Record the results")
     return project

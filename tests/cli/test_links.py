@@ -38,7 +38,7 @@ METRICS, TRIALS, BEST = "reports/metrics.json", "reports/study/trials.csv", "rep
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, zygote: drills.Zygote) -> Path:
     """A DVC project after all of STAGES, whose best trial is promoted."""
     base = tmp_path_factory.mktemp("links")
     local.connect(f"sqlite:///{base / 'mlflow.db'}")
@@ -56,11 +56,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         yaml.dump({"stages": kept}, file)
     for words in ("init -q", "config user.name test", "config user.email a@b", "add -A", "commit -qm Start"):
         subprocess.run(["git", *words.split()], cwd=folder, check=True)
-    with drills.zygote() as zygote:
-        for stage in STAGES:
-            ended = zygote.run(folder, stage)
-            assert ended.status == 0, ended.said
-    subprocess.run(["dvc", "commit", "-q", "--force"], cwd=folder, env=environment(), check=True)
+    for stage in STAGES:
+        ended = zygote.run(folder, stage)
+        assert ended.status == 0, ended.said
+    subprocess.run(["dvc", "commit", "-q", "--force"], cwd=folder, env=zygote.environment(), check=True)
     best = json.loads((folder / BEST).read_text(encoding="utf-8"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # MLflow itself looks for the model in the store of the folder

@@ -1,9 +1,8 @@
-"""A small project, a program that forks its stages, and the table of `make faults`."""
+"""A small project, and the table of `make faults`."""
 
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import drills
@@ -12,12 +11,6 @@ from stores import forget
 
 from pipeline.base.params import write
 from pipeline.tracking import local
-
-
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[drills.Zygote]:
-    with drills.zygote() as made:
-        yield made
 
 
 @pytest.fixture(scope="session")

@@ -100,11 +100,8 @@ def test_two_machines_share_a_study_on_servers_and_leave_no_password(
         shutil.copytree(prepared, folder)
         monkeypatch.chdir(folder)
         write({("tune", "trials"): 6})
-    with drills.zygote() as second, ThreadPoolExecutor() as pool:
-        both = pool.map(
-            lambda at: at[0].run(at[1], "tune", **team.environment), zip((zygote, second), folders, strict=True)
-        )
-        ended = list(both)
+    with ThreadPoolExecutor() as pool:
+        ended = list(pool.map(lambda folder: zygote.run(folder, "tune", **team.environment), folders))
     assert [one.status for one in ended] == [0, 0], "\n".join(one.said for one in ended)
     for one, folder in zip(ended, folders, strict=True):
         sync = [sys.executable, "-m", "pipeline.cli", "sync"]

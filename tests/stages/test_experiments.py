@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ main()
 
 
 def test_ctrl_c_ends_an_experiment_cleanly(project: Project, tmp_path: Path) -> None:
-    project = project.copy(tmp_path / "copy")
+    project = project.copy(tmp_path / "copy").real
     params, model = ((project.folder / path).read_bytes() for path in ("params.yaml", "models/cvae.safetensors"))
     with subprocess.Popen(
         [sys.executable, "-u", "-c", INTERRUPTIBLE + TRY], cwd=project.folder, env=project.environment,
@@ -83,7 +84,7 @@ def test_a_colleague_pulls_what_was_pushed(project: Project, tmp_path: Path) -> 
     project.run("dvc", "push")
     project.run("git", "commit", "-qam", "Name a remote")
     project.run("git", "clone", "-q", ".", str(tmp_path / "colleague"))
-    colleague = Project(tmp_path / "colleague", project.mirror)
+    colleague = replace(project, folder=tmp_path / "colleague")
     colleague.run("dvc", "pull")
     assert colleague.repro() == []
     assert colleague.json("reports/headline.json") == project.json("reports/headline.json")

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_other_checksums_under_the_same_name_are_noticed(project: Project, tmp_p
 
 
 def test_another_split_downloads_nothing_again(project: Project, tmp_path: Path) -> None:
-    project = Project(project.copy(tmp_path / "copy").folder, tmp_path / "no mirror")
+    project = replace(project.copy(tmp_path / "copy"), mirror=tmp_path / "no mirror")
     raw = {path: path.stat().st_mtime_ns for path in (project.folder / "data/raw").iterdir()}
     for values in ({"validation_size": 150}, {"seed": 1}):
         project.change("data", **values)
@@ -172,7 +173,7 @@ def test_another_split_downloads_nothing_again(project: Project, tmp_path: Path)
 def test_a_relative_mirror_is_found_from_dvcs_copy_of_the_project(project: Project, tmp_path: Path) -> None:
     project = project.copy(tmp_path / "copy")
     shutil.copytree(project.mirror, project.folder / "own")
-    project = Project(project.folder, tmp_path / "no mirror")
+    project = replace(project, mirror=tmp_path / "no mirror")
     said = project.run("dvc", "exp", "run", "--temp", "-S", "data.mirrors=[own]", "prepare")
     assert "four files, checked by SHA-256, from own" in said
 

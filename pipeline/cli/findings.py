@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from pipeline.base.console import number
 from pipeline.measure.doctor import Case, Finding
 
 
@@ -24,17 +25,13 @@ def words(case: Case, finding: Finding) -> Words:
     return Words(says.format(**values), f"{remedy[0].upper()}{remedy[1:]}.")
 
 
-def number(kl_weight: float) -> str:
-    """A KL weight without an exponent, unless it is tiny."""
-    return f"{kl_weight:,.0f}" if kl_weight >= 1000 else f"{kl_weight:.4g}"
-
-
 def _values(case: Case, finding: Finding) -> dict[str, Any]:
     value, weight, epochs = finding.evidence[0].value, case.aim.kl_weight, len(case.history)
-    values = {"value": value, "weight": number(weight), "capacity": case.aim.capacity, "epochs": epochs}
-    values["twice"] = 2 * epochs
-    values["collapse"] = number(case.figures.get("spectrum/collapse_weight", math.nan))
-    values |= {"active": case.figures.get("active_units"), "expected": case.figures.get("spectrum/active_units")}
+    values = {
+        "value": value, "weight": number(weight), "capacity": case.aim.capacity, "epochs": epochs, "twice": 2 * epochs,
+        "collapse": number(case.figures.get("spectrum/collapse_weight", math.nan)),
+        "active": case.figures.get("active_units"), "expected": case.figures.get("spectrum/active_units"),
+    }  # fmt: skip
     if finding.name == "overfitted":
         losses = case.losses()
         values["best"] = losses.index(min(losses)) + 1
@@ -50,11 +47,6 @@ def _can_raise(case: Case) -> bool:
 
 def _can_lower(case: Case) -> bool:
     return case.aim.kl_weight > 1
-
-
-def _is_beyond_the_spectrum(case: Case) -> bool:
-    """Whether no latent can pay for itself at this weight."""
-    return case.aim.kl_weight > case.figures.get("spectrum/collapse_weight", math.inf)
 
 
 def _has_capacity(case: Case) -> bool:
@@ -75,7 +67,9 @@ WORDS: dict[str, tuple[str, Mapping[str, Callable[[Case], bool] | None]]] = {
         "The latents carry no information, or the decoder ignores them: all samples of a digit are alike.",
         {
             "lower objective.kl_weight below {collapse}: above it, the spectrum of the data says that no latent can "
-            "pay for itself, however long you train (`cvae spectrum`)": _is_beyond_the_spectrum,
+            "pay for itself, however long you train (`cvae spectrum`)": lambda case: (
+                case.aim.kl_weight > case.figures.get("spectrum/collapse_weight", math.inf)
+            ),
             "lower objective.kl_weight from {weight} to 1, the evidence lower bound, or below (`cvae weight` converts "
             "a weight of the article)": _can_lower,
             "raise objective.capacity": _has_capacity,

@@ -63,31 +63,12 @@ STAGES = {
     "train_completion": "Train the completion model.",
     "evaluate_completion": "Measure completions on test, into reports/.",
 }  # those of dvc.yaml, for one stage without DVC
-COMMANDS: dict[str, Callable[..., None]] = {
-    "try": values.experiment,
-    "sample": draw.sample,
-    "interpolate": draw.interpolate,
-    "traverse": draw.traverse,
-    "morph": draw.morph,
-    "complete": complete.complete,
-    "weight": weight.weight,
-    "spectrum": curve.spectrum,
-    "report": report.report,
-    "params": values.params,
-    "compare": report.compare,
-    "curve": curve.curve,
-    "explore": curve.explore,
-    "export": export.export,
-    "tune": study.tune,
-    "study": study.study,
-    "promote": study.promote,
-    "doctor": doctor.doctor,
-    "reproduce": study.reproduce,
-    "ui": services.ui,
-    "sync": services.sync,
-    "verify": verify.verify,
-    "restore": restore.restore,
-}
+COMMANDS: dict[str, Callable[..., None]] = {"try": values.experiment}  # the others have their functions' names
+COMMANDS |= {command.__name__: command for command in (
+    draw.sample, draw.interpolate, draw.traverse, draw.morph, complete.complete, weight.weight, curve.spectrum,
+    report.report, values.params, report.compare, curve.curve, curve.explore, export.export, study.tune, study.study,
+    study.promote, doctor.doctor, study.reproduce, services.ui, services.sync, verify.verify, restore.restore,
+)}  # fmt: skip
 
 
 def _stage(name: str) -> Callable[[], None]:

@@ -13,7 +13,7 @@ import typer
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.base.paths import BEST, COMPLETER, CURVE, JUDGE, PREPARED, PUBLISHED
+from pipeline.base.paths import BEST, COMPLETER, CURVE, JUDGE, MODEL, PREPARED, PUBLISHED, RUN
 
 if TYPE_CHECKING:
     from pipeline.study.space import Setting
@@ -96,6 +96,7 @@ def promote(
     cvae promote --trial 7
     """
     from pipeline.base import params
+    from pipeline.stages.saved import load_pointer
     from pipeline.stages.study.files import read_results, read_setting
     from pipeline.stages.study.promotion import promotion
     from pipeline.tracking import runs as tracking
@@ -108,7 +109,7 @@ def promote(
     chosen, why = promotion(setting, results, trial, use)
     if chosen is None:
         print(f"params.yaml: objective.kl_weight stays {setting.aim.kl_weight:g}. {why}")
-        _register(_trained())
+        _register(load_pointer(RUN)["run_id"] if RUN.exists() else None)
         _hand_on(setting, why, None, {})
         return
     changes = {(name.partition(".")[0], name.partition(".")[2]): value for name, value in chosen.params.items()}
@@ -132,7 +133,6 @@ def _hand_on(setting: "Setting", why: str, run_id: str | None, row: Mapping[Any,
 
     run_id: whose model MLflow has; None: `dvc repro` trains it.
     """
-    from pipeline.base.paths import MODEL
     from pipeline.cli.card import of_today, write_card
 
     split, kl_weight = "validation/", float(row["kl_weight"]) if row else setting.aim.kl_weight
@@ -141,14 +141,6 @@ def _hand_on(setting: "Setting", why: str, run_id: str | None, row: Mapping[Any,
     params = {"likelihood": setting.aim.likelihood, "pixels": setting.aim.pixels}
     figures = {"validation": measured} if row else of_today(kl_weight)
     write_card(kl_weight, why, model, figures, params, setting.hashes.get("data", ""), means=bool(row))
-
-
-def _trained() -> str | None:
-    """The MLflow run of today's model; None before any training."""
-    from pipeline.base.paths import RUN
-    from pipeline.stages.saved import load_pointer
-
-    return load_pointer(RUN)["run_id"] if RUN.exists() else None
 
 
 def _register(run_id: str | None) -> bool:

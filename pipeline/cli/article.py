@@ -42,14 +42,9 @@ def run(epochs: int) -> None:
     began = time.perf_counter()
     results, sheets = train_all(train, evaluator, params, components)
     protocol = {
-        "split": "validation",
-        "images": len(validation),
-        "likelihood": AIM.likelihood,
-        "pixels": AIM.pixels,
-        "components": components,
-        "train": plain(params),
-        "seconds": round(time.perf_counter() - began, 1),
-    }
+        "split": "validation", "images": len(validation), "likelihood": AIM.likelihood, "pixels": AIM.pixels,
+        "components": components, "train": plain(params), "seconds": round(time.perf_counter() - began, 1),
+    }  # fmt: skip
     sentences = claims(results)
     write_json(ARTICLE / "article.json", {"claims": sentences, "real": real, "protocol": protocol})
     table = pd.DataFrame([asdict(member) | {"kl_weight": member.kl_weight} | results[member] for member in results])

@@ -12,27 +12,23 @@ from pipeline.cli.options import Labels, Model, Scale, Seed, in_rows, model_file
 if TYPE_CHECKING:
     from torch import Tensor
 
+PICTURE = "a picture of one digit; it is scaled to 28 × 28 pixels"
+MASK = (
+    "what is hidden: top, bottom, left, right, top-left …, all-but-top-left …, block (a place that the seed chooses), "
+    "or a picture that is white where pixels are hidden"
+)
+OUT = ".png: the visible part, then the completions"
 FAINTEST = 0.05  # how much of the way from black to white ink must differ from the ground
 
 
 def complete(
-    picture: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="a picture of one digit; it is scaled to 28 × 28 pixels")
-    ],
-    mask: Annotated[
-        str,
-        typer.Option(
-            help="what is hidden: top, bottom, left, right, top-left …, all-but-top-left …, block (a place that the "
-            "seed chooses), or a picture that is white where pixels are hidden"
-        ),
-    ],
+    picture: Annotated[Path, typer.Argument(metavar="INPUT", help=PICTURE)],
+    mask: Annotated[str, typer.Option(help=MASK)],
     digit: Annotated[int | None, typer.Option(min=0, max=9, metavar="D", help="complete it as this digit")] = None,
     count: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="completions")] = 8,
     seed: Seed = 0,
     model: Model = str(COMPLETER),
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=".png: the visible part, then the completions")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help=OUT)] = None,
     scale: Scale = None,
 ) -> None:
     """Complete the hidden part of a picture.
@@ -54,15 +50,13 @@ def complete(
     from pipeline.show import pictures
     from pipeline.stages.saved import load_completer, load_judges
 
-    image = read_input(picture)
-    visible = read_mask(mask, seed)
+    image, visible = read_input(picture), read_mask(mask, seed)
     completer, reader = load_completer(model_file(model)), load_judges(JUDGE).tolerant
     if not completer.latent_size:
         raise UserError(f"{model} is the deterministic network, which has one answer: name {COMPLETER}")
     found = completion.complete(completer, image, visible, digit, count, seed)
-    scores = found.log_likelihood.tolist()
     read_as = reader.read(found.images.unsqueeze(1)).labels.tolist()
-    found_as = list(zip(read_as, scores, strict=True))
+    found_as = list(zip(read_as, found.log_likelihood.tolist(), strict=True))
     cells = torch.cat([veiled(image, visible)[None], found.images]).numpy()
     if out is None:
         show(cells[None], Labels((), ["seen", *map(str, range(1, count + 1))]))
@@ -87,16 +81,15 @@ def read_input(path: Path) -> "Tensor":
 
     grey, done = read_grey(path)
     image = torch.from_numpy(grey)
-    ground = torch.cat([image[0], image[-1], image[:, 0], image[:, -1]]).median()
-    lighter, darker = (image - ground).max(), (ground - image).max()
-    if max(lighter, darker) < FAINTEST:
-        raise UserError(f"{path} shows nothing: all its pixels are alike")
-    if darker > lighter:
+    ink = image - torch.cat([image[0], image[-1], image[:, 0], image[:, -1]]).median()
+    if -ink.min() > ink.max():
+        ink = -ink
         done.append("dark ink on a light ground, inverted")
+    if ink.max() < FAINTEST:
+        raise UserError(f"{path} shows nothing: all its pixels are alike")
     if done:
         print(f"{path}: {'; '.join(done)}")
-    ink = (ground - image) / darker if darker > lighter else (image - ground) / lighter
-    return (ink >= 0.5).float()
+    return (ink / ink.max() >= 0.5).float()
 
 
 def read_mask(name: str, seed: int) -> "Tensor":

@@ -12,6 +12,9 @@ from pipeline.cli import options
 STRIP = 10  # pictures of a strip, if --steps is not given
 FRAMES = 30  # the same of an animation
 SPREAD = 3.0  # how far a traversal goes from the prior's mean, in its standard deviations
+SHOWN = "expected pixels, or a draw of them; if not given, as in params.yaml"
+SHEET = ".png: a sheet; .npz: images (N, 28, 28) float32 in [0, 1] and labels (N,)"
+DIMENSION = "one latent dimension, from 0 (if not given: all, one per row)"
 
 Steps = Annotated[
     int | None, typer.Option(min=2, max=100, metavar="N", help=f"pictures on the way ({STRIP}, or {FRAMES} in a .gif)")
@@ -25,14 +28,8 @@ def sample(
     seed: options.Seed = 0,
     sampler: options.SamplerName = None,
     model: options.Model = str(MODEL),
-    shown: Annotated[
-        Literal["mean", "draw"] | None,
-        typer.Option(help="expected pixels, or a draw of them; if not given, as in params.yaml"),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help=".png: a sheet; .npz: images (N, 28, 28) float32 in [0, 1] and labels (N,)"),
-    ] = None,
+    shown: Annotated[Literal["mean", "draw"] | None, typer.Option(help=SHOWN)] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help=SHEET)] = None,
     scale: options.Scale = None,
 ) -> None:
     """Draw samples of digits from a trained model.
@@ -108,9 +105,7 @@ def interpolate(
 
 def traverse(
     digit: Annotated[int, typer.Argument(min=0, max=9, metavar="DIGIT", help="drawn from the prior's mean")],
-    dimension: Annotated[
-        int | None, typer.Option(metavar="D", help="one latent dimension, from 0 (if not given: all, one per row)")
-    ] = None,
+    dimension: Annotated[int | None, typer.Option(metavar="D", help=DIMENSION)] = None,
     model: options.Model = str(MODEL),
     steps: Steps = None,
     out: Moving = None,

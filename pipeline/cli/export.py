@@ -8,15 +8,13 @@ import typer
 from pipeline.base.errors import UserError
 from pipeline.base.paths import COMPLETER, CURVE, MODEL
 
+MODELS = "a safetensors file, or runs:/RUN_ID of MLflow; several are possible"
 NEEDED = "pip install -e '.[onnx]'"
 
 
 def export(
     form: Annotated[Literal["onnx"], typer.Option("--format", help="of the files")] = "onnx",  # noqa: ARG001 (one yet)
-    model: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODEL", help="a safetensors file, or runs:/RUN_ID of MLflow; several are possible"),
-    ] = None,
+    model: Annotated[list[str] | None, typer.Option(metavar="MODEL", help=MODELS)] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="where the files go")] = Path("onnx"),
 ) -> None:
     """Write trained models as ONNX files.

@@ -11,20 +11,19 @@ import typer
 from pipeline.base import console, terminal
 from pipeline.base.errors import UserError
 from pipeline.base.paths import BEST, DOCTOR, FIGURES, HEADLINE, JUDGE, METRICS, PREPARED, VALIDATION
-from pipeline.cli.handing import OF_FIT, OF_SAMPLES, grouped, unlike
+from pipeline.cli import handing
+from pipeline.cli.handing import BROKEN, OF_FIT, OF_SAMPLES, grouped, unlike
 from pipeline.cli.options import WORKSPACE, of_revision
 from pipeline.stages.saved import load_json
 
 REMEDY = "run `dvc repro evaluate`"
 BIAS = 400  # ÷ images of a class: the frechet of two sets of real images (docs/metrics.md)
+REVISIONS = "commits, branches or experiments"
 SINGLE = "Another seed trains another network: the frechet of two single trainings must differ by 1.3 or so to count."
 
 
 def report(
-    runs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="with --html: see below"),
-    ] = None,
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="with --html: see below")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="write a page to hand on")] = None,
 ) -> None:
     """Show the headline figures of the last evaluation.
@@ -39,9 +38,7 @@ def report(
     cvae report --html runs.html workspace study heavier runs:/RUN_ID models/other.safetensors
     """
     if html is not None:
-        from pipeline.cli.handing import write
-
-        write(html, runs or [])
+        handing.write(html, runs or [])
         return
     if runs:
         raise UserError("give --html FILE.html, too: runs are shown in a page")
@@ -50,11 +47,9 @@ def report(
         _show(figures)
         print("\nAt the end, test. Choose nothing by it.")
         _tables(of_test)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        files = f"{VALIDATION}, {METRICS}, {DOCTOR} or {BEST}"
-        raise UserError(
-            f"{files} lacks a figure of this version ({error!r}): run `dvc repro`, which makes them anew"
-        ) from None
+    except BROKEN as error:
+        lacks = f"{VALIDATION}, {METRICS}, {DOCTOR} or {BEST} lacks a figure of this version ({error!r})"
+        raise UserError(f"{lacks}: run `dvc repro`, which makes them anew") from None
 
 
 def _show(figures: dict[str, Any]) -> None:
@@ -110,9 +105,7 @@ def _tables(figures: Mapping[str, Any]) -> None:
 
 
 def compare(
-    revisions: Annotated[
-        list[str] | None, typer.Argument(metavar="[REV]...", help="commits, branches or experiments")
-    ] = None,
+    revisions: Annotated[list[str] | None, typer.Argument(metavar="[REV]...", help=REVISIONS)] = None,
 ) -> None:
     """Show headline figures on validation, side by side.
 

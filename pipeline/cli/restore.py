@@ -53,10 +53,8 @@ def restore(run: Annotated[str, typer.Argument(metavar="RUN", help="the id of a 
         print(f"{', '.join(map(str, files))}: from {source}")
     print(f"{PREPARED}: {_data(found)}")
     print(f"what stood there before is in {kept}")
-    rest = (
-        f"would train anew with these params, since {why}" if why else "goes on from here: dvc.lock names these files"
-    )
-    print(f"`dvc repro` {rest}")
+    anew = f"would train anew with these params, since {why}"
+    print(f"`dvc repro` {anew if why else 'goes on from here: dvc.lock names these files'}")
 
 
 @contextmanager
@@ -87,9 +85,8 @@ def _from_dvc(run: Any) -> dict[Path, Path]:
     cache, tag = Path(said.stdout.strip()), run.data.tags.get("model_hash")
     for entry in cache.glob("runs/*/*/*") if said.returncode == 0 else ():
         with suppress(OSError, ValueError, KeyError, TypeError, UserError):  # of another stage, or not in the cache
-            outs = {
-                Path(out["path"]): cache / "files/md5" / out["md5"][:2] / out["md5"][2:] for out in read(entry)["outs"]
-            }
+            hashes = {Path(out["path"]): out["md5"] for out in read(entry)["outs"]}
+            outs = {path: cache / "files/md5" / md5[:2] / md5[2:] for path, md5 in hashes.items()}
             is_of_run = json.loads(outs[RUN].read_text(encoding="utf-8"))["run_id"] == run.info.run_id
             if is_of_run and tag in (None, sha256(outs[MODEL])) and outs[HISTORY].exists():
                 return outs
@@ -111,16 +108,12 @@ def _from_mlflow(run: Any, store: str, folder: Path) -> dict[Path, Path]:
     with packaged(run, store) as weights:
         shutil.copyfile(weights, files[MODEL])
     if tags.get("model_hash") not in (None, sha256(files[MODEL])):
-        raise UserError(
-            f"MLflow's weights of run {run.info.run_id} are not those of its tag model_hash: nothing is changed"
-        )
+        other = f"MLflow's weights of run {run.info.run_id} are not those of its tag model_hash"
+        raise UserError(f"{other}: nothing is changed")
     hashes = {"data": tags.get("data_hash", ""), "params": digest(params_of(files[MODEL]))}
-    pointer = {
-        "run_id": run.info.run_id,
-        "run_key": tags.get(KEY, ""),
-        "tracking_uri": address(tracking_uri(Path()), Path()),
-    }
-    write_json(files[RUN], pointer | {"hashes": hashes})
+    uri = address(tracking_uri(Path()), Path())
+    pointer = {"run_id": run.info.run_id, "run_key": tags.get(KEY, ""), "tracking_uri": uri, "hashes": hashes}
+    write_json(files[RUN], pointer)
     if artifact(run, store, HISTORY.name, folder) is None:  # a trial's
         curves = [name for name in run.data.metrics if name.count("/") == 1]
         epochs = enumerate(history_of(run, store, curves), 1)
@@ -138,9 +131,8 @@ def _changes(run: Any, store: str, weights: Path | None) -> dict[tuple[str, str]
 
     sections, content = params_of(weights) if weights else local.params_of(run, store), read()
     if not {"model", "objective", "train"} <= sections.keys():
-        raise UserError(
-            f"run {run.info.run_id} ({run.info.run_name}) is no training of the CVAE, and no trial of a study"
-        )
+        name = f"run {run.info.run_id} ({run.info.run_name})"
+        raise UserError(f"{name} is no training of the CVAE, and no trial of a study")
     if digest(sections) != run.data.tags.get("params_hash"):
         from pipeline.model.cvae import as_given
 
@@ -149,9 +141,8 @@ def _changes(run: Any, store: str, weights: Path | None) -> dict[tuple[str, str]
     for name, key in changes:
         if key not in content.get(name, {}):
             commit = run.data.tags.get("mlflow.source.git.commit", "its commit")
-            raise UserError(
-                f"run {run.info.run_id} has {name}.{key}, {PARAMS} does not: `git checkout {commit}` brings its version"
-            )
+            lacks = f"run {run.info.run_id} has {name}.{key}, {PARAMS} does not"
+            raise UserError(f"{lacks}: `git checkout {commit}` brings its version")
     load_all({name: {**one, **sections.get(name, {})} for name, one in content.items()})
     return {(name, key): value for (name, key), value in changes.items() if content[name][key] != value}
 

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from pipeline.study.space import Setting
 
 
+DASK = "a Dask scheduler, such as tcp://HOST:8786, whose workers train"
+USES = "draw_fitted, draw_prior, reconstruct, explain, balance"
+
+
 def tune(
-    dask: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="a Dask scheduler, such as tcp://HOST:8786, whose workers train")
-    ] = "",
+    dask: Annotated[str, typer.Option(metavar="ADDRESS", help=DASK)] = "",
 ) -> None:
     """Run the study until tune.trials have finished.
 
@@ -79,9 +81,7 @@ def study(
 
 def promote(
     trial: Annotated[int | None, typer.Option(metavar="N", help="another complete trial than the best one")] = None,
-    use: Annotated[
-        str | None, typer.Option("--for", metavar="USE", help="draw_fitted, draw_prior, reconstruct, explain, balance")
-    ] = None,
+    use: Annotated[str | None, typer.Option("--for", metavar="USE", help=USES)] = None,
 ) -> None:
     """Write the study's weight into params.yaml.
 

@@ -130,3 +130,9 @@ def home(root: Path) -> Path:
         if folder.parts[-3:] == (".dvc", "tmp", "exps"):
             return folder.parents[2]
     return root
+
+
+def at_home(path: Path, root: Path = Path()) -> Path:
+    """A path in the user's project folder: relative in the current one, so that it is right if that is renamed."""
+    place = home(root)
+    return path if place == Path.cwd() else place / path

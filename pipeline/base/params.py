@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import re
 import sys
 import typing
@@ -24,6 +25,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
 
 FILE = "params.yaml"
+MOST = 100_000  # values in a file
 LARGEST = 2**63 - 1
 RULES = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -70,16 +72,28 @@ def read(path: Path | str = FILE) -> dict[str, Any]:
         raise UserError(f"{path} not found: run this in the project's folder, where params.yaml is") from None
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold sections, such as train")
+    if _size(content, {}) > MOST:
+        raise UserError(f"{path} has more than {MOST:.0e} values, with all that `*` repeats: give fewer")
     for section, values in content.items():
         for key, value in values.items() if isinstance(values, dict) else ():
             numbers = value if isinstance(value, list) else [value]
             if any(isinstance(one, int) and abs(one) > LARGEST for one in numbers):
                 raise UserError(f"{path}: {section}.{key} is beyond {LARGEST:.0e}: give a smaller number")
     return content
+
+
+def _size(value: Any, known: dict[int, float]) -> float:
+    """How many values it holds, each as often as it is repeated; a list in itself holds infinitely many."""
+    if not isinstance(value, list | dict):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf
+        known[id(value)] = sum(_size(one, known) for one in (value.values() if isinstance(value, dict) else value))
+    return known[id(value)]
 
 
 def load(owner: type[T], section: str, path: Path | str = FILE) -> T:

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.base import console
-from pipeline.base.files import alone, home
+from pipeline.base.files import alone, at_home
 from pipeline.base.params import digest
 from pipeline.base.paths import CHECKPOINTS, PREPARED
 from pipeline.stages.saved import resume_training, save_training
@@ -32,7 +31,7 @@ def recording(
     has ended well. No two processes train the same thing, or into one folder, at once: the second waits.
     about: the run's name, description, experiment and params, as tracking.start takes them.
     """
-    unfinished = home(Path.cwd()) / CHECKPOINTS / f"{digest(hashes, title)}.safetensors"
+    unfinished = at_home(CHECKPOINTS / f"{digest(hashes, title)}.safetensors")
     with alone(CHECKPOINTS / f"{title}.lock"), alone(unfinished.with_suffix(".lock")):
         before = resume_training(unfinished, training) or {"history": []}
         rows: Rows = before["history"]

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.base import console
 from pipeline.base.addresses import address, identity, shown, sqlite_path
 from pipeline.base.errors import UserError
-from pipeline.base.files import home
+from pipeline.base.files import at_home
 from pipeline.base.services import within
 from pipeline.tracking.journal import OUTBOX, Journal, Record, waiting
 from pipeline.tracking.local import check, connect, look_up, reason, tracking_uri
@@ -56,7 +56,7 @@ class Outbox:
         self.uri = uri
         self.users = 0  # open runs
         self.client: Any = None
-        self.folder = home(root) / OUTBOX
+        self.folder = at_home(OUTBOX, root)
         self.address = address(uri, root)
         self._is_local = sqlite_path(uri) is not None
         self._file: tuple[int, int] | None = None  # the SQLite file that `client` writes
@@ -178,6 +178,9 @@ class Outbox:
                     self._pause(failure)
 
     def _connect(self) -> None:
+        path = sqlite_path(self.uri)
+        if self.client is not None and path is not None and not path.parent.exists():
+            raise FileNotFoundError("its folder was moved or deleted")  # nobody would look for a new one there
         if self.client is not None and identity(self.uri) != self._file:
             console.warn(f"{shown(self.uri)} was deleted or replaced: what it held is lost, a new run takes the rest")
             self.client._tracking_client.store.engine.dispose()  # or it would write into the deleted file
@@ -239,7 +242,7 @@ def sync(root: Path = Path()) -> int:
     A warning names other stores for which something waits. Raises UserError for what can't be sent now.
     """
     uri = tracking_uri(root)
-    found = waiting(home(root) / OUTBOX)
+    found = waiting(at_home(OUTBOX, root))
     count = found.pop(address(uri, root), 0)
     for store, number in found.items():
         console.warn(f"{number} records wait for MLflow at {store}: set MLFLOW_TRACKING_URI to it and run `cvae sync`")

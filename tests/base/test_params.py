@@ -80,6 +80,9 @@ def test_no_key_has_a_default() -> None:
             params.parse(Settings, {name: value for name, value in GOOD.items() if name != key}, "p.yaml: train")
 
 
+BOMB = "".join(f"a{n}: &a{n} [0, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 21))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -90,6 +93,9 @@ def test_no_key_has_a_default() -> None:
         ("train: !!python/object:os.system {}", " is not valid YAML: "),
         ("train: {count: " + "1" * 5000 + "}", " is not valid YAML: "),
         (b"\xff\xfe\x00", " is not valid YAML: "),
+        ("train: " + "[" * 2000 + "]" * 2000, " is not valid YAML: "),
+        ("train: &a [*a]", " has more than 1e+05 values"),
+        ("a0: &a0 []\n" + BOMB + "train: *a20", " has more than 1e+05 values"),
     ],
 )
 def test_a_broken_file_is_reported_in_one_line(content: str | bytes, message: str, tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from pipelines import INTERRUPTIBLE, Project
+from pipelines import INTERRUPTIBLE, SETTINGS, Project
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +55,34 @@ def test_the_best_weight_is_promoted_and_nothing_else_changes(project: Project, 
     assert f"with β = {best['uses']['draw_prior']['kl_weight']:g}. " in card  # that of the trial, which is not rounded
     low, high = best["uses"]["draw_prior"]["interval"]
     assert low <= project.params()["objective"]["kl_weight"] <= high
+
+
+def test_two_repros_and_a_study_at_once_damage_nothing(project: Project, tmp_path: Path) -> None:
+    here = project.copy(tmp_path / "copy")
+    for path in here.folder.glob("optuna.db*"):
+        path.unlink()  # the study begins anew
+    here.change("tune", population=2)
+    repro = ["dvc", "repro", "--force", "--single-item", "tune", "train", "evaluate"]
+    commands = [repro, repro, [sys.executable, "-m", "pipeline.stages.tune"]]
+    words: dict[str, Any] = {"cwd": here.folder, "env": here.environment, "encoding": "utf-8"}
+    words |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    processes = [subprocess.Popen(command, **words) for command in commands]
+    said = [process.communicate()[0] for process in processes]
+    print(*said, sep="\n\n")
+    *repros, study = (process.returncode for process in processes)
+    assert 0 in repros
+    assert study == 0
+    for status, text in zip([*repros, study], said, strict=True):
+        assert "Traceback" not in text
+        assert status == 0 or "is busy" in text or "lock" in text
+    assert here.repro("--single-item", "tune", "train", "evaluate") == []
+    for name in ("models/cvae.safetensors", "reports/per_class.csv"):
+        assert (here.folder / name).read_bytes() == (project.folder / name).read_bytes()
+    assert list(here.csv("reports/study/trials.csv")["state"]) == ["COMPLETE"] * SETTINGS["tune"]["trials"]
+    assert {run["status"] for run in here.runs().values()} == {"FINISHED"}
+    assert here.query("SELECT key FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1") == []
+    broken = [line for line in here.cvae("verify", status=2).splitlines() if line.startswith("✗")]
+    assert [re.search("what (check|explore) ran with", line) is None for line in broken] == [False] * len(broken)
 
 
 def test_a_trials_model_is_kept_drawn_from_and_registered(project: Project, tmp_path: Path) -> None:

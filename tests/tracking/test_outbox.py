@@ -20,6 +20,7 @@ from stores import client, forget, history, kept
 
 from pipeline.tracking import journal, outbox, package, runs, server
 from pipeline.tracking.journal import Journal
+from pipeline.tracking.local import connect
 
 
 def test_a_refused_record_is_reported_and_delays_no_other(root: Path, warnings: list[str]) -> None:
@@ -311,3 +312,27 @@ def test_nothing_is_lost_when_the_server_comes_back(
             assert (copy.name, copy.read_bytes()) == (f"{run.run_id}.safetensors", b"weights")
         finally:
             server.end(process)
+
+
+def test_a_folder_that_is_renamed_keeps_all_records_until_the_next_command(
+    root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, moved = root / "place", root / "moved"
+    place.mkdir()
+    shutil.copy(root / "mlflow.db", place)
+    monkeypatch.chdir(place)
+    with runs.start("train", "e") as run:
+        run._outbox.flush()
+        place.rename(moved)
+        run.metrics({"kl": 1.0}, step=1)
+        run.image("samples", np.zeros((28, 28), np.uint8), step=1)
+    assert "cvae sync" in warnings[-1]
+    assert not place.exists()
+    forget()
+    monkeypatch.chdir(moved)
+    assert outbox.sync() > 0
+    store = connect(f"sqlite:///{moved}/mlflow.db")
+    found = store.get_run(run.run_id)
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"kl": 1.0})
+    assert len(store.list_artifacts(run.run_id, "images")) == 2
+    assert outbox_files(moved) == []

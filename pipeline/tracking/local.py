@@ -79,15 +79,18 @@ def connect(uri: str) -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it reports every retry
+    path = sqlite_path(uri)
+    was_there = path is not None and path.parent.exists()
     check(uri)
     with one_line(uri):
-        path = sqlite_path(uri)
+        from mlflow import MlflowClient  # takes seconds
+
+        if was_there and not path.parent.exists():  # type: ignore[union-attr]
+            raise FileNotFoundError("its folder was moved or deleted")  # MLflow would make it anew
         if path is not None and not _has_content(path):
             _create(path)
         if path is not None and path not in _copies:
             _follow(path, path)
-        from mlflow import MlflowClient
-
         return MlflowClient(uri)
 
 

@@ -58,7 +58,9 @@ class Outbox:
         self.client: Any = None
         self.folder = at_home(OUTBOX, root)
         self.address = address(uri, root)
-        self._is_local = sqlite_path(uri) is not None
+        path = sqlite_path(uri)
+        self._is_local = path is not None
+        self._place = path.parent if path is not None and path.parent.exists() else None
         self._file: tuple[int, int] | None = None  # the SQLite file that `client` writes
         self._opened: dict[str, Line] = {}  # the first records of open runs, by their keys
         self._began = time.monotonic()
@@ -178,8 +180,7 @@ class Outbox:
                     self._pause(failure)
 
     def _connect(self) -> None:
-        path = sqlite_path(self.uri)
-        if self.client is not None and path is not None and not path.parent.exists():
+        if self._place is not None and not self._place.exists():
             raise FileNotFoundError("its folder was moved or deleted")  # nobody would look for a new one there
         if self.client is not None and identity(self.uri) != self._file:
             console.warn(f"{shown(self.uri)} was deleted or replaced: what it held is lost, a new run takes the rest")

@@ -314,15 +314,17 @@ def test_nothing_is_lost_when_the_server_comes_back(
             server.end(process)
 
 
+@pytest.mark.parametrize("is_known", [True, False], ids=["after the first record", "before"])
 def test_a_folder_that_is_renamed_keeps_all_records_until_the_next_command(
-    root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+    root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch, is_known: bool
 ) -> None:
     place, moved = root / "place", root / "moved"
     place.mkdir()
     shutil.copy(root / "mlflow.db", place)
     monkeypatch.chdir(place)
-    with runs.start("train", "e") as run:
-        run._outbox.flush()
+    with runs.start("train", "e", wait=False) as run:
+        if is_known:
+            run.wait_for_id()
         place.rename(moved)
         run.metrics({"kl": 1.0}, step=1)
         run.image("samples", np.zeros((28, 28), np.uint8), step=1)
@@ -332,7 +334,7 @@ def test_a_folder_that_is_renamed_keeps_all_records_until_the_next_command(
     monkeypatch.chdir(moved)
     assert outbox.sync() > 0
     store = connect(f"sqlite:///{moved}/mlflow.db")
-    found = store.get_run(run.run_id)
+    (found,) = store.search_runs(["1"])
     assert (found.info.status, found.data.metrics) == ("FINISHED", {"kl": 1.0})
-    assert len(store.list_artifacts(run.run_id, "images")) == 2
+    assert len(store.list_artifacts(found.info.run_id, "images")) == 2
     assert outbox_files(moved) == []

@@ -200,13 +200,11 @@ def screen(gathered: Gathered, diagnosis: "Diagnosis", columns: int) -> str:
         say(figures(known))
     for found in diagnosis.findings:
         says, remedy = words(case, found)
-        signs = found.evidence
-        evidence = (f"{one.figure} {number(one.value)} ({one.beyond} {number(one.threshold)})" for one in signs)
+        signs = (f"{one.figure} {number(one.value)} ({one.beyond} {number(one.threshold)})" for one in found.evidence)
         say("")
         say(f"{MARK[found.severity]} {found.name}  ({found.severity})")
-        say(says, "  ")
-        say(f"from {', '.join(evidence)}", "  ")
-        say(f"→ {remedy}", "  ")
+        for text in (says, f"from {', '.join(signs)}", f"→ {remedy}"):
+            say(text, "  ")
     say("")
     if diagnosis.fine:
         say(f"nothing found: {', '.join(diagnosis.fine)}")

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import sha256
-from pipeline.completion.model import Completer
 from pipeline.completion.views import condition as view_condition
 from pipeline.data.splits import CLASSES, SIDE
 from pipeline.model.cvae import Model
@@ -51,24 +50,22 @@ class Graph(NamedTuple):
     difference: float
 
 
-class Decoder(nn.Module):
-    """Digits (N,), latents (N, latent) and, for a multi-rate CVAE, KL weights (N,) to images (N, 28, 28) in [0, 1]."""
-
-    def __init__(self, model: Model) -> None:
+class Wrapped(nn.Module):
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+
+
+class Decoder(Wrapped):
+    """Digits (N,), latents (N, latent) and, for a multi-rate CVAE, KL weights (N,) to images (N, 28, 28) in [0, 1]."""
 
     def forward(self, digit: Tensor, z: Tensor, kl_weight: Tensor | None = None) -> Tensor:
         outputs = self.model.decode(z, _context(self.model, digit, kl_weight))
         return self.model.likelihood.mean(outputs).clamp(0, 1).view(-1, SIDE, SIDE)
 
 
-class Encoder(nn.Module):
+class Encoder(Wrapped):
     """Images (N, 28, 28) in [0, 1], digits (N,) and perhaps KL weights (N,) to mean and log variance (N, latent)."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, image: Tensor, digit: Tensor, kl_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         q = self.model.encode(image.view(-1, 1, SIDE, SIDE), _context(self.model, digit, kl_weight))
@@ -89,15 +86,11 @@ class Fitted(nn.Module):
         return self.means[digit, component] + (self.roots[digit, component] @ noise[..., None]).squeeze(-1)
 
 
-class Completion(nn.Module):
+class Completion(Wrapped):
     """Images (N, 28, 28) of 0 and 1 with the hidden pixels (bool) replaced by a completion's expected ones.
 
     digit: (N,), −1 where it is not given. noise: (N, latent), standard normal; each noise is another completion.
     """
-
-    def __init__(self, model: Completer) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, image: Tensor, hidden: Tensor, digit: Tensor, noise: Tensor) -> Tensor:
         known = digit >= 0
@@ -187,9 +180,8 @@ def graph(part: Part) -> Graph:
     onnx.checker.check_model(model)
     difference = max(differences(model.SerializeToString(), part, rows) for rows in CHECKED)
     if not difference <= TOLERANCE:
-        raise UserError(
-            f"{part.name}: onnxruntime's outputs differ from torch's by {difference:.1g}, more than {TOLERANCE:g}"
-        )
+        beyond = f"{difference:.1g}, more than {TOLERANCE:g}"
+        raise UserError(f"{part.name}: onnxruntime's outputs differ from torch's by {beyond}")
     return Graph(part.name, model, signature, difference)
 
 

@@ -1,7 +1,6 @@
 """MLflow, Optuna and DVC's remote: `cvae ui`, `cvae sync` and `cvae doctor --services`."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -44,9 +43,8 @@ def sync() -> None:
 
 def services() -> bool:
     """Says what is right or wrong with each server. Returns whether all that is configured can be used."""
-    checks: dict[str, Callable[[], str]] = {"MLflow": _mlflow, "Optuna": _optuna, "DVC": _dvc}
     good = True
-    for name, check in checks.items():
+    for name, check in {"MLflow": _mlflow, "Optuna": _optuna, "DVC": _dvc}.items():
         try:
             mark, said = "✓", check()
         except UserError as error:
@@ -95,11 +93,7 @@ def _dvc() -> str:
                 remote.fs.fs.ls(remote.path.partition("/")[0], refresh=True)
         except Exception as error:  # each kind of remote has errors of its own
             said = " ".join(str(error).split())[:300] or type(error).__name__
-            todo = remedy(
-                said,
-                "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-                "",
-                f"see `dvc remote modify {name}`",
-            )
+            variables = "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            todo = remedy(said, variables, "", f"see `dvc remote modify {name}`")
             raise UserError(f"the remote {name} can't be used ({said}): {todo}") from error
     return f"the remote {name} at {place} can be read"

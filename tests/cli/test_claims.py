@@ -13,12 +13,7 @@ USUAL = {
 
 def results(one: dict[str, Any], lower: dict[str, Any], seeing: dict[str, Any]) -> dict[Member, dict[str, float]]:
     """USUAL at the tuned weight, and changes to it at w = 1, at w = 1e-6, and with an encoder that sees the label."""
-    changed = {
-        Member(1.0): one,
-        Member(TUNED): {},
-        Member(1e-6): lower,
-        Member(TUNED, encoder_sees_label=True): seeing,
-    }
+    changed = {Member(1.0): one, Member(TUNED): {}, Member(1e-6): lower, Member(TUNED, encoder_sees_label=True): seeing}
     return {member: USUAL | changes for member, changes in changed.items()}
 
 

@@ -30,10 +30,7 @@ SMALL = {"latent_size": 2, "encoder_hidden": (9,), "decoder_hidden": (9,)}
 
 def run(graph: graphs.Graph, **inputs: Any) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(graph.model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: list[np.ndarray] = session.run(
-        None, {name: torch.as_tensor(value).numpy() for name, value in inputs.items()}
-    )
-    return found
+    return list(session.run(None, {name: torch.as_tensor(value).numpy() for name, value in inputs.items()}))
 
 
 @pytest.mark.parametrize(

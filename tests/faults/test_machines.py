@@ -37,7 +37,7 @@ FORMS = ("geheim", quote(PASSWORD), quote(PASSWORD, safe=""), KEY)  # of what mu
 class Team:
     """The servers, and the environment that names them. log: what they print."""
 
-    environment: dict[str, str]
+    environment: dict[str, Any]
     database: Server
     bucket: Any  # boto3's client
     log: Path

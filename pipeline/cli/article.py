@@ -95,13 +95,9 @@ def show_table(title: str, results: Results, real: Mapping[str, float]) -> None:
         both = (" ".join(f"{found[f'{sampler}/{name}']:.3f}" for sampler in ("prior", "fitted")) for name in SHOWN)
         fit = (found["active_units"], f"{found['kl']:.2f}", f"{found['elbo']:.1f}", f"{found['digit_in_latent']:.3f}")
         rows.append((f"w = {_w(member)}", _shape(member) + " ★" * member.is_articles, *fit, *both))
-    console.table(
-        title,
-        ("weight", "conditioning, encoder", "active", "kl", "elbo", "digit in latent", *SHOWN),
-        rows,
-        note="the last two: prior sampler, then fitted; of real images: "
-        + ", ".join(f"{name} {real[name]:.3f}" for name in SHOWN),
-    )
+    columns = ("weight", "conditioning, encoder", "active", "kl", "elbo", "digit in latent", *SHOWN)
+    of_real = ", ".join(f"{name} {real[name]:.3f}" for name in SHOWN)
+    console.table(title, columns, rows, f"the last two: prior sampler, then fitted; of real images: {of_real}")
 
 
 def claims(results: Results) -> list[str]:

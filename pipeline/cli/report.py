@@ -125,14 +125,11 @@ def compare(
     rows = {name: figures for name, figures in found.items() if figures}
     if not rows:
         raise UserError(f"none of {', '.join(names)} has {HEADLINE}: run `dvc repro evaluate` first")
-    columns = list(dict.fromkeys(column for figures in rows.values() for column in figures))
+    names_of_figures = dict.fromkeys(column for figures in rows.values() for column in figures)
     # A figure a row and a revision a column, so that ten figures of a few revisions fit 80 characters.
-    console.table(
-        "Headline figures on validation",
-        ("figure", *rows),
-        [(column, *(figures.get(column, "–") for figures in rows.values())) for column in columns],
-        note=f"no evaluation in {', '.join(missing)}" if missing else "",
-    )
+    cells = [(name, *(figures.get(name, "–") for figures in rows.values())) for name in names_of_figures]
+    note = f"no evaluation in {', '.join(missing)}" if missing else ""
+    console.table("Headline figures on validation", ("figure", *rows), cells, note)
     console.say(SINGLE)
     locks = {name: _lock(name) for name in rows}
     judges = grouped({name: _dep(lock, "evaluate", JUDGE) for name, lock in locks.items()})

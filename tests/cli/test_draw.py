@@ -246,9 +246,7 @@ def test_a_picture_may_have_any_size_and_kind_and_what_is_done_to_it_is_said(
 
 @pytest.mark.usefixtures("drawer")
 def test_a_mask_may_have_any_size_and_of_frames_the_first_is_used(cvae: Cvae) -> None:
-    hidden = np.zeros((56, 56), dtype=bool)
-    hidden[:28] = True
-    mask_file("mask.png", hidden)
+    mask_file("mask.png", np.repeat([True, False], 28)[:, None].repeat(56, 1))
     Image.fromarray(INK).save("moving.gif", save_all=True, append_images=[Image.fromarray(INK.T)])
     assert cvae("complete bar.png --mask top --out usual.png").status == 0
     assert "moving.gif: the first of its frames" in cvae("complete moving.gif --mask mask.png --out other.png").out

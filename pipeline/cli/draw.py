@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from pipeline.base import terminal
 from pipeline.base.errors import UserError
 from pipeline.base.paths import MODEL
 from pipeline.cli import options
@@ -49,6 +50,7 @@ def sample(
     from pipeline.base.files import replacing
     from pipeline.base.params import load
     from pipeline.model import samples
+    from pipeline.show.pictures import fitting
 
     shown = shown or load(samples.SampleParams, "sample").shown
     saved, sampler = options.open_model(model, sampler)
@@ -62,7 +64,8 @@ def sample(
         return
     # One row per digit. A single digit fills rows of ten, or of as many as fit the terminal.
     names = [str(digit) for digit in wanted] if len(wanted) > 1 else []
-    columns = count if names else min(count, options.row(out))
+    fit = options.ROW if out is not None else fitting(options.ROW, 0, terminal.width()).columns
+    columns = count if names else min(count, fit)
     blank = torch.zeros(-len(images) % columns, *images.shape[1:])
     rows = torch.cat([images, blank]).view(-1, columns, *images.shape[2:])
     options.deliver(rows, out, said, scale, options.Labels(names, too_wide="cut"))

@@ -65,13 +65,6 @@ def where_to(out: Path | None, usual: str, *suffixes: str) -> Path | None:
     return out
 
 
-def row(out: Path | None) -> int:
-    """How many images of one digit stand in a row: ten in a file, on a terminal as many as fit."""
-    from pipeline.show.pictures import fitting
-
-    return ROW if out is not None else fitting(ROW, 0, terminal.width()).columns
-
-
 def model_file(name: str) -> Path:
     """The file that --model names; an MLflow run's model is fetched first. Before any training: the small model."""
     if name == str(MODEL) and not MODEL.exists() and SMALL.exists():

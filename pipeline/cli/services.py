@@ -43,26 +43,22 @@ def sync() -> None:
 
 def services() -> bool:
     """Says what is right or wrong with each server. Returns whether all that is configured can be used."""
+    from pipeline.study import storage
+    from pipeline.tracking import local
+
     good = True
-    for name, check in {"MLflow": _mlflow, "Optuna": _optuna, "DVC": _dvc}.items():
+    checks = {
+        "MLflow": lambda: local.health(Path()) + _default("MLFLOW_TRACKING_URI"),
+        "Optuna": lambda: storage.health(Path()) + _default("OPTUNA_STORAGE"),
+        "DVC": _dvc,
+    }
+    for name, check in checks.items():
         try:
             mark, said = "✓", check()
         except UserError as error:
             mark, said, good = "✗", str(error), False
         print(hide(f"{mark} {name}: {said}"), flush=True)
     return good
-
-
-def _mlflow() -> str:
-    from pipeline.tracking.local import health
-
-    return health(Path()) + _default("MLFLOW_TRACKING_URI")
-
-
-def _optuna() -> str:
-    from pipeline.study.storage import health
-
-    return health(Path()) + _default("OPTUNA_STORAGE")
 
 
 def _default(variable: str) -> str:

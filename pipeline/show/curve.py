@@ -37,7 +37,7 @@ def curve_figure(
     titles = [*OF_FIT.values(), *(f"{name}: {BETTER[name]}" for name in OF_SAMPLES)]
     figure, grids = panels(11.4, 6.4, *titles, rows=2)
     for axes, name in zip(grids, OF_FIT, strict=False):
-        _line(axes, table, f"validation/{name}", INK, "one training")
+        axes.plot(table["kl_weight"], table[f"validation/{name}"], color=INK, linewidth=1.6, label="one training")
         if predicted is not None and name in predicted:
             near = predicted[predicted["kl_weight"].between(table["kl_weight"].min(), table["kl_weight"].max())]
             axes.plot(near["kl_weight"], near[name], "--", color=PREDICTED, label="spectrum's prediction")
@@ -45,7 +45,7 @@ def curve_figure(
     for axes, name in zip(grids[len(OF_FIT) :], OF_SAMPLES, strict=True):
         for sampler in SAMPLERS:
             column, colour = f"validation/{sampler}/{name}", SAMPLER_COLOURS[sampler]
-            _line(axes, table, column, colour, sampler)
+            axes.plot(table["kl_weight"], table[column], color=colour, linewidth=1.6, label=sampler)
             _points(axes, dedicated, column, colour, f"{sampler}, dedicated trainings")
         if real and name in real:
             axes.axhline(real[name], color=INK, linewidth=0.9, linestyle=":", label="real images")
@@ -56,10 +56,6 @@ def curve_figure(
         plain_axes(axes, "KL weight β", "")
     legend(figure, columns=4)
     return figure
-
-
-def _line(axes: "Axes", table: pd.DataFrame, column: str, colour: str, label: str) -> None:
-    axes.plot(table["kl_weight"], table[column], color=colour, linewidth=1.6, label=label)
 
 
 def _points(axes: "Axes", dedicated: pd.DataFrame | None, column: str, colour: str, label: str) -> None:

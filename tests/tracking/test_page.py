@@ -2,16 +2,17 @@
 
 import json
 import os
+import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from browser import PROGRAM
 from imports import ROOT
-from stores import client, kept
+from stores import client, forget, kept
 
 from pipeline.base.errors import UserError
 from pipeline.tracking import page, runs, server
@@ -39,41 +40,58 @@ def recorded(root: Path) -> runs.Run:
     return study
 
 
-@pytest.fixture
-def shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A function that opens an address of the page of `cvae ui` in a fresh browser, and gives Playwright's page."""
+class Shown(NamedTuple):
+    """visit: a function that opens an address of the page of `cvae ui` in a fresh browser, and gives Playwright's page.
+
+    store, experiment: MLflow's client, and the experiment that holds `study`.
+    """
+
+    visit: Callable[[str], Any]
+    study: runs.Run
+    store: Any
+    experiment: str
+
+
+@pytest.fixture(scope="module")
+def shown(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     if PROGRAM is None:
         if os.environ.get("CI"):
             pytest.fail("no Chromium is installed: .ci/run does it, on Debian, as root")
         pytest.skip("no Chromium is installed (on Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
+    root = tmp_path_factory.mktemp("page")
+    shutil.copy(database, root / "mlflow.db")
     installed = root / "site/cvae_pipeline-0.dist-info"  # what an installer writes, whatever this machine has
     installed.mkdir(parents=True)
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
     lines = [f"{name} = {value}" for name, value in declared["mlflow.app"].items()]
     (installed / "entry_points.txt").write_text("\n".join(["[mlflow.app]", *lines]), encoding="utf-8")
-    monkeypatch.syspath_prepend(installed.parent)
-    monkeypatch.setenv("PYTHONPATH", str(installed.parent))
     port = server._free_port(5900)
     address = f"http://127.0.0.1:{port}"
-    with open(root / "server.log", "w+") as log:
+    with pytest.MonkeyPatch.context() as patch, open(root / "server.log", "w+") as log:
+        for variable in ("MLFLOW_TRACKING_URI", "DVC_STAGE", "DVC_EXP_NAME"):
+            patch.delenv(variable, raising=False)
+        patch.syspath_prepend(installed.parent)
+        patch.setenv("PYTHONPATH", str(installed.parent))
+        study = recorded(root)
         process = server.start(f"sqlite:///{root}/mlflow.db", port, log, root / "mlflow.db")
-    try:
-        assert server.is_up(process, address), (root / "server.log").read_text()
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox"])
+        try:
+            assert server.is_up(process, address), (root / "server.log").read_text()
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox"])
 
-            def visit(path: str) -> Any:
-                opened = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-                opened.set_default_timeout(SECONDS)
-                opened.goto(address + path)
-                return opened
+                def visit(path: str) -> Any:
+                    opened = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+                    opened.set_default_timeout(SECONDS)
+                    opened.goto(address + path)
+                    return opened
 
-            yield visit
-            browser.close()
-    finally:
-        server.end(process)
+                yield Shown(visit, study, client(study), kept(study).info.experiment_id)
+                browser.close()
+        finally:
+            server.end(process)
+            forget()
 
 
 def for_training(opened: Any) -> bool:
@@ -86,11 +104,9 @@ def for_training(opened: Any) -> bool:
 
 
 @pytest.mark.slow
-def test_the_page_opens_on_the_best_runs_and_compares_a_studys_trials(root: Path, shown: Any) -> None:
-    study = recorded(root)
-    store, number = client(study), kept(study).info.experiment_id
-
-    best = shown(page.best_first(store, number))
+def test_the_page_opens_on_the_best_runs_and_compares_a_studys_trials(shown: Shown) -> None:
+    visit, _, store, number = shown
+    best = visit(page.best_first(store, number))
     best.get_by_text("Group: trainings").wait_for()
     best.get_by_role("link", name="trial 2").wait_for()
     for name in (page.WEIGHT, "validation/fitted/frechet", "validation/fitted/class_accuracy"):
@@ -100,7 +116,7 @@ def test_the_page_opens_on_the_best_runs_and_compares_a_studys_trials(root: Path
     assert links == ["training", "trial 1", "trial 0", "trial 2"]  # the best first, a study's trials together
     assert for_training(best)
 
-    charts = shown(page.comparison(store, number, STUDY))
+    charts = visit(page.comparison(store, number, STUDY))
     first = charts.locator('[data-testid="experiment-view-compare-runs-card"]').first
     first.locator(".js-plotly-plot path.point").nth(2).wait_for()
     assert "validation/fitted/frechet" in first.inner_text()
@@ -116,16 +132,15 @@ def test_the_page_opens_on_the_best_runs_and_compares_a_studys_trials(root: Path
 
 
 @pytest.mark.slow
-def test_every_page_stays_in_the_view_for_training(root: Path, shown: Any) -> None:
+def test_every_page_stays_in_the_view_for_training(shown: Shown) -> None:
     """Also where MLflow's own links name no view: a run's page, and its page that compares the runs that are chosen."""
-    study = recorded(root)
-    store, number = client(study), kept(study).info.experiment_id
+    visit, study, store, number = shown
     trials = [run.info.run_id for run in store.search_runs([number], "tags.kind = 'trial'")]
-    of_study = shown(f"/#/experiments/{number}/runs/{study.run_id}")
+    of_study = visit(f"/#/experiments/{number}/runs/{study.run_id}")
     of_study.get_by_text("The answer.").wait_for()
     assert for_training(of_study)
 
-    compared = shown(f"/#/compare-runs?runs={json.dumps(trials)}&experiments={json.dumps([number])}")
+    compared = visit(f"/#/compare-runs?runs={json.dumps(trials)}&experiments={json.dumps([number])}")
     compared.get_by_text("Comparing 3 Runs").wait_for()
     assert for_training(compared)
     compared.get_by_text("Parallel Coordinates Plot").wait_for()
@@ -138,9 +153,8 @@ def test_every_page_stays_in_the_view_for_training(root: Path, shown: Any) -> No
 
 
 @pytest.mark.slow
-def test_a_picture_is_visible_in_its_tile_without_scrolling(root: Path, shown: Any) -> None:
-    study = recorded(root)
-    charts = shown(page.comparison(client(study), kept(study).info.experiment_id, STUDY))
+def test_a_picture_is_visible_in_its_tile_without_scrolling(shown: Shown) -> None:
+    charts = shown.visit(page.comparison(shown.store, shown.experiment, STUDY))
     tile = charts.locator('[data-testid="experiment-view-compare-runs-card"]').filter(has=charts.locator("img")).first
     tile.scroll_into_view_if_needed()
     picture = tile.locator("img").first

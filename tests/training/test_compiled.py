@@ -9,14 +9,16 @@ from solo import CPU, TREATMENTS, VALIDATION, Treatment, treatment
 from pipeline.base.errors import UserError
 from pipeline.training.fit import fit, start
 
-NAMES = ["sigma optimal, averaged", "capacity and free bits", "several draws, mixture", "resnet, everything"]
+CASES = {name: TREATMENTS[name] for name in ("several draws, mixture", "resnet, everything")} | {
+    "capacity, bfloat16": treatment(
+        aim={"schedule": "capacity", "capacity": 5.0, "free_bits": 0.5}, precision="bfloat16"
+    ),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # warnings of the compiler's own libraries
-@pytest.mark.parametrize(
-    "case", [*(TREATMENTS[name] for name in NAMES), treatment(precision="bfloat16")], ids=[*NAMES, "bfloat16"]
-)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_compiled_training_equals_plain_training_to_rounding(case: Treatment) -> None:
     """The losses of two epochs and the last step's gradients, of one graph (two where the draws change)."""
     ends = []

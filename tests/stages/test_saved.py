@@ -41,6 +41,9 @@ def numbered(size: int) -> Split:
 def test_splits_come_back_by_name(tmp_path: Path) -> None:
     splits = {name: numbered(size) for name, size in (("train", 20), ("validation", 5), ("test", 9))}
     files.save_splits(tmp_path / "new/mnist.safetensors", splits)
+    (tmp_path / "plain").touch()
+    made = (tmp_path / "new/mnist.safetensors", tmp_path / "plain")
+    assert len({path.stat().st_mode for path in made}) == 1  # colleagues can read it
     test, train = files.load_splits(tmp_path / "new/mnist.safetensors", "test", "train")
     for loaded, saved in ((test, splits["test"]), (train, splits["train"])):
         assert torch.equal(loaded.images, saved.images)

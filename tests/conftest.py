@@ -20,10 +20,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Side by side, the longest files begin first: the worker that has one would otherwise end long after the other."""
+    """Side by side, the longest files begin first: the worker that has one would otherwise end long after the other.
+
+    The second of them needs nothing of the first, which makes what the others need.
+    """
     if hasattr(config, "workerinput"):
-        longest = ("test_experiments.py", "test_repro.py", "test_tune.py")
-        items.sort(key=lambda item: item.path.name not in longest)
+        longest = ("test_experiments.py", "test_kills.py", "test_repro.py", "test_tune.py")
+        items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 @pytest.fixture(scope="session", autouse=True)

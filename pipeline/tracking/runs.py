@@ -185,8 +185,10 @@ class Run:
                 rest = f"{OUTBOX} can't be written, so that some of them are lost now"
             console.warn(f"{what} in {OUTBOX} for MLflow at {shown(self.uri)}: {rest}")
 
-    def metrics(self, values: Mapping[str, float], step: int, of_model: bool = False) -> None:
+    def metrics(self, values: Mapping[str, float], step: int, of_model: bool = False, shared: bool = False) -> None:
         """One request for all of them. `of_model` also links them to the run's logged model.
+
+        shared: another process may have recorded them; what the run has already is not sent again.
 
         In a run that `start` opened by its key, a step that was recorded before the interruption is not sent again.
         A value that is not finite is left out, because MLflow would draw inf as 1.8e308 and NaN as 0. The first one
@@ -199,7 +201,7 @@ class Run:
             console.warn(f"not a finite number, left out of MLflow: {lost}")
             self.tags({"not_finite": lost})
         if finite:
-            self._put("metrics", values=finite, step=step, at=_now(), of_model=of_model, adds=self._adds)
+            self._put("metrics", values=finite, step=step, at=_now(), of_model=of_model, adds=self._adds or shared)
 
     def params(self, values: Mapping[str, Any], resolved: Mapping[str, Any] | None = None) -> None:
         """Values by names such as `train.epochs`: what was changed as parameters, all as the artifact params.yaml.

@@ -73,11 +73,13 @@ class Records:
         pictures = (about.picture(self.parent.run_id, f"figures/{path.name}") for path in figures)
         self.parent.describe("\n\n".join([*said, *(markdown(*one) for one in tables), *pictures]))
         measured = means(of_seeds(self.study.trials()[best.number].user_attrs))
-        self.parent.metrics(measured | {"best/kl_weight": best.kl_weight}, step=self.study.done())
+        measured["best/kl_weight"] = best.kl_weight
+        self.parent.metrics(measured, self.study.done(), shared=True)
         strip = self.study.strip(best.number)
         if strip is not None:
             self.parent.samples(strip, "0123456789", SAMPLERS)
         self._keep_models({best.number, *(answer.trial for answer in found.values())}, is_up)
+        self.parent.is_sent()  # before another process of the study takes its turn
 
     def _end_finished(self) -> None:
         """Ends the runs of finished trials whose process was killed before it could: MLflow has them as FAILED."""

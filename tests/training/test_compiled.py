@@ -9,11 +9,8 @@ from solo import CPU, TREATMENTS, VALIDATION, Treatment, treatment
 from pipeline.base.errors import UserError
 from pipeline.training.fit import fit, start
 
-CASES = {name: TREATMENTS[name] for name in ("several draws, mixture", "resnet, everything")} | {
-    "capacity, bfloat16": treatment(
-        aim={"schedule": "capacity", "capacity": 5.0, "free_bits": 0.5}, precision="bfloat16"
-    ),
-}
+NAMES = ["capacity and free bits", "several draws, mixture", "resnet, everything"]
+CASES = {name: TREATMENTS[name] for name in NAMES} | {"bfloat16": treatment(precision="bfloat16")}
 
 
 @pytest.mark.slow

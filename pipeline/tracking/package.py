@@ -51,7 +51,7 @@ def pack(weights: Path, run_id: str = "", model_id: str = "") -> Path:
 
 def warm_up() -> None:
     """Packs an empty file, so that all imports are done when a model comes."""
-    with tempfile.TemporaryDirectory(prefix="cvae-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cvae-", ignore_cleanup_errors=True) as folder:  # see records.py
         empty = Path(folder, "empty")
         empty.touch()
         pack(empty)

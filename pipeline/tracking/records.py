@@ -49,7 +49,8 @@ class Delivery:
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
         """The record's file under that name."""
-        with tempfile.TemporaryDirectory(prefix="cvae-") as folder:
+        # An interrupted program deletes the folder at its end while this thread still writes there.
+        with tempfile.TemporaryDirectory(prefix="cvae-", ignore_cleanup_errors=True) as folder:
             try:
                 os.link(self.files / self.record["file"], Path(folder, name))
             except OSError:  # another disk

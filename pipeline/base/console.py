@@ -64,7 +64,13 @@ def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
 
 def _interrupted(number: int) -> NoReturn:
     print("\ninterrupted: complete results are kept", file=sys.stderr)
+    atexit.register(_end_in_silence)
     sys.exit(128 + number)
+
+
+def _end_in_silence() -> None:
+    """Exit handlers may fail while the thread that sends to MLflow is at work: nobody needs to read of that."""
+    sys.excepthook = sys.unraisablehook = lambda *_: None
 
 
 def _not_raised(what: "sys.UnraisableHookArgs") -> None:

@@ -119,6 +119,13 @@ def test_a_signal_that_comes_where_nothing_can_be_raised_still_ends_the_program(
     assert started.returncode == 143
 
 
+def test_an_interrupted_program_says_nothing_of_its_exit_handlers(tmp_path: Path) -> None:
+    deed = "import atexit; atexit.register(lambda: 1 / 0); os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.1)"
+    with program(deed, tmp_path) as started:
+        assert started.communicate(timeout=60)[1] == "\ninterrupted: complete results are kept\n"
+    assert started.returncode == 143
+
+
 def test_a_signal_that_a_library_turns_into_another_error_ends_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     """numpy's comparisons of structured arrays do so."""
 

@@ -70,7 +70,8 @@ def _interrupted(number: int) -> NoReturn:
 
 def _end_in_silence() -> None:
     """Exit handlers may fail while the thread that sends to MLflow is at work: nobody needs to read of that."""
-    sys.excepthook = sys.unraisablehook = lambda *_: None
+    sys.excepthook = lambda *_: None
+    sys.unraisablehook = lambda _: None
 
 
 def _not_raised(what: "sys.UnraisableHookArgs") -> None:

@@ -216,7 +216,8 @@ class Outbox:
         if self._failures == 1:
             fails = f"MLflow at {shown(self.uri)} fails ({reason(failure)})"
             console.warn(f"{failure if isinstance(failure, UserError) else fails}; records wait, the work goes on")
-        pause = min(PAUSE_SECONDS * 2 ** (self._failures - 1), LONGEST_PAUSE_SECONDS)
+        pause = min(PAUSE_SECONDS * 2 ** min(self._failures - 1, 10), LONGEST_PAUSE_SECONDS)
+        self._changed.wait(0.02)  # gives way to who waits for this failure, and may have seen enough
         self._changed.wait_for(lambda: self._hurried, pause)
 
     def _put_aside(self, line: Line, failure: Exception) -> None:

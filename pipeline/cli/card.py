@@ -1,5 +1,6 @@
 """The model card that `cvae promote` writes, with Hugging Face's headings and its `model-index`."""
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -33,7 +34,10 @@ def write_card(
 
     means: whether the figures are means over a study's seeds.
     """
-    shown = {split: {name: float(one[name]) for name in SHOWN if name in one} for split, one in figures.items()}
+    shown = {
+        split: {name: one[name] for name in SHOWN if math.isfinite(one.get(name, math.nan))}
+        for split, one in figures.items()
+    }
     text = rendered(
         "card.md",
         kl_weight=f"{kl_weight:g}",

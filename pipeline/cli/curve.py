@@ -68,7 +68,7 @@ def curve(
     if out is not None and SEEDS.exists():
         check_curve(CURVE, load_json(BEST, "run `dvc repro tune` first").get("data"), BEST)
     names = ["kl_weight", *(f"validation/{name}" for name in COLUMNS)]
-    table = load_table(CURVE_TABLE, "run `dvc repro curve` first")
+    table = load_table(CURVE_TABLE, "run `dvc repro curve` first", *names)
     console.table("One network at every KL weight, on validation", ("β", *COLUMNS), table[names].to_numpy().tolist())
     for sampler, weight in best_weights(table).items():
         print(f"Lowest frechet with the {sampler} sampler: β = {weight:g}")

@@ -15,7 +15,7 @@ from pipeline.base.files import sha256, write_text
 from pipeline.base.paths import BEST, CURVE, CURVE_FIGURE, METRICS, MODEL, PER_CLASS, RUN, SEEDS, TRIALS, VALIDATION
 from pipeline.cli import doctor
 from pipeline.cli.options import WORKSPACE, model_file, of_revision
-from pipeline.stages.saved import check_curve, load_cvae, load_json, load_pointer
+from pipeline.stages.saved import Saved, check_curve, load_cvae, load_json, load_pointer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -206,7 +206,7 @@ def _workspace() -> Side:
         raise UserError(f"{VALIDATION} or {METRICS} lacks a figure ({error!r}): run `dvc repro evaluate`") from None
     origin |= {"MLflow run": pointer["run_id"], "code": _revision()}
     per_class = _table(PER_CLASS) if PER_CLASS.exists() else None
-    return _side(doctor.Gathered(WORKSPACE, measured, case, [], per_class), MODEL, of_test, origin)
+    return _side(doctor.Gathered(WORKSPACE, measured, case, [], per_class), MODEL, of_test, origin, saved)
 
 
 def _other(run: str) -> Side:
@@ -232,7 +232,7 @@ def _other(run: str) -> Side:
 
 def _side(
     gathered: doctor.Gathered, path: Path, test: Mapping[str, float] | None = None,
-    origin: Mapping[str, str] | None = None,
+    origin: Mapping[str, str] | None = None, saved: Saved | None = None,
 ) -> Side:  # fmt: skip
     """What is known of the model in the file at `path`, with its figures on test and where it comes from."""
     from pipeline.base.params import read
@@ -242,7 +242,7 @@ def _side(
     from pipeline.show.page import png
     from pipeline.tracking.about import changed
 
-    (model, density, params), origin = load_cvae(path), origin or {}
+    (model, density, params), origin = saved or load_cvae(path), origin or {}
     given = {**params, "model": as_given(params["model"], read()["model"])}
     differing = changed({f"{section}.{key}": v for section, values in given.items() for key, v in values.items()})
     options = " ".join(f"-S {shlex.quote(f'{key}={_said(value)}')}" for key, value in differing.items())

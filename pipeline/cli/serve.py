@@ -109,7 +109,7 @@ class Served:
         same answer, whatever the others are. Raises MlflowException, which MLflow's servers answer with 400.
         """
         if not isinstance(data, list):
-            data = [row.dropna().to_dict() for _, row in data.astype(object).iterrows()]
+            data = [row.dropna().to_dict() for _, row in data.rename(columns=str).astype(object).iterrows()]
         with bad_requests():
             return self.answers(data)
 

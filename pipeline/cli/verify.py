@@ -178,7 +178,7 @@ def _training(links: Links) -> None:
     data = sha256(PREPARED) if PREPARED.exists() else None
     if CURVE.exists() and data:
         repro = f"{CURVE} was trained on other data than {PREPARED}: `dvc repro curve`"
-        links.hold(params_of(CURVE, "curve")["data"] == data, repro)
+        links.hold(params_of(CURVE, "curve").get("data") == data, repro)
     if not (RUN.exists() or MODEL.exists()):
         links.unchecked.append("no model was trained here yet: `dvc repro train`")
         return

@@ -29,9 +29,10 @@ LONGEST_PAUSE_SECONDS = 300.0  # up to this
 CALL_SECONDS = 20.0  # the deadline of one record at a server
 BYTES_PER_SECOND = 200_000  # and longer for a file
 FIRST_SECONDS = 120.0  # how long the end of a run waits while mlflow is imported and a database created
-LOCAL_PATIENCE = 30.0  # and for each record, if the store is a file on this machine that no other program holds.
-MOST_PATIENCE = 30.0  # Otherwise a tenth of the process's time so far, but no more than this, and at least until
-FIRST_ANSWER, NEXT_ANSWER = 2.0, 5.0  # so long after the record was sent: 5 s at a server that answered the last one
+LOCAL_PATIENCE = 30.0  # how long it waits for each record, if the store is a file here that no other program holds
+MOST_PATIENCE = 30.0  # how long it waits for any other store at most; before that, a tenth of the process's time so far
+FIRST_ANSWER = 2.0  # how long a record that was just sent has at least
+NEXT_ANSWER = 5.0  # the same at a server that answered the one before
 
 OF_FILES = ("image", "artifact", "text", "model", "expect_model")  # kinds of records that need room on a disk
 

@@ -146,8 +146,8 @@ class Run:
         self._outbox.wait(lambda: bool(self.run_id))
         return self.run_id
 
-    def is_sent(self) -> bool:
-        """Whether MLflow has all records so far, after waiting as at the end of a run."""
+    def deliver(self) -> bool:
+        """Waits, as at the end of a run, until MLflow has all records so far. Returns whether it has."""
         return self._outbox.flush() == 0
 
     def again(self) -> "Run":

@@ -74,12 +74,14 @@ class Spectrum:
         return float(self.collapses(latents).max())
 
     def weight_for(self, nats: float, latents: int | None = None) -> float:
-        """The weight at which the expected kl is so many nats per image. Raises UserError for 0 and below."""
+        """The weight at which the expected kl is so many nats per image. Raises UserError where no weight gives it."""
         if not 0 < nats < math.inf:
             raise UserError(f"a budget must be a positive number of nats per image, not {nats}")
         low = high = self.collapse(latents)
+        if low == 0:
+            raise UserError("no weight gives any kl, because the images of each digit are all alike: use other data")
         while self.rate(low, latents) < nats:
-            low /= 10
+            low, high = low / 10, low
         return _solved(lambda beta: self.rate(beta, latents) - nats, low, high)
 
     # Water-filling knows a level θ, below which no direction is seen: β times the variance that the likelihood assumes,
@@ -139,7 +141,9 @@ def of_split(
     def of(digit: int) -> OfClass:
         return of_class(train.of_class(digit).images, pixels, variance, latents)
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool, one_thread():  # a thread for each class
+    # On a CPU a thread for each class. On a GPU one: two must not load torch's linear algebra there at the same time.
+    threads = torch.get_num_threads() if train.images.device.type == "cpu" else 1
+    with ThreadPoolExecutor(threads) as pool, one_thread():
         found = [*pool.map(of, range(CLASSES))]
     return Spectrum(
         torch.stack([part.eigenvalues for part in found]),
@@ -199,10 +203,8 @@ def of_class(images: Tensor, pixels: Pixels, variance: Tensor | None, latents: i
     values, directions = (part.flip(-1) for part in torch.linalg.eigh(covariance))
     values = values.clamp(min=0)  # rounding may leave less
     excess, unsettled = torch.zeros(len(KNOTS), dtype=torch.float64), []
-    few, rule = (
-        x[: bernoulli.IMAGES].float(),
-        (values[:latents].float(), directions[:, :latents].float(), metric.float()),
-    )
+    few = x[: bernoulli.IMAGES].float()
+    rule = values[:latents].float(), directions[:, :latents].float(), metric.float()
     for place, knot in enumerate(KNOTS if latents else ()):
         if (values > knot).any():
             kl, settled = bernoulli.rate(few, *rule, knot)

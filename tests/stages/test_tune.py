@@ -72,9 +72,9 @@ def test_two_repros_and_a_study_at_once_damage_nothing(project: Project, tmp_pat
     *repros, study = (process.returncode for process in processes)
     assert 0 in repros
     assert study == 0
-    for status, text in zip([*repros, study], said, strict=True):
-        assert "Traceback" not in text
-        assert status == 0 or "is busy" in text or "lock" in text
+    assert not any("Traceback" in text for text in said)
+    for status, text in zip(repros, said, strict=False):
+        assert status == 0 or "is busy" in text or "Unable to acquire lock" in text
     assert here.repro("--single-item", "tune", "train", "evaluate") == []
     for name in ("models/cvae.safetensors", "reports/per_class.csv"):
         assert (here.folder / name).read_bytes() == (project.folder / name).read_bytes()

@@ -8,6 +8,7 @@ from solo import CPU, TREATMENTS, VALIDATION, Treatment, treatment
 
 from pipeline.base.errors import UserError
 from pipeline.training.fit import fit, start
+from pipeline.training.graph import Compile, compiled
 
 NAMES = ["capacity and free bits", "several draws, mixture", "resnet, everything"]
 CASES = {name: TREATMENTS[name] for name in NAMES} | {"bfloat16": treatment(precision="bfloat16")}
@@ -33,6 +34,19 @@ def test_compiled_training_equals_plain_training_to_rounding(case: Treatment) ->
     tolerance = 2e-2 if case.params.precision == "bfloat16" else 1e-3
     assert losses == pytest.approx(others, rel=tolerance)
     assert (plain - other).norm() < 10 * tolerance * plain.norm()
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "steps", "is_compiled"),
+    [
+        ("auto", "cpu", 10**9, False),
+        ("auto", "cuda", 10**9, True),
+        ("auto", "cuda", 10**4, False),
+        ("never", "cuda", 10**9, False),
+    ],
+)
+def test_auto_compiles_long_runs_on_a_gpu(choice: Compile, device: str, steps: int, is_compiled: bool) -> None:
+    assert (compiled(abs, choice, torch.device(device), steps) is not abs) == is_compiled
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

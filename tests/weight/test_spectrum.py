@@ -261,6 +261,9 @@ def test_a_class_whose_images_are_all_alike_carries_nothing() -> None:
     rates = spectrum.rates(0.5, LATENTS)
     assert rates[7] == 0
     assert all(rate > 0 for digit, rate in enumerate(rates) if digit != 7)
+    first = [int((data.labels == label).int().argmax()) for label in data.labels]
+    with pytest.raises(UserError, match="no weight gives any kl"):
+        of_split(data[torch.tensor(first)], "bernoulli").weight_for(1.0)
 
 
 def test_what_has_no_spectrum_is_refused_by_name() -> None:

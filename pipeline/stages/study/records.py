@@ -61,7 +61,7 @@ class Records:
 
     def finish(self, found: Mapping[str, Answer]) -> None:
         """Says what the study found, adds the exported files and the best trials' models."""
-        best, is_up = self.study.choose(), self.parent.is_sent()
+        best, is_up = self.study.choose(), self.parent.deliver()
         if is_up:
             self._end_finished()
         figures = sorted(STUDY_FIGURES.glob("*.png"))
@@ -79,7 +79,7 @@ class Records:
         if strip is not None:
             self.parent.samples(strip, "0123456789", SAMPLERS)
         self._keep_models({best.number, *(answer.trial for answer in found.values())}, is_up)
-        self.parent.is_sent()  # before another process of the study takes its turn
+        self.parent.deliver()  # before another process of the study takes its turn
 
     def _end_finished(self) -> None:
         """Ends the runs of finished trials whose process was killed before it could: MLflow has them as FAILED."""

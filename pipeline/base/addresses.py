@@ -17,9 +17,8 @@ def sqlite_path(url: str) -> Path | None:
     return Path(url.removeprefix("sqlite:///").partition("?")[0]) if url.startswith("sqlite:///") else None
 
 
-def identity(url: str) -> tuple[int, int] | None:
-    """Which file a SQLite address names now; None if none. Programs go on writing into a file that was deleted."""
-    path = sqlite_path(url)
+def identity(path: Path | None) -> tuple[int, int] | None:
+    """Which file or folder a path names now; None if none. Programs go on writing into a file that was deleted."""
     try:
         found = path and path.stat()
     except OSError:

@@ -77,7 +77,7 @@ class Study(Found):
         self.inner, self.database, self.setting = inner, database, setting
         self.name = inner.study_name
         self._url, self._root = url, home(root)
-        self._file = identity(url)
+        self._file = identity(sqlite_path(url))
         self._pictures = FileSystemArtifactStore(self._root / ARTIFACTS)
         self._worker = ""
         self._live: set[int] = set()  # ids of the trials in training here
@@ -85,7 +85,7 @@ class Study(Found):
     @contextmanager
     def turn(self) -> Iterator[None]:
         """While it holds, no other process asks for trials or puts any back. UserError: the file was deleted."""
-        if identity(self._url) != self._file:
+        if identity(sqlite_path(self._url)) != self._file:
             raise UserError(
                 f"{shown(self._url)} was deleted or replaced during the study: what it held is lost, start again"
             )

@@ -59,9 +59,9 @@ class Outbox:
         self.client: Any = None
         self.folder = at_home(OUTBOX, root)
         self.address = address(uri, root)
-        path = sqlite_path(uri)
-        self._is_local = path is not None
-        self._place = path.parent if path is not None and path.parent.exists() else None
+        self._path = sqlite_path(uri)
+        self._is_local = self._path is not None
+        self._folder = identity(self._path and self._path.parent)  # of the SQLite file
         self._file: tuple[int, int] | None = None  # the SQLite file that `client` writes
         self._opened: dict[str, Line] = {}  # the first records of open runs, by their keys
         self._began = time.monotonic()
@@ -181,17 +181,21 @@ class Outbox:
                     self._pause(failure)
 
     def _connect(self) -> None:
-        if self._place is not None and not self._place.exists():
-            raise FileNotFoundError("its folder was moved or deleted")  # nobody would look for a new one there
-        if self.client is not None and identity(self.uri) != self._file:
+        self._check_folder()
+        if self.client is not None and identity(self._path) != self._file:
             console.warn(f"{shown(self.uri)} was deleted or replaced: what it held is lost, a new run takes the rest")
             self.client._tracking_client.store.engine.dispose()  # or it would write into the deleted file
             self.client = None
         if self.client is None:
-            self.client, opened = connect(self.uri), self._file is not None
-            self._file = identity(self.uri)
+            client, opened = connect(self.uri), self._file is not None
+            self._check_folder()  # connecting makes a folder that was moved meanwhile anew
+            self.client, self._file = client, identity(self._path)
             for line in self._opened.values() if opened else ():
                 self._send(line)
+
+    def _check_folder(self) -> None:
+        if self._folder is not None and identity(self._path and self._path.parent) != self._folder:
+            raise FileNotFoundError("its folder was moved or deleted")  # nobody would look for a new one there
 
     def _send(self, line: Line) -> None:
         target, record = line.target, line.record
@@ -257,7 +261,7 @@ def sync(root: Path = Path()) -> int:
 
 def _is_locked(uri: str) -> bool:
     """Whether another program holds a SQLite file. MLflow would wait 20 seconds for each record."""
-    if identity(uri) is None:  # connecting would make an empty one
+    if identity(sqlite_path(uri)) is None:  # connecting would make an empty one
         return False
     try:
         with closing(sqlite3.connect(str(sqlite_path(uri)), timeout=1)) as database:

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -316,22 +318,36 @@ def test_nothing_is_lost_when_the_server_comes_back(
             server.end(process)
 
 
-@pytest.mark.parametrize("is_known", [True, False], ids=["after the first record", "before"])
+@pytest.mark.parametrize("moment", ["after the first record", "before it connects", "while it connects"])
 def test_a_folder_that_is_renamed_keeps_all_records_until_the_next_command(
-    root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch, is_known: bool
+    root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     place, moved = root / "place", root / "moved"
     place.mkdir()
     shutil.copy(root / "mlflow.db", place)
     monkeypatch.chdir(place)
+    connects, renamed = threading.Event(), threading.Event()
+
+    def held(function: Callable[..., Any], *given: Any) -> Any:
+        connects.set()
+        renamed.wait(60)
+        return function(*given)
+
+    if moment == "before it connects":
+        monkeypatch.setattr(outbox.Outbox, "_connect", lambda box, do=outbox.Outbox._connect: held(do, box))
+    elif moment == "while it connects":
+        monkeypatch.setattr(outbox, "connect", partial(held, connect))
     with runs.start("train", "e", wait=False) as run:
-        if is_known:
+        if moment == "after the first record":
             run.wait_for_id()
+        else:
+            connects.wait(60)
         place.rename(moved)
+        renamed.set()
         run.metrics({"kl": 1.0}, step=1)
         run.image("samples", np.zeros((28, 28), np.uint8), step=1)
     assert "cvae sync" in warnings[-1]
-    assert not place.exists()
+    assert place.exists() == (moment == "while it connects")
     forget()
     monkeypatch.chdir(moved)
     assert outbox.sync() > 0

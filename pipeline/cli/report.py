@@ -35,7 +35,7 @@ def report(
     \b
     cvae report
     cvae report --html report.html
-    cvae report --html runs.html workspace study heavier runs:/RUN_ID models/other.safetensors
+    cvae report --html runs.html workspace study heavier runs:/RUN_ID
     """
     if html is not None:
         handing.write(html, runs or [])

@@ -19,7 +19,7 @@ def ui(
 
     \b
     cvae ui                              all runs, the best first
-    cvae ui --compare kl-weight-1a2b3c   the trials of a study; `cvae study` shows its name
+    cvae ui --compare kl-weight-1a2b3c   a study, as `cvae study` names it
     """
     from pipeline.base.params import load
     from pipeline.tracking import server

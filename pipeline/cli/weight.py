@@ -46,7 +46,7 @@ def weight(
     \b
     cvae weight --like pytorch-vae
     cvae weight --like list
-    cvae weight --weight 0.1 --reconstruction mse --over-pixels mean --over-batch mean --kl-over-batch mean
+    cvae weight --weight 0.1 --reconstruction mse --over-pixels mean
     cvae weight --like keras --beta 0.2
     cvae weight --article 1e-5 --batch-size 128
     """

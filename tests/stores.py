@@ -1,6 +1,8 @@
 """The MLflow stores that this process has open, and what they hold."""
 
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.tracking.local import connect
@@ -15,13 +17,22 @@ def forget() -> None:
         places._artifact_repos_cache.clear()
     while Outbox._open:
         _, outbox = Outbox._open.popitem()
-        for line in outbox._records:
-            line.journal.release()
-        outbox._records.clear()
+        with outbox._changed:  # its thread, which may be sending, then leaves them alone
+            for line in outbox._records:
+                line.journal.release()
+            outbox._records.clear()
         backend = outbox.client and outbox.client._tracking_client.store
         if hasattr(backend, "engine"):
             backend.engine.dispose()
             type(backend)._engine_map.pop(outbox.uri, None)
+
+
+def until(happened: Callable[[], object]) -> None:
+    """Waits for what another thread does."""
+    end = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def client(run: Run) -> Any:

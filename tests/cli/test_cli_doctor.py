@@ -1,6 +1,7 @@
 """`cvae doctor` and `cvae reproduce`, called as a user does."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,6 @@ import pandas as pd
 import pytest
 from bands import banded
 from commands import Cvae, one_line
-from PIL import Image
 from settings import model_params, objective_params
 from stores import forget
 
@@ -20,6 +20,7 @@ from pipeline.measure.judge import build as build_judge
 from pipeline.model.cvae import resolve
 from pipeline.stages.saved import load_cvae, save_judges, save_splits
 from pipeline.tracking import runs as tracking
+from pipeline.tracking.outbox import Outbox
 from pipeline.weight import article
 
 
@@ -70,18 +71,19 @@ def test_a_history_counts_if_it_is_the_models_own(project: Path, cvae: Cvae, its
     assert ("under_trained (lacks history)" in out) == (not its_own)
 
 
-@pytest.mark.parametrize("columns", [60, 100])
-def test_the_screen_keeps_to_its_width(columns: int) -> None:
+def test_the_screen_keeps_to_its_width() -> None:
     figures = {"kl": 0.0, "active_units": 0, "judge_accuracy": 0.5, "reconstruction": 90.0, "grey_floor": 60.0}
     case = Case(objective_params(kl_weight=100_352.0), figures)
-    text = screen(Gathered("a name " * 20, "measured", case, ["a hint " * 20]), diagnose(case), columns)
-    assert max(map(len, text.splitlines())) <= columns
+    text = screen(Gathered("a name " * 20, "measured", case, ["a hint " * 20]), diagnose(case), 60)
+    assert max(map(len, text.splitlines())) <= 60
     assert "kl_weight from 100,352 to 1" in one_line(text)
 
 
 @pytest.fixture
-def store(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def store(project: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The project with an empty MLflow database, which is waited for however long it takes."""
+    shutil.copy(database, project)
+    monkeypatch.setattr(Outbox, "_patience", lambda _: 300.0)
     yield project
     forget()
 
@@ -120,19 +122,17 @@ def test_the_articles_experiment_leaves_a_table_sentences_and_a_picture(
     add_data(project)
     add_judge(project)
     write({("sample", "components"): 1}, project / "params.yaml")
-    monkeypatch.setattr(article, "CONDITIONINGS", ("sum", "concat"))
+    monkeypatch.setattr(article, "CONDITIONINGS", ("sum",))
+    monkeypatch.setattr(article, "WEIGHTS", (1.0, 1e-5))
     answer = cvae("reproduce article --epochs 1")
     assert answer.status == 0
     folder = project / "reports/article"
     table = pd.read_csv(folder / "results.csv")
-    assert len(table) == 5 + 3 * 2
-    assert set(table["kl_weight"].round(2)) == {100_352.0, 100.35, 10.04, 1.0, 0.1}
+    assert table["kl_weight"].round(2).tolist() == [100_352.0, 1.0] * 2
     assert table.notna().all(axis=None)
     found = json.loads((folder / "article.json").read_text(encoding="utf-8"))
     assert len(found["claims"]) == 4
     assert found["protocol"]["split"] == "validation"
     assert found["protocol"]["train"]["batch_size"] == 128
     assert all(claim in one_line(answer.out) for claim in found["claims"])
-    with Image.open(folder / "grids.png") as image:
-        assert image.width > 600
-    assert (folder / "grids.png").stat().st_size < 100_000
+    assert 5_000 < (folder / "grids.png").stat().st_size < 100_000

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -264,7 +265,8 @@ def test_a_picture_may_have_any_size_and_kind_and_what_is_done_to_it_is_said(
     cvae: Cvae, stored: Image.Image, name: str, done: str | None
 ) -> None:
     usual = drawn(cvae, "complete bar.png --mask top")
-    stored.save(name, **({"save_all": True, "append_images": [Image.fromarray(INK.T)]} if name == "a.gif" else {}))
+    more: dict[str, Any] = {"save_all": True, "append_images": [Image.fromarray(INK.T)]} if name == "a.gif" else {}
+    stored.save(name, **more)
     first = cvae(f"complete {name} --mask top --out out.png").out.splitlines()[0]
     assert first == (f"{name}: {done}" if done else "out.png: 8 completions, the most likely first")
     assert np.array_equal(usual, picture("out.png"))

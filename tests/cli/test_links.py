@@ -77,7 +77,7 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zygote:
         monkeypatch.setenv(name, zygote.environment()[name])
     for name in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(outbox.Outbox, "_patience", lambda _: drills.LIMIT_SECONDS)
+    monkeypatch.setattr(outbox.Outbox, "_patience", lambda _: 300.0)
     yield folder
     forget()
 

@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaged import save_cvae_in
@@ -15,33 +14,24 @@ from pipeline.completion import model as completion
 from pipeline.stages.saved import save_completer
 from pipeline.tracking import package, runs
 
-# Programs that know nothing of this project.
-LOAD = """
-import json, mlflow, numpy, pandas
-model = mlflow.pyfunc.load_model("runs:/RUN/NAME")
-"""
-GENERATE = """
+# A program that knows nothing of this project, and may load no pickle.
+PROGRAM = """
+import json, mlflow, numpy, pandas, sys
+model = mlflow.pyfunc.load_model(f"runs:/{sys.argv[1]}/cvae-mnist")
 images = numpy.stack(model.predict(pandas.DataFrame({"digit": [3, 7, 3], "seed": [1, 1, 1]})))
 import pipeline.cli.serve
 same = bool((images[0] == images[2]).all())
 print(json.dumps([images.shape, same, float(images.max()), pipeline.cli.serve.__file__]))
-"""
-COMPLETE = """
+
+model = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/cvae-mnist-completion")
 request = {"image": numpy.zeros((28, 28)).tolist(), "mask": "top", "count": 3, "digit": 4, "seed": 1}
 found = numpy.stack(model.predict([request, request]))
 print(json.dumps([found.shape, float(found[:, :, :14].min()), float(found[:, :, 14:].max())]))
 """
 
 
-def outside(code: str, run: runs.Run, name: str, folder: Path) -> Any:
-    """What the program prints. It may load no pickle."""
-    environment = os.environ | {"MLFLOW_TRACKING_URI": run.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    command = [sys.executable, "-c", (LOAD + code).replace("RUN", run.run_id).replace("NAME", name)]
-    return json.loads(subprocess.check_output(command, cwd=folder, env=environment, text=True))
-
-
 @pytest.mark.slow
-def test_a_packaged_model_samples_without_pickle(root: Path, tmp_path: Path) -> None:
+def test_packaged_models_sample_and_complete_without_pickle(root: Path, tmp_path: Path) -> None:
     with runs.start("train", "e", root=root) as run:
         run.model(save_cvae_in(tmp_path))
         run.metrics({"nll": 80.0}, step=1, of_model=True)
@@ -53,20 +43,18 @@ def test_a_packaged_model_samples_without_pickle(root: Path, tmp_path: Path) -> 
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert suffixes <= {"", ".py", ".json", ".txt", ".yaml", ".safetensors", ".html", ".md", ".css", ".js"}
     assert re.search(r"^torch==[\d.]+$", (folder / "requirements.txt").read_text(), re.MULTILINE)
-    shape, same, most, file = outside(GENERATE, run, "cvae-mnist", root)
+    save_completer(tmp_path / "completer.safetensors", completion.build(2, 8, 0))
+    with runs.start("completion cvae", "e", root=root) as completer:
+        completer.model(tmp_path / "completer.safetensors", "completions")
+
+    environment = os.environ | {"MLFLOW_TRACKING_URI": run.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    command = [sys.executable, "-c", PROGRAM, run.run_id, completer.run_id]
+    said = subprocess.check_output(command, cwd=root, env=environment, text=True)
+    (shape, same, most, file), (completed, hidden, seen) = map(json.loads, said.splitlines())
     assert (shape, same) == ([3, 28, 28], True)
     assert 0 < most <= 1
     assert Path(file).parts[-4:] == ("code", "pipeline", "cli", "serve.py")  # the model's own copy
-
-
-@pytest.mark.slow
-def test_a_packaged_completer_works_without_pickle(root: Path, tmp_path: Path) -> None:
-    weights = tmp_path / "completer.safetensors"
-    save_completer(weights, completion.build(2, 8, 0))
-    with runs.start("completion cvae", "e", root=root) as run:
-        run.model(weights, "completions")
-    shape, hidden, seen = outside(COMPLETE, run, "cvae-mnist-completion", root)
-    assert shape == [2, 3, 28, 28]
+    assert completed == [2, 3, 28, 28]
     assert hidden > 0 == seen
 
 

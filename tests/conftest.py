@@ -45,7 +45,11 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         "NO_PROXY": "localhost,127.0.0.1",
         "no_proxy": "localhost,127.0.0.1",
     }
-    unset = ("FORCE_COLOR", "PYTHONWARNINGS", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # git's hooks set the last
+    unset = (
+        "FORCE_COLOR", "NO_COLOR", "LINES", "LANGUAGE", "PYTHONIOENCODING", "PYTHONWARNINGS", "MPLBACKEND",
+        "MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME",
+        "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE",  # git's hooks set them
+    )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for name, value in fixed.items():
             patch.setenv(name, value)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Tensors this small gain nothing from threads, and where others use the processor, threads that wait for one another
 # took sixty times as long. It must be set before torch is imported; the programs that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("MPLBACKEND", None)  # a notebook's; matplotlib reads it when it is imported
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -46,7 +47,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         "no_proxy": "localhost,127.0.0.1",
     }
     unset = (
-        "FORCE_COLOR", "NO_COLOR", "LINES", "LANGUAGE", "PYTHONIOENCODING", "PYTHONWARNINGS", "MPLBACKEND",
+        "FORCE_COLOR", "NO_COLOR", "LINES", "LANGUAGE", "PYTHONIOENCODING", "PYTHONWARNINGS",
         "MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME",
         "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE",  # git's hooks set them
     )  # fmt: skip

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,12 +17,15 @@ from PIL import Image
 from pipeline.show import model, study, style
 from pipeline.show.style import SAMPLER_COLOURS, save, save_all
 
-SOURCE = np.random.default_rng(0)
 FRECHET = "validation/fitted/frechet"
 
 
+def source() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
 def sheet(rows: int = 10, columns: int = 4) -> np.ndarray:
-    return SOURCE.integers(0, 256, (30 * rows - 2, 30 * columns - 2), dtype=np.uint8)
+    return source().integers(0, 256, (30 * rows - 2, 30 * columns - 2), dtype=np.uint8)
 
 
 def drawn(figure: Figure, folder: Path) -> Figure:
@@ -56,7 +60,7 @@ def test_a_sheet_keeps_its_greys_and_has_a_row_per_digit(tmp_path: Path) -> None
     assert colours == pytest.approx([0, 200 / 255, 1], abs=0.01)
 
 
-@pytest.mark.parametrize("dimensions", [[], [3], [*range(16)]])
+@pytest.mark.parametrize("dimensions", [[], [*range(16)]])
 def test_a_traversal_has_a_row_for_each_dimension_or_says_that_there_is_none(
     tmp_path: Path, dimensions: list[int]
 ) -> None:
@@ -65,7 +69,7 @@ def test_a_traversal_has_a_row_for_each_dimension_or_says_that_there_is_none(
     assert not dimensions or names_of_rows(figure) == [f"z{dimension}" for dimension in dimensions]
 
 
-@pytest.mark.parametrize("mu", [SOURCE.normal(size=(40, 1)), SOURCE.normal(size=(40, 8)), np.zeros((40, 8))])
+@pytest.mark.parametrize("mu", [source().normal(size=(40, 1)), np.zeros((40, 8))])
 def test_each_digit_has_its_latents_of_any_size_in_its_own_panel(tmp_path: Path, mu: np.ndarray) -> None:
     labels = np.arange(40) % 9  # one class is missing
     figure = drawn(model.latent_space(mu, labels), tmp_path)
@@ -83,9 +87,7 @@ def test_bars_are_as_high_as_the_figures_of_each_class_and_sampler(tmp_path: Pat
     assert heights == pytest.approx(rows["frechet"].tolist())
 
 
-@pytest.mark.parametrize(
-    "states", [["COMPLETE", "RUNNING", "COMPLETE", "FAILED"], ["COMPLETE"], ["DIVERGED", "DIVERGED"], ["FAILED"]]
-)
+@pytest.mark.parametrize("states", [["COMPLETE", "RUNNING", "COMPLETE", "FAILED"], ["COMPLETE"], ["DIVERGED"]])
 def test_a_study_is_drawn_whatever_the_states_of_its_trials(tmp_path: Path, states: list[str]) -> None:
     objectives = {FRECHET: True, "validation/kl": True}
     uses, shares = {"explain": (0.1, 0.2, 0.3)}, {"a": 0.2, "b": 0.7}
@@ -134,7 +136,8 @@ def test_a_saved_figure_looks_like_the_drawn_one_in_few_colours(tmp_path: Path) 
 def test_a_figure_with_many_colours_keeps_them_all(tmp_path: Path) -> None:
     """A palette of 256 gave two digits one colour in a legend."""
     figure, (axes,) = style.panels(4, 3, "many")
-    axes.scatter(SOURCE.normal(size=3000), SOURCE.normal(size=3000), c=SOURCE.random(3000), cmap="hsv")
+    x, y, colours = source().random((3, 3000))
+    axes.scatter(x, y, c=colours, cmap="hsv")
     shown = save(figure, tmp_path / "many.png")
     with Image.open(tmp_path / "many.png") as saved:
         assert np.array_equal(np.asarray(saved.convert("RGB")), shown)
@@ -164,28 +167,24 @@ def test_text_and_lines_can_be_read_on_white() -> None:
 
 PLAIN = """
 from pathlib import Path
-import numpy as np
-from pipeline.show import model, style
-style.save(model.digits(np.zeros((298, 118), np.uint8), "β = 1"), Path("figure.png"))
+from pipeline.show import style
+figure, (axes,) = style.panels(4, 3, "β = 1")
+axes.plot([1, 2], label="$x$")
+style.save(figure, Path("figure.png"))
 """
 
 
 @pytest.mark.slow
-def test_settings_of_notebooks_and_of_latex_change_no_figure(tmp_path: Path) -> None:
-    pictures = []
-    for name, settings, rc in (
-        ("plain", {}, ""),
-        ("notebook", {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, ""),
-        ("nonsense", {"MPLBACKEND": "nonsense"}, ""),
-        ("latex", {}, "text.usetex: True\nfigure.dpi: 30\nfont.size: 40\n"),
-    ):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "matplotlibrc").write_text(rc, encoding="utf-8")
-        environment = os.environ | {"PYTHONPATH": str(ROOT)} | settings
-        subprocess.run([sys.executable, "-c", PLAIN], cwd=folder, env=environment, check=True)
-        pictures.append((folder / "figure.png").read_bytes())
-    assert len(set(pictures)) == 1
+def test_settings_of_notebooks_and_of_latex_change_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.dpi: 30\nfont.size: 40\n", encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "nonsense"}
+    subprocess.run([sys.executable, "-c", PLAIN], cwd=tmp_path, env=environment, check=True)
+    elsewhere = (tmp_path / "figure.png").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # of this program, which a user's matplotlibrc may have set
+        exec(PLAIN)
+    assert (tmp_path / "figure.png").read_bytes() == elsewhere
 
 
 def test_figures_of_an_earlier_run_are_removed(tmp_path: Path) -> None:

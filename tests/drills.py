@@ -7,7 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from pipeline.base.files import sha256
 from pipeline.base.params import write
 from pipeline.data.download import NAMES
 
-EPOCHS, LONG = 4, 40  # of a training; of one that takes seconds
+EPOCHS = 4
 LIMIT_SECONDS = 300.0  # what takes longer hangs
 SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"validation_size": 60, "checksums": "SHA256SUMS", "mirrors": ["mirror"]},
@@ -43,10 +44,39 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+HELD = """
+import runpy, sys, time
+from pathlib import Path
+from pipeline.training import fit, population
+def held(train):
+    def records(*given):
+        for record in train(*given):
+            yield record
+            while not Path({gate!r}).exists():
+                time.sleep(0.01)
+    return records
+for module in (fit, population):
+    module.fit = held(module.fit)
+sys.modules.pop({module!r}, None)
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+
+
 class Ended(NamedTuple):
     status: int
     seconds: float
     said: str
+
+
+class Held(NamedTuple):
+    """A stage at work in another thread, whose training waits after an epoch until the file `gate` exists."""
+
+    running: Future[Ended]
+    gate: Path
+
+    def end(self) -> Ended:
+        self.gate.touch()
+        return self.running.result()
 
 
 def real_path() -> str:
@@ -88,15 +118,19 @@ class Zygote:
         after: float | None = None,
         signal: int = 9,
         mounts: Mapping[str, int] | None = None,
+        gate: Path | None = None,
         **environment: str,
     ) -> Ended:
-        """Runs a stage; `after` so many seconds it gets the signal. mounts: see mounts.confine."""
+        """Runs a stage; `after` so many seconds it gets the signal. mounts: see mounts.confine. gate: see Held."""
         temporary, began = folder.with_suffix(".tmp"), time.monotonic()
         temporary.mkdir(exist_ok=True)
         environment = self.environment() | {"TMPDIR": str(temporary)} | environment
         with open(folder.with_suffix(".said"), "w+", encoding="utf-8") as said:
             files = (0, said.fileno(), said.fileno())
-            words = ("python", "-m", f"pipeline.stages.{stage}")
+            module = "pipeline.cli" if stage == "sync" else f"pipeline.stages.{stage}"
+            words = ["python", "-m", module, *(["sync"] if stage == "sync" else [])]
+            if gate:
+                words = ["python", "-c", HELD.format(gate=str(gate), module=module)]
             with forked.start(words, str(folder), environment, files, mounts) as process:
                 process.settimeout(LIMIT_SECONDS if after is None else after)
                 try:
@@ -110,6 +144,24 @@ class Zygote:
             said.seek(0)
             shutil.rmtree(temporary)  # a killed stage leaves its temporary files
             return Ended(int(status), time.monotonic() - began, said.read())
+
+    @contextmanager
+    def held(self, folder: Path, stage: str, **environment: Any) -> Iterator[Held]:
+        gate = folder.with_suffix(".gate")
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(self.run, folder, stage, gate=gate, **environment)
+            try:
+                yield Held(running, gate)
+            finally:
+                gate.touch()
+
+    def sync(self, folder: Path, address: str) -> None:
+        """`cvae sync`, again where a server on a busy machine was too slow."""
+        for _ in range(5):
+            ended = self.run(folder, "sync", MLFLOW_TRACKING_URI=address)
+            if ended.status == 0:
+                return
+        raise AssertionError(ended.said)
 
     def end(self) -> None:
         assert self._process.stdin is not None
@@ -182,7 +234,18 @@ def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
         return opened.execute(query).fetchall()
 
 
-def assert_whole_records(folder: Path, epochs: int = EPOCHS, database: Path | None = None, key: str = "") -> None:
+def until(happened: Callable[[], object]) -> None:
+    """Waits for it, for two minutes at most."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        with suppress(sqlite3.OperationalError, FileNotFoundError):  # no table or file yet
+            if happened():
+                return
+        time.sleep(0.01)
+    raise AssertionError("it never happened")
+
+
+def assert_whole_records(folder: Path, database: Path | None = None, key: str = "") -> None:
     """The run that run.json names is finished and whole, no other is open, and nothing stands twice.
 
     database: of a server. key: the run's, where its id was not known when run.json was written.
@@ -197,7 +260,7 @@ def assert_whole_records(folder: Path, epochs: int = EPOCHS, database: Path | No
     assert_sound(database)
     names = "('validation/reconstruction', 'validation/kl', 'validation/elbo')"  # an evaluation adds others
     of_training = f"SELECT count(*) FROM metrics WHERE run_uuid = '{run}' AND key IN {names} GROUP BY key"
-    assert rows(database, of_training) == [(epochs,)] * 3
+    assert rows(database, of_training) == [(EPOCHS,)] * 3
     models = rows(database, f"SELECT status FROM logged_models WHERE source_run_id = '{run}'")
     assert models == [(2,)]  # ready
 
@@ -208,11 +271,6 @@ def assert_sound(database: Path) -> None:
     twice = "SELECT run_uuid, key, step FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1"
     assert rows(database, twice) == []
     assert rows(database, "PRAGMA integrity_check") == [("ok",)]
-
-
-def more(fault: str, ended: Ended, usual: Ended) -> None:
-    """Shows what a fault cost, with `pytest -rP`."""
-    print(f"{fault}: {ended.seconds - usual.seconds:.1f} s more than {usual.seconds:.1f} s")
 
 
 def assert_words(ended: Ended) -> None:

@@ -4,6 +4,8 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,10 +18,10 @@ PAGE = 4096
 @cache
 def can_mount() -> bool:
     """Whether this machine lets us; containers often don't."""
-    try:
-        return subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
+    program = "import mounts, pathlib, sys; mounts.confine(pathlib.Path(sys.argv[1]), {'full': 4096, 'read-only': 0})"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", program, folder]
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=False).returncode == 0
 
 
 def confine(folder: Path, mounts: Mapping[str, int]) -> Path:
@@ -48,7 +50,8 @@ def confine(folder: Path, mounts: Mapping[str, int]) -> Path:
             _mount("tmpfs", str(path), "tmpfs", 0, f"size={size}")
         else:
             _mount(str(path), str(path), None, BIND)
-            _mount(None, str(path), None, BIND | REMOUNT | READ_ONLY)
+            kept = os.statvfs(path).f_flag & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC)  # only root may lift them
+            _mount(None, str(path), None, BIND | REMOUNT | READ_ONLY | kept)
     return place
 
 

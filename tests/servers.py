@@ -140,7 +140,6 @@ def bad(behaviour: str) -> Iterator[str]:
             ended.set()
             with suppress(OSError):
                 listening.shutdown(socket.SHUT_RDWR)
-            time.sleep(0)
 
 
 @contextmanager
@@ -158,7 +157,7 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 def failing(address: str, how: str) -> Iterator[tuple[str, threading.Event]]:
     """A proxy before a server at `address`: its own address, and an event. While that is set, requests fail.
 
-    how: "expired", all answers are 401; "hangs", there is none.
+    how: "expired", all answers are 401; "hangs", there is none, and the server gets none of them later.
     """
     fails, opener = threading.Event(), urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -166,9 +165,11 @@ def failing(address: str, how: str) -> Iterator[tuple[str, threading.Event]]:
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
             request = urllib.request.Request(address + self.path, body, dict(self.headers), method=self.command)
-            try:
-                while how == "hangs" and fails.is_set():
+            if how == "hangs" and fails.is_set():
+                while fails.is_set():
                     time.sleep(0.05)
+                return
+            try:
                 if fails.is_set() and self.path != "/health":
                     raise urllib.error.HTTPError(address, 401, "Unauthorized", Message(), io.BytesIO(b"{}"))
                 with opener.open(request, timeout=60) as found:

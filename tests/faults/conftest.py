@@ -9,7 +9,6 @@ import drills
 import pytest
 from stores import forget
 
-from pipeline.base.params import write
 from pipeline.tracking import local
 
 
@@ -34,21 +33,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, zygote: drills.Zygote, em
 
 @pytest.fixture
 def project(prepared: Path, tmp_path: Path) -> Path:
-    """A project that trains for seconds."""
-    shutil.copytree(prepared, tmp_path / "project")
-    write({("train", "epochs"): drills.LONG}, tmp_path / "project/params.yaml")
-    return tmp_path / "project"
+    return Path(shutil.copytree(prepared, tmp_path / "project"))
 
 
 @pytest.fixture(scope="session")
-def undisturbed(
-    prepared: Path, zygote: drills.Zygote, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, drills.Ended]:
-    """Where a training of the same went undisturbed, and how it ended."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "project"
-    shutil.copytree(prepared, folder)
-    write({("train", "epochs"): drills.LONG}, folder / "params.yaml")
-    return folder, zygote.run(folder, "train")
+def trained(prepared: Path, zygote: drills.Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose training went undisturbed."""
+    folder = shutil.copytree(prepared, tmp_path_factory.mktemp("trained") / "project")
+    ended = zygote.run(folder, "train")
+    assert ended.status == 0, ended.said
+    return Path(folder)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -8,15 +8,14 @@ import random
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
-from drills import OUTPUTS, SETTINGS, Zygote, assert_sound, assert_tidy, assert_whole_records, left, rows
-from imports import ROOT
+from drills import OUTPUTS, SETTINGS, Zygote, assert_sound, assert_tidy, assert_whole_records, left, rows, until
 
 pytestmark = pytest.mark.slow
 
@@ -41,33 +40,24 @@ class Whole(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(prepared: Path, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
+def undisturbed(
+    prepared: Path, trained: Path, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Whole]:
     """Gives each stage's Whole."""
-    made: dict[str, Whole] = {}
-    trained = tmp_path_factory.mktemp("trained") / "project"
 
-    def make(stage: str) -> Whole:
-        if stage == "evaluate" and not trained.exists():
-            shutil.copytree(prepared, trained)
-            assert zygote.run(trained, "train").status == 0
+    @cache
+    def give(stage: str) -> Whole:
         before = tmp_path_factory.mktemp(stage) / "before"
         shutil.copytree(trained if stage == "evaluate" else prepared, before)
         if stage == "download":
             (before / "data/raw").rename(before / "mirror")
         if stage == "prepare":
             (before / OUTPUTS["prepare"][0]).unlink()
-        for _ in range(2):  # the first run has more to import
-            after = tmp_path_factory.mktemp(stage) / "after"
-            shutil.copytree(before, after)
-            ended = zygote.run(after, stage, CVAE_MNIST_MIRROR="mirror")
-            assert ended.status == 0, ended.said
+        after = shutil.copytree(before, before.with_name("after"))
+        ended = zygote.run(after, stage, CVAE_MNIST_MIRROR="mirror")
+        assert ended.status == 0, ended.said
         assert_whole(after, stage)
         return Whole(before, left(after, stage), ended.seconds)
-
-    def give(stage: str) -> Whole:
-        if stage not in made:
-            made[stage] = make(stage)
-        return made[stage]
 
     return give
 
@@ -97,15 +87,15 @@ def test_a_killed_stage_ends_like_an_undisturbed_one(
             kills -= ended.status != 0
             seconds *= 1.05 if ended.status else 0.8  # other programs come and go: a few runs shall come through
             assert_no_half_file(folder, expected)
-            assert kept.items() <= trained(folder).items()
-            kept = trained(folder)
+            assert kept.items() <= figures(folder).items()
+            kept = figures(folder)
             if ended.status == 0:
                 break
         else:
             ended = zygote.run(folder, stage, CVAE_MNIST_MIRROR="mirror")
         assert ended.status == 0, ended.said
         assert left(folder, stage) == expected
-        assert kept.items() <= trained(folder).items()
+        assert kept.items() <= figures(folder).items()
         assert_whole(folder, stage)
         shutil.rmtree(folder)
 
@@ -133,29 +123,30 @@ def assert_whole(folder: Path, stage: str) -> None:
         assert sum(name.startswith("trial") for name in finished) == trials
 
 
-def trained(folder: Path) -> dict[tuple[float, str], str]:
+def figures(folder: Path) -> dict[tuple[float, str], str]:
     """The figures of each finished training of a study, by weight and seed."""
     if not (folder / "optuna.db").exists():
         return {}
     query = """SELECT param_value, key, value_json FROM trial_params JOIN trial_user_attributes USING (trial_id)
         WHERE key LIKE 'figures of seed%'"""
     try:
-        return {(weight, seed): figures for weight, seed, figures in rows(folder / "optuna.db", query)}
+        return {(weight, seed): value for weight, seed, value in rows(folder / "optuna.db", query)}
     except sqlite3.OperationalError:  # no tables yet
         return {}
 
 
-def test_two_trainings_of_the_same_take_turns(
-    prepared: Path, undisturbed: Callable[[str], Whole], tmp_path: Path
-) -> None:
-    folder = tmp_path / "project"
-    shutil.copytree(prepared, folder)
-    command, environment = [sys.executable, "-m", "pipeline.stages.train"], os.environ | {"PYTHONPATH": str(ROOT)}
-    words: dict[str, Any] = {"cwd": folder, "env": environment, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, **words) for _ in range(2)]
-    said = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert ["waiting for process" in words for words in said].count(True) == 1
-    assert not any("going on" in words for words in said)
-    assert left(folder) == undisturbed("train").left
-    assert_whole(folder, "train")
+def test_two_trainings_of_the_same_take_turns(project: Path, trained: Path, zygote: Zygote) -> None:
+    """The second begins while the first is at work."""
+    other = project.with_name("other")
+    other.symlink_to(project)  # the files of what it says have names of their own
+    with ThreadPoolExecutor(1) as pool, zygote.held(project, "train") as first:
+        until(lambda: list((project / ".checkpoints").glob("*.safetensors")))
+        second = pool.submit(zygote.run, other, "train")
+        until(lambda: "waiting for process" in other.with_suffix(".said").read_text())
+        ended = first.end(), second.result()
+    for one in ended:
+        assert one.status == 0, one.said
+        assert "going on" not in one.said
+    assert "waiting for process" not in ended[0].said
+    assert left(project) == left(trained)
+    assert_whole(project, "train")

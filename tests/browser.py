@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ports import free_port
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
+LIMIT = 300_000  # milliseconds: how long a busy machine may take to start a browser, or to answer
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
 FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
@@ -44,34 +46,40 @@ LEAST_CONTRAST = """() => {
   return found.sort((one, other) => one[0] - other[0])[0];
 }"""
 CONTROLS = {
-    "button",
-    "checkbox",
-    "radio",
-    "slider",
-    "spinbutton",
-    "application",
-    "image",
-    "DisclosureTriangle",
-    "region",
-}
+    "button", "checkbox", "radio", "slider", "spinbutton", "application", "image", "DisclosureTriangle", "region",
+}  # fmt: skip
+
+
+@contextmanager
+def chromium() -> Iterator["Browser"]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox"], timeout=LIMIT)  # CI is root
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def page_of(browser: "Browser", width: int = 1280, scheme: str = "light") -> Iterator["Page"]:
+    """An empty page of that width. What it says on the console, raises, or asks a server fails the test at the end."""
+    said: list[str] = []
+    view = {"width": width, "height": 900}
+    page = browser.new_page(viewport=view, color_scheme=scheme, has_touch=True)  # type: ignore[arg-type]
+    page.set_default_timeout(LIMIT)
+    page.on("request", lambda asked: said.append("" if asked.url[:5] in ("file:", "data:") else asked.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    yield page
+    page.close()
+    assert not any(said), said
 
 
 @contextmanager
 def browser_page(width: int = 1280, scheme: str = "light") -> Iterator["Page"]:
-    """An empty page of that width. What it says on the console, raises, or asks a server fails the test at the end."""
-    from playwright.sync_api import sync_playwright
-
-    said: list[str] = []
-    with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox"])  # CI is root
-        view = {"width": width, "height": 900}
-        page = browser.new_page(viewport=view, color_scheme=scheme, has_touch=True)  # type: ignore[arg-type]
-        page.on("request", lambda asked: said.append("" if asked.url[:5] in ("file:", "data:") else asked.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
+    """The same in a browser of its own."""
+    with chromium() as browser, page_of(browser, width, scheme) as page:
         yield page
-        browser.close()
-    assert not any(said), said
 
 
 def nameless(page: "Page") -> list[str]:
@@ -103,6 +111,13 @@ class Firefox:
         called = f"JSON.stringify(await ({script})(...{json.dumps(given)}))"
         run = f"return window.eval({json.dumps(f'(async () => {called})()')})"
         return json.loads(self.send("WebDriver:ExecuteScript", {"script": run, "args": []})["value"])
+
+    def wait_for(self, script: str, *given: Any) -> None:
+        """Until a function of the page returns true."""
+        until = time.monotonic() + LIMIT / 1000
+        while not self.evaluate(script, *given):
+            assert time.monotonic() < until, script
+            time.sleep(0.05)
 
     def find(self, selector: str) -> str:
         """The protocol's name of an element."""
@@ -141,9 +156,7 @@ class Firefox:
 @contextmanager
 def firefox_page(folder: Path) -> Iterator[Firefox]:
     """An empty page in Firefox; folder: an empty one, for its settings."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     (folder / "user.js").write_text(f'user_pref("marionette.port", {port});\n', encoding="utf-8")
     started = subprocess.Popen(
         [str(FIREFOX), "--headless", "--marionette", "--remote-allow-system-access", "--profile", str(folder)],
@@ -161,9 +174,11 @@ def firefox_page(folder: Path) -> Iterator[Firefox]:
 
 def _connected(port: int) -> socket.socket:
     """A connection, once Firefox answers."""
-    for _ in range(600):
+    until = time.monotonic() + LIMIT / 1000
+    while True:
         try:
-            return socket.create_connection(("127.0.0.1", port), 60)
+            return socket.create_connection(("127.0.0.1", port), LIMIT / 1000)
         except OSError:
-            time.sleep(0.2)
-    raise TimeoutError("Firefox gave no answer in two minutes")
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)

@@ -4,14 +4,15 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ports import free_port
 
 USER, PASSWORD = "cvae", "secret"  # of the server's owner, who connects by password alone
 
@@ -38,7 +39,12 @@ class Server:
     def start(self) -> None:
         """Unless it runs."""
         if not self.is_running:
-            options = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self.folder} -c fsync=off"
+            given = {
+                "listen_addresses": "127.0.0.1",
+                "fsync": "off",
+                "autovacuum": "off",
+            }  # whose processes come and go
+            options = " ".join([f"-p {self.port} -k {self.folder}", *(f"-c {name}={given[name]}" for name in given)])
             self.run("pg_ctl", "start", "--wait", "--log", str(self.folder / "server.log"), "--options", options)
             self.is_running = True
 
@@ -63,13 +69,13 @@ class Server:
         first = int((self.folder / "data/postmaster.pid").read_text().split()[0])
         others = self.query("SELECT pid FROM pg_stat_activity WHERE pid != pg_backend_pid()")
         pids = [first, *(pid for (pid,) in others)]
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
         try:
+            for pid in pids:
+                _signal(pid, signal.SIGSTOP)
             yield
         finally:
             for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+                _signal(pid, signal.SIGCONT)
 
     def url(self, database: str, user: str = USER, password: str = PASSWORD) -> str:
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
@@ -84,13 +90,19 @@ class Server:
 
     def run(self, program: str, *words: str) -> None:
         """Raises AssertionError, with what the program says, where it fails."""
-        plain, log = {"LC_ALL": "C", "PATH": os.defpath, "PGDATA": str(self.folder / "data")}, self.folder / "log"
+        plain = {"LC_ALL": "C", "PATH": os.defpath, "PGDATA": str(self.folder / "data"), "PGCTLTIMEOUT": "300"}
+        log = self.folder / "log"
         command = [str(self.programs / program), *words]
         with log.open("w") as said:
             done = subprocess.run(
-                command, cwd=self.folder, env=plain, stdout=said, stderr=said, timeout=120, check=False, **self.account
+                command, cwd=self.folder, env=plain, stdout=said, stderr=said, timeout=400, check=False, **self.account
             )
         assert done.returncode == 0, log.read_text()
+
+
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):  # the process of a connection that has just been closed
+        os.kill(pid, number)
 
 
 @contextmanager
@@ -106,9 +118,7 @@ def running(programs: Path) -> Iterator[Server]:
             account = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
             for path in (folder, password):
                 os.chown(path, user.pw_uid, user.pw_gid)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            server = Server(programs, folder, probe.getsockname()[1], account)
+        server = Server(programs, folder, free_port(), account)
         words = ["--username", USER, "--pwfile", str(password), "--auth", "scram-sha-256", "--encoding", "UTF8"]
         server.run("initdb", *words, "--no-sync")
         try:

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import optuna
 import pytest
 from bands import JUDGES, banded
+from drills import Zygote
 from imports import ROOT
 from settings import objective_params, train_params, tune_params
 
@@ -105,7 +105,8 @@ def abandoned(found: Study, worker: str = "elsewhere:lock") -> Candidate:
 
 
 PROGRAM = """
-import sys
+import sys, warnings
+warnings.simplefilter("ignore")
 sys.path[:0] = {paths!r}
 from pathlib import Path
 from studies import *
@@ -121,14 +122,16 @@ console.run(main)
 """
 
 
-def program(folder: Path, **tune: Any) -> "subprocess.Popen[str]":
+def program(zygote: Zygote, folder: Path, **tune: Any) -> "subprocess.Popen[str]":
     """A process that works on a study. It prints a line after each epoch of a trial, then waits for a line."""
     paths = [str(ROOT / "tests/study"), str(ROOT / "tests"), str(ROOT)]
     text = PROGRAM.format(paths=paths, folder=str(folder), tune=tune)
+    named = {name: os.environ[name] for name in ("OPTUNA_STORAGE",) if name in os.environ}
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", text], text=True, stdin=pipe, stdout=pipe, stderr=pipe
-    )
+        [zygote.programs / "python", "-c", text], env=zygote.environment() | named, text=True, stdin=pipe, stdout=pipe,
+        stderr=pipe,
+    )  # fmt: skip
 
 
 def until(process: "subprocess.Popen[str]", line: str) -> None:

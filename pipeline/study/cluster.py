@@ -6,7 +6,7 @@ worker dies, another one trains the same again, and nothing is told twice.
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 RESOURCE = "GPU"  # what a worker with a GPU of its own offers: `dask worker --resources GPU=1`
 RETRIES = 3  # of a population whose training raised an error. Dask itself retries where a worker died, three times too
 CONNECT_SECONDS = 30
+GONE = "the Dask scheduler went away: start it again; the same command then continues"
 
 
 def search(study: Study, train: Split, evaluator: Evaluator, address: str) -> Generator[Event, None, None]:
@@ -38,7 +39,7 @@ def search(study: Study, train: Split, evaluator: Evaluator, address: str) -> Ge
     """
     setting, name = study.setting, f"cvae {study.name}"
     races: dict[Future[list[Trained]], tuple[Iterator[Event | Round], Round]] = {}
-    with closing(_connect(address)) as client, study.at_work():
+    with closing(_connect(address)) as client, _one_line(), study.at_work():
         _send(client, name, train, evaluator)
 
         def advance(going: Iterator[Event | Round]) -> Iterator[Event]:
@@ -83,6 +84,18 @@ def _connect(address: str) -> "Client":
     return client
 
 
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Turns what Dask raises where its scheduler has gone into a UserError."""
+    from distributed import CancelledError
+    from distributed.client import ClosedClientError
+
+    try:
+        yield
+    except (CancelledError, ClosedClientError):
+        raise UserError(GONE) from None
+
+
 def _send(client: "Client", name: str, train: Split, evaluator: Evaluator) -> None:
     """Gives the images and the judges to all workers, and to those that will come."""
     from distributed import WorkerPlugin
@@ -101,7 +114,10 @@ def _send(client: "Client", name: str, train: Split, evaluator: Evaluator) -> No
 
 def _offered(client: "Client") -> tuple[int, dict[str, float]]:
     """How many populations train at once, and what of a worker each takes: a GPU, or where none is offered a thread."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    info = client.scheduler_info(n_workers=-1)
+    if "workers" not in info:  # the client has looked for the scheduler once more and closed itself
+        raise UserError(GONE)
+    workers = info["workers"].values()
     devices = sum(worker["resources"].get(RESOURCE, 0) for worker in workers)
     return (int(devices), {RESOURCE: 1}) if devices else (sum(worker["nthreads"] for worker in workers), {})
 
@@ -148,12 +164,10 @@ def _ended(futures: "list[Future[list[Trained]]]") -> "list[Future[list[Trained]
 
 
 def _result(future: "Future[list[Trained]]", order: Round) -> list[Trained]:
-    from distributed import CancelledError, KilledWorker
+    from distributed import KilledWorker
 
     try:
         return future.result()
-    except CancelledError:
-        raise UserError("the Dask scheduler went away: start it again; the same command then continues") from None
     except KilledWorker:
         weights = ", ".join(f"{trial['kl_weight']:.3g}" for trial in order.trials)
         raise UserError(

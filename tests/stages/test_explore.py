@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from browser import LEAST_CONTRAST, browser_page, firefox_page, nameless, needs_chromium, needs_firefox
+from browser import LEAST_CONTRAST, Firefox, chromium, firefox_page, nameless, needs_chromium, needs_firefox, page_of
 from latents import normal
 from settings import OURS, model_params, objective_params
 
@@ -27,12 +27,13 @@ from pipeline.stages import explore, playing
 from pipeline.weight import curve
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 WEIGHTS = [0.01, 0.1, 0.5, 1.0, 4.0, 30.0]
 LATENTS = 5
 PIXELS = """place => [...document.querySelectorAll(place + ' canvas')].filter(c => !c.hidden).map(canvas =>
     [...canvas.getContext('2d').getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0))"""
+SETTLED = "() => !pending && state.chains.round === ROUNDS"
 pytestmark = [needs_chromium, pytest.mark.slow]
 
 
@@ -77,17 +78,39 @@ def file(model: MultiRate, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def firefox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Firefox]:
+    with firefox_page(tmp_path_factory.mktemp("firefox")) as started:
+        yield started
+
+
 @pytest.fixture
-def shown(file: Path) -> "Iterator[Page]":
-    with browser_page() as opened:
+def shown(browser: "Browser", file: Path) -> "Iterator[Page]":
+    with page_of(browser) as opened:
         opened.goto(file.as_uri())
-        opened.wait_for_timeout(200)
+        settle(opened)
         yield opened
+
+
+def settle(shown: "Page") -> None:
+    """Waits until all frames are drawn and all rounds of the reconstructions are done."""
+    shown.wait_for_function(SETTLED)
+
+
+def text(shown: "Page", selector: str) -> str:
+    settle(shown)
+    return shown.text_content(selector) or ""
 
 
 def digit_pixels(shown: "Page", place: str = "#digits") -> np.ndarray:
     """The grey values (N, 784) of the canvases of a place, after the next frames."""
-    shown.wait_for_timeout(400)
+    settle(shown)
     return np.array(shown.evaluate(PIXELS, place))
 
 
@@ -97,7 +120,7 @@ def slide(shown: "Page", weight: float) -> None:
 
 
 Z = normal(10, LATENTS).float()
-DECODE = "(z, weight) => Array.from(network.decode(new Float32Array(z), digitLabels, weight))"
+DECODE = "([z, weight]) => Array.from(network.decode(new Float32Array(z), digitLabels, weight))"
 RECONSTRUCT = """([x, weight]) => Array.from(network.decode(
     network.encode(new Float32Array(x), digitLabels, weight).mu, digitLabels, weight))"""
 BETWEEN = [0.01, 0.013, 0.04, 0.1, 0.25, 0.7, 1.0, 2.2, 7.3, 20.0, 30.0]  # the measured weights are six others
@@ -108,50 +131,62 @@ def torch_s_pixels(model: MultiRate, weight: float) -> np.ndarray:
     return found
 
 
-def test_pixels_are_torch_s_at_every_weight(shown: "Page", model: MultiRate) -> None:
-    for weight in BETWEEN:
-        ours = np.array(shown.evaluate(f"([z, weight]) => ({DECODE})(z, weight)", [Z.flatten().tolist(), weight]))
-        assert np.abs(ours.reshape(10, 784) - torch_s_pixels(model, weight)).max() < 1e-3, weight
-
-
-def test_a_drawing_s_reconstruction_is_torch_s(shown: "Page", model: MultiRate) -> None:
+def assert_network_is(model: MultiRate, shown: "Page", weights: list[float]) -> None:
+    """Its pixels and its reconstructions are torch's."""
     images, labels = normal(10, 1, 28, 28).float().sigmoid(), torch.arange(10)
-    for weight in (0.013, 1.0):
+    for weight in weights:
+        ours = np.array(shown.evaluate(DECODE, [Z.flatten().tolist(), weight])).reshape(10, 784)
+        assert np.abs(ours - torch_s_pixels(model, weight)).max() < 1e-3, weight
         ours = np.array(shown.evaluate(RECONSTRUCT, [images.flatten().tolist(), weight])).reshape(10, 784)
-        told = model.at(weight)
-        assert np.abs(ours - told.decode(told.encode(images, labels).mu, labels).sigmoid().numpy()).max() < 1e-2
+        at = model.at(weight)
+        assert np.abs(ours - at.decode(at.encode(images, labels).mu, labels).sigmoid().numpy()).max() < 1e-2, weight
+
+
+def test_the_network_is_torch_s_at_every_weight(shown: "Page", model: MultiRate) -> None:
+    assert_network_is(model, shown, BETWEEN)
+
+
+@pytest.mark.parametrize("conditioning", ["sum", "mean", "product"])
+def test_other_conditions_are_torch_s(conditioning: str, browser: "Browser", tmp_path: Path) -> None:
+    """Also where the encoder sees no label, as in the article's network."""
+    model = told(conditioning=conditioning, encoder_sees_label=False)
+    fitted = stacked([fitted_at(model, 1.0)] * 2, WEIGHTS[:2])
+    (tmp_path / "page.html").write_text(page(contents(model, fitted)), encoding="utf-8")
+    with page_of(browser) as opened:
+        opened.goto((tmp_path / "page.html").as_uri())
+        assert_network_is(model, opened, [0.013, 2.2])
 
 
 @needs_firefox
-def test_firefox_slides_and_draws_as_chromium_does(file: Path, model: MultiRate, shown: "Page", tmp_path: Path) -> None:
+def test_firefox_slides_and_draws_as_chromium_does(
+    firefox: Firefox, file: Path, model: MultiRate, shown: "Page"
+) -> None:
     """By its keys and its pointer, to torch's pixels and to a grey level of Chromium's, without a warning."""
     for _ in range(3):
         shown.press("#weight", "ArrowRight")
     theirs, chosen = digit_pixels(shown), shown.text_content("#weight-value")
-    with firefox_page(tmp_path) as firefox:
-        firefox.send("WebDriver:Navigate", {"url": file.as_uri()})
-        for weight in (0.013, 2.2):
-            ours = np.array(firefox.evaluate(DECODE, Z.flatten().tolist(), weight)).reshape(10, 784)
-            assert np.abs(ours - torch_s_pixels(model, weight)).max() < 1e-3
-        firefox.send("WebDriver:ElementSendKeys", {"id": firefox.find("#weight"), "text": "\ue014" * 3})
-        wait = "() => new Promise((done) => setTimeout(done, 400, true))"
-        assert firefox.evaluate(wait)
-        assert firefox.evaluate("() => element('weight-value').textContent") == chosen
-        assert np.abs(np.array(firefox.evaluate(f"() => ({PIXELS})('#digits')")) - theirs).max() <= 1
+    firefox.send("WebDriver:Navigate", {"url": file.as_uri()})
+    for weight in (0.013, 2.2):
+        ours = np.array(firefox.evaluate(DECODE, [Z.flatten().tolist(), weight])).reshape(10, 784)
+        assert np.abs(ours - torch_s_pixels(model, weight)).max() < 1e-3
+    firefox.send("WebDriver:ElementSendKeys", {"id": firefox.find("#weight"), "text": "\ue014" * 3})
+    firefox.wait_for(SETTLED)
+    assert firefox.evaluate("() => element('weight-value').textContent") == chosen
+    assert np.abs(np.array(firefox.evaluate(PIXELS, "#digits")) - theirs).max() <= 1
 
-        firefox.send("WebDriver:ElementClick", {"id": firefox.find("#clear")})
-        pad = {"element-6066-11e4-a52e-4f735466cecf": firefox.find("#pad")}
-        moves = [
-            {"type": "pointerMove", "origin": pad, "x": 0, "y": -80},
-            {"type": "pointerDown", "button": 0},
-            {"type": "pointerMove", "origin": pad, "x": 0, "y": 80, "duration": 100},
-            {"type": "pointerUp", "button": 0},
-        ]
-        firefox.send("WebDriver:PerformActions", {"actions": [{"type": "pointer", "id": "mouse", "actions": moves}]})
-        assert firefox.evaluate(wait)
-        assert firefox.evaluate("() => state.ink.reduce((sum, value) => sum + value)") > 20
-        assert "the network reads a" in firefox.evaluate("() => element('labels-words').textContent")
-        assert firefox.said(file.as_uri()) == []
+    firefox.send("WebDriver:ElementClick", {"id": firefox.find("#clear")})
+    pad = {"element-6066-11e4-a52e-4f735466cecf": firefox.find("#pad")}
+    moves = [
+        {"type": "pointerMove", "origin": pad, "x": 0, "y": -80},
+        {"type": "pointerDown", "button": 0},
+        {"type": "pointerMove", "origin": pad, "x": 0, "y": 80, "duration": 100},
+        {"type": "pointerUp", "button": 0},
+    ]
+    firefox.send("WebDriver:PerformActions", {"actions": [{"type": "pointer", "id": "mouse", "actions": moves}]})
+    firefox.wait_for(SETTLED)
+    assert firefox.evaluate("() => state.ink.reduce((sum, value) => sum + value)") > 20
+    assert "the network reads a" in firefox.evaluate("() => element('labels-words').textContent")
+    assert firefox.said(file.as_uri()) == []
 
 
 def test_a_latent_is_one_of_the_fitted_density_s(shown: "Page", model: MultiRate) -> None:
@@ -171,9 +206,9 @@ def test_a_latent_is_one_of_the_fitted_density_s(shown: "Page", model: MultiRate
 def test_the_weight_the_sampler_the_seed_and_latents_change_the_digits(shown: "Page") -> None:
     before = digit_pixels(shown)
     slide(shown, 4.0)
-    assert shown.text_content("#weight-value") == "3.99"  # the slider's nearest step
+    assert text(shown, "#weight-value") == "3.99"  # the slider's nearest step
     assert shown.locator("#weight").get_attribute("aria-valuetext") == "beta 3.99"
-    assert "14" in (shown.text_content("#figures") or "")  # the curve's figure at its fifth weight
+    assert "14" in text(shown, "#figures")  # the curve's figure at its fifth weight
     at_four = digit_pixels(shown)
     shown.check("input[value=prior]")
     from_prior = digit_pixels(shown)
@@ -199,7 +234,7 @@ def test_same_style_gives_all_digits_the_same_latents(shown: "Page") -> None:
 
 def test_the_track_shows_the_study_s_interval_and_the_words_the_collapse(shown: "Page") -> None:
     assert shown.locator("#marks .band").count() == 1
-    words = shown.text_content("#marks-words") or ""
+    words = text(shown, "#marks-words")
     assert "0.1 to 0.5" in words
     assert "45.2, beyond the slider's end" in words
     assert shown.locator("#marks .beyond").count() == 1
@@ -209,17 +244,15 @@ def test_the_track_shows_the_study_s_interval_and_the_words_the_collapse(shown: 
 
 def test_a_drawing_is_read_again_and_its_hidden_part_completed(shown: "Page") -> None:
     shown.click("#clear")
-    shown.wait_for_timeout(400)
-    assert "Draw something first" in (shown.text_content("#labels-words") or "")
+    assert "Draw something first" in text(shown, "#labels-words")
     box = shown.locator("#pad").bounding_box()
     assert box is not None
     shown.mouse.move(box["x"] + 140, box["y"] + 60)
     shown.mouse.down()
     shown.mouse.move(box["x"] + 140, box["y"] + 220, steps=4)
     shown.mouse.up()
-    shown.wait_for_timeout(400)
+    assert "the network reads a" in text(shown, "#labels-words")
     assert shown.evaluate("() => state.ink.reduce((sum, value) => sum + value)") > 20
-    assert "the network reads a" in (shown.text_content("#labels-words") or "")
     whole = digit_pixels(shown, "#labels")
     assert len(whole) == 10
     slide(shown, 20.0)
@@ -229,14 +262,12 @@ def test_a_drawing_is_read_again_and_its_hidden_part_completed(shown: "Page") ->
     assert len(np.unique(digit_pixels(shown, "#completions"), axis=0)) > 1  # samples of the drawing's latents
     shown.locator("#labels button").nth(4).click()
     shown.click("#hide-half")
-    shown.wait_for_timeout(400)
-    assert "visible part" in (shown.text_content("#labels-words") or "")
+    assert "visible part" in text(shown, "#labels-words")
     completed = digit_pixels(shown, "#labels")
     visible = completed.reshape(10, 28, 28)[:, :10]
     assert (visible == visible[0]).all()  # of a completion, the visible part is the drawing's own
     shown.locator("#labels button").nth(4).click()
-    shown.wait_for_timeout(400)
-    assert "Six completions as a 4" in (shown.text_content("#completions-title") or "")
+    assert "Six completions as a 4" in text(shown, "#completions-title")
     assert len(np.unique(digit_pixels(shown, "#completions"), axis=0)) > 1
 
 
@@ -249,8 +280,7 @@ def test_a_finger_draws_erases_and_hides(shown: "Page") -> None:
     shown.check("input[value=hide]")
     pad.tap()
     assert shown.evaluate(hidden)
-    shown.wait_for_timeout(400)
-    assert "visible part" in (shown.text_content("#labels-words") or "")
+    assert "visible part" in text(shown, "#labels-words")
     shown.check("input[value=erase]")
     for place in itertools.product((124, 140, 156), repeat=2):
         pad.tap(position={"x": place[0], "y": place[1]})
@@ -279,27 +309,25 @@ def test_runs_stand_side_by_side_as_ticked(shown: "Page") -> None:
 
 
 @needs_firefox
-def test_it_fits_firefox_too(file: Path, tmp_path: Path) -> None:
-    with firefox_page(tmp_path) as firefox:
-        for width, scheme in itertools.product((375, 1600), ("light", "dark")):
-            firefox.look(width, scheme)
-            firefox.send("WebDriver:Navigate", {"url": file.as_uri()})
-            dark = "matchMedia('(prefers-color-scheme: dark)').matches"
-            found = firefox.evaluate(f"() => [innerWidth, {dark}, document.documentElement.scrollWidth <= innerWidth]")
-            assert found == [width, scheme == "dark", True]
-            least, words = firefox.evaluate(LEAST_CONTRAST)
-            assert least >= 4.5, words
-        assert firefox.said(file.as_uri()) == []
+@pytest.mark.parametrize(("width", "scheme"), [(375, "dark"), (1600, "light")])
+def test_it_fits_firefox_too(firefox: Firefox, file: Path, width: int, scheme: str) -> None:
+    firefox.look(width, scheme)
+    firefox.send("WebDriver:Navigate", {"url": file.as_uri()})
+    dark = "matchMedia('(prefers-color-scheme: dark)').matches"
+    firefox.wait_for(f"(width, dark) => innerWidth === width && {dark} === dark", width, scheme == "dark")
+    assert firefox.evaluate("() => document.documentElement.scrollWidth") <= width
+    least, words = firefox.evaluate(LEAST_CONTRAST)
+    assert least >= 4.5, words
+    assert firefox.said(file.as_uri()) == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [375, 1600])
-def test_it_fits_any_width_and_can_be_read(file: Path, width: int, scheme: str) -> None:
+@pytest.mark.parametrize(("width", "scheme"), [(375, "dark"), (1600, "light")])
+def test_it_fits_any_width_and_can_be_read(browser: "Browser", file: Path, width: int, scheme: str) -> None:
     """By people (a contrast of 4.5 : 1, WCAG 2.1) and by a screen reader, which has a name for every control."""
-    with browser_page(width, scheme) as opened:
+    with page_of(browser, width, scheme) as opened:
         opened.goto(file.as_uri())
         opened.click("summary")
-        opened.wait_for_timeout(400)
+        settle(opened)
         assert opened.evaluate("document.documentElement.scrollWidth") <= width
         least, words = opened.evaluate(LEAST_CONTRAST)
         assert least >= 4.5, words
@@ -316,23 +344,6 @@ def test_the_page_of_the_default_network_is_one_file_of_4_mb() -> None:
     density = Density(torch.full(shape[:-1], 1 / components), normal(*shape).float(), roots)
     html = page(contents(network.requires_grad_(requires_grad=False), Densities(torch.tensor(weights), density)))
     assert 3_000_000 < len(html) < 3_900_000
-
-
-@pytest.mark.parametrize("conditioning", ["sum", "mean", "product"])
-def test_other_conditions_are_torch_s(conditioning: str, tmp_path: Path) -> None:
-    """Also where the encoder sees no label, as in the article's network."""
-    model = told(conditioning=conditioning, encoder_sees_label=False)
-    fitted = stacked([fitted_at(model, 1.0)] * 2, WEIGHTS[:2])
-    (tmp_path / "page.html").write_text(page(contents(model, fitted)), encoding="utf-8")
-    images, labels = normal(10, 1, 28, 28).float().sigmoid(), torch.arange(10)
-    with browser_page() as opened:
-        opened.goto((tmp_path / "page.html").as_uri())
-        for weight in (0.013, 2.2):
-            ours = np.array(opened.evaluate(f"([z, weight]) => ({DECODE})(z, weight)", [Z.flatten().tolist(), weight]))
-            assert np.abs(ours.reshape(10, 784) - torch_s_pixels(model, weight)).max() < 1e-3
-            ours = np.array(opened.evaluate(RECONSTRUCT, [images.flatten().tolist(), weight])).reshape(10, 784)
-            at = model.at(weight)
-            assert np.abs(ours - at.decode(at.encode(images, labels).mu, labels).sigmoid().numpy()).max() < 1e-2
 
 
 def test_a_network_that_the_page_cannot_show_is_refused_and_an_experiment_with_it_goes_on(

@@ -1,13 +1,16 @@
 """Trials in a queue: interrupted, killed, shared between processes, retried, and never lost."""
 
 import sqlite3
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from drills import Zygote
 from studies import SETTING, abandoned, events, finished, having, opened, program, refused, results, states
 
 from pipeline.study import queue, search, storage
@@ -45,11 +48,13 @@ def test_an_interrupted_search_ends_cleanly_and_continues_in_its_runs(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["tmp_path", "database", "proxied"])  # SQLite, PostgreSQL, Optuna's proxy
-def test_several_processes_share_one_new_study(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_several_processes_share_one_new_study(
+    place: str, request: pytest.FixtureRequest, zygote: Zygote, tmp_path: Path
+) -> None:
     request.getfixturevalue(place)
-    processes = [program(tmp_path, trials=6, population=2, epochs=1) for _ in range(3)]
+    processes = [program(zygote, tmp_path, trials=6, population=2, epochs=1) for _ in range(3)]
     with ThreadPoolExecutor() as pool:  # none may wait for its lines while another waits for its trials
-        outputs = list(pool.map(lambda process: process.communicate("go on\n" * 50, timeout=200), processes))
+        outputs = list(pool.map(lambda process: process.communicate("go on\n" * 50, timeout=600), processes))
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     found = opened(tmp_path, having(trials=6, epochs=1))
     assert found.done() == len(found.trials()) == found.table()["kl_weight"].nunique() == 6
@@ -107,7 +112,10 @@ def test_a_trial_that_another_process_took_over_is_told_once(tmp_path: Path) -> 
     assert found.seeds()["validation/fitted/frechet"].tolist() == [1.0]
 
 
-def test_finished_seeds_of_a_killed_trial_are_not_trained_again(tmp_path: Path) -> None:
+def test_finished_seeds_of_a_killed_trial_are_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "undecided", lambda seeds, _: set(seeds["trial"]))  # each has all three seeds
     setting = having(trials=2, epochs=1, seeds=3)
     alone = finished(tmp_path / "alone", setting)
     found = opened(tmp_path / "killed", setting)
@@ -142,24 +150,35 @@ def test_a_process_without_trials_waits_for_the_others(tmp_path: Path, monkeypat
     with busy.at_work():
         (candidate,) = busy.ask(1)
         candidate.keep(0, {"validation/fitted/frechet": 1.0})
-        monkeypatch.setattr(time, "sleep", lambda _: busy.tell(candidate, "COMPLETE"))
+        monkeypatch.setattr(search, "time", SimpleNamespace(sleep=lambda _: busy.tell(candidate, "COMPLETE")))
         assert list(events(waiting)) == []
     assert states(waiting) == ["COMPLETE"]
 
 
 def test_hearts_beat_only_while_trials_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "HEARTBEAT_SECONDS", 0.01)
-    found = opened(tmp_path, having(trials=2, epochs=1))
-    beats: list[int] = []
-    monkeypatch.setattr(found.database, "record_heartbeat", beats.append)
+    found, beats = opened(tmp_path, having(trials=2, epochs=1)), SimpleQueue[int]()
+
+    def beat(trial: int) -> None:
+        if threading.current_thread() is not threading.main_thread():  # which asks
+            beats.put(trial)
+
+    def heard(expected: set[int]) -> set[int]:
+        """The trials that have beaten when all that are expected have."""
+        seen = set[int]()
+        while not seen >= expected:
+            seen.add(beats.get(timeout=60))
+        return seen
+
+    monkeypatch.setattr(found.database, "record_heartbeat", beat)
     with found.at_work():
-        trials = {candidate.trial._trial_id for candidate in found.ask(2)}
-        for expected in (trials, set()):
-            time.sleep(0.05)
-            beats.clear()
-            time.sleep(0.15)
-            assert set(beats) == expected
-            found.put_back(KeyboardInterrupt())
+        first = {candidate.trial._trial_id for candidate in found.ask(2)}
+        assert heard(first) == first
+        found.put_back(KeyboardInterrupt())
+        second = {candidate.trial._trial_id for candidate in found.ask(2)}
+        while beats.get(timeout=60) in first:  # until its present round ends
+            pass
+        assert heard(second) == second
 
 
 def test_a_locked_file_is_one_line_and_loses_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import forked
 import numpy as np
 import pandas as pd
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 from idx import idx
 from imports import ROOT
 
@@ -23,6 +25,11 @@ from pipeline.base.files import sha256
 from pipeline.base.params import write
 from pipeline.data.download import NAMES
 
+WHOLE = int(os.environ.get("FAULTS", "0")) >= 1000  # what `make faults` runs
+# Without deadlines and checks of speed, which a busy machine fails. The whole run has other examples each time. The
+# short one has the same, so they must not be made of the constants of modules that other tests have imported.
+vars(providers)["is_local_module_file"] = lambda _: False
+quickly = settings(deadline=None, derandomize=not WHOLE, suppress_health_check=list(HealthCheck))
 EPOCHS = 4
 LIMIT_SECONDS = 300.0  # what takes longer hangs
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -1,16 +1,14 @@
 """Ports for servers that must be told one."""
 
-import random
 import socket
+
+_held: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """One that nobody listens on, and below those that the system gives to whoever asks for any: it stays free."""
-    while True:
-        port = random.SystemRandom().randrange(15_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+    """It stays bound, but nobody listens there until a server does: the system gives it to no other."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+    held.bind(("127.0.0.1", 0))
+    _held.append(held)
+    return int(held.getsockname()[1])

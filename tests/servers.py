@@ -18,18 +18,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from imports import ROOT
+from ports import free_port
+
 from pipeline.tracking import server
-
-_held: list[socket.socket] = []
-
-
-def free_port() -> int:
-    """A port for a server to be started. It stays bound, but nobody listens there: the system gives it to no other."""
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
-    held.bind(("127.0.0.1", 0))
-    _held.append(held)
-    return int(held.getsockname()[1])
 
 
 @dataclass
@@ -68,6 +60,25 @@ class Tracking:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+
+@contextmanager
+def proxy(log: Path) -> Iterator[str]:
+    """Optuna's gRPC storage proxy before the database that OPTUNA_STORAGE names: its address, where it answers."""
+    port = free_port()
+    command = [sys.executable, "-m", "pipeline.study.serve", "--port", str(port)]
+    with log.open("w") as file, subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file) as process:
+        try:
+            end = time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < end:
+                with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                time.sleep(0.05)
+            else:
+                raise AssertionError(log.read_text())
+            yield f"grpc://127.0.0.1:{port}"
+        finally:
+            process.kill()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drills import Zygote, assert_sound, assert_words, left
+from drills import WHOLE, Zygote, assert_sound, assert_words, left
 from imports import ROOT
 from mounts import can_mount
 
@@ -16,7 +16,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not can_mount(), reason="this machine lets nobody mount a small disk (unshare -rm)"),
 ]
-WHOLE = int(os.environ.get("FAULTS", "0")) >= 1000
 SPACE = (4096, 20_000, 60_000, 200_000, 600_000, 2_000_000) if WHOLE else (200_000,)  # bytes
 STAGES = ("train", "evaluate", "tune")
 PLACES = {

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import shutil
 import sys
 import tracemalloc
@@ -11,10 +10,12 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import drills
 import numpy as np
 import pytest
 import typer.main
-from hypothesis import HealthCheck, given, settings
+from drills import WHOLE
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -25,10 +26,7 @@ from pipeline.show.reading import read_grey
 from pipeline.stages import saved
 
 OLD = Path(__file__).with_name("old")
-TIMES = 5 if int(os.environ.get("FAULTS", "0")) >= 1000 else 1  # as many examples in the whole run, others each time
-quickly = settings(
-    max_examples=60 * TIMES, deadline=None, derandomize=TIMES == 1, suppress_health_check=list(HealthCheck)
-)
+quickly = settings(drills.quickly, max_examples=300 if WHOLE else 60)
 command: Any = typer.main.get_command(cli.app)
 
 WORDS = st.text(st.characters(exclude_characters="\0/~"), min_size=1, max_size=8) | st.sampled_from(
@@ -60,7 +58,7 @@ def folder(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("name", sorted(command.commands))
 def test_any_arguments_are_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    @settings(quickly, max_examples=10 * TIMES)
+    @settings(quickly, max_examples=50 if WHOLE else 5)
     @given(arguments(name))
     def check(words: list[str]) -> None:
         out, said = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")

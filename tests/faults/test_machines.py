@@ -2,11 +2,9 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,15 @@ from urllib.parse import quote
 
 import drills
 import pytest
-from imports import ROOT
+from drills import until
+from ports import free_port
 from postgres import Server
-from servers import Tracking, bad, free_port, s3
+from servers import Tracking, bad, proxy, s3
 
 from pipeline.base.params import write
+from pipeline.cli import main as cli
 from pipeline.cli.services import services
+from pipeline.tracking import server
 
 pytestmark = [
     pytest.mark.slow,
@@ -72,45 +73,40 @@ def team(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
             "MLFLOW_BACKEND_STORE_URI": made.url("team_mlflow").replace("postgresql:", "postgresql+psycopg:"),
             "MLFLOW_ARTIFACTS_DESTINATION": "s3://team/mlflow",
         })  # fmt: skip
-        port = free_port()
         patch.setenv("OPTUNA_STORAGE", made.url("team_optuna"))
-        with open(folder / "proxy.log", "w") as log:
-            command = [sys.executable, "-m", "pipeline.study.serve", "--port", str(port)]
-            proxy = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        tracking.start()
         try:
-            tracking.start()
-            made.environment = keys | {
-                "MLFLOW_TRACKING_URI": tracking.address.replace("//", f"//{LOGIN}@"),
-                "OPTUNA_STORAGE": f"grpc://localhost:{port}",
-            }
-            for name, value in made.environment.items():
-                patch.setenv(name, value)
-            yield made
+            with proxy(folder / "proxy.log") as address:
+                made.environment = keys | {
+                    "MLFLOW_TRACKING_URI": tracking.address.replace("//", f"//{LOGIN}@"),
+                    "OPTUNA_STORAGE": address,
+                }
+                for name, value in made.environment.items():
+                    patch.setenv(name, value)
+                yield made
         finally:
             tracking.stop()
-            proxy.terminate()
-            proxy.wait()
 
 
 def test_two_machines_share_a_study_on_servers_and_leave_no_password(
-    prepared: Path, zygote: drills.Zygote, team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, zygote: drills.Zygote, team: Team, tmp_path: Path
 ) -> None:
-    folders = [tmp_path / "one", tmp_path / "other"]
-    for folder in folders:
-        shutil.copytree(prepared, folder)
-        monkeypatch.chdir(folder)
-        write({("tune", "trials"): 6})
-    with ThreadPoolExecutor() as pool:
-        ended = list(pool.map(lambda folder: zygote.run(folder, "tune", **team.environment), folders))
-    assert [one.status for one in ended] == [0, 0], "\n".join(one.said for one in ended)
-    for one, folder in zip(ended, folders, strict=True):
-        sync = [sys.executable, "-m", "pipeline.cli", "sync"]
-        while "cvae sync" in one.said and subprocess.run(sync, cwd=folder, env=_with_ours()).returncode:
-            pass  # the server is slow
     query = team.database.query
-    assert query("SELECT state, count(*) FROM trials GROUP BY state", "team_optuna") == [("COMPLETE", 6)]
     workers = "SELECT DISTINCT value_json FROM trial_user_attributes WHERE key = 'worker'"
-    assert len(query(workers, "team_optuna")) == 2
+    folders = [Path(shutil.copytree(prepared, tmp_path / name)) for name in ("one", "other")]
+    for folder in folders:
+        write({("tune", "trials"): 6}, folder / "params.yaml")
+    with ExitStack() as stack:
+        studies = [stack.enter_context(zygote.held(folder, "tune", **team.environment)) for folder in folders]
+        until(lambda: len(query(workers, "team_optuna")) == 2)
+        for study in studies:
+            study.gate.touch()
+        ended = [study.end() for study in studies]
+    for one, folder in zip(ended, folders, strict=True):
+        assert one.status == 0, one.said
+        if "cvae sync" in one.said:  # the server is slow
+            zygote.sync(folder, team.environment["MLFLOW_TRACKING_URI"])
+    assert query("SELECT state, count(*) FROM trials GROUP BY state", "team_optuna") == [("COMPLETE", 6)]
     assert query("SELECT name FROM runs WHERE status != 'FINISHED'", "team_mlflow") == []
     assert query("SELECT count(*) FROM runs", "team_mlflow") == [(7,)]
     assert any(key.startswith("mlflow/") and key.endswith(".safetensors") for key in team.objects())
@@ -122,28 +118,30 @@ def test_two_machines_share_a_study_on_servers_and_leave_no_password(
 
 
 def test_the_page_shows_no_password_in_the_list_of_processes(team: Team, tmp_path: Path) -> None:
-    environment = _with_ours() | {"MLFLOW_TRACKING_URI": team.url("team_mlflow")}
-    command = [sys.executable, "-m", "pipeline.cli", "ui", "--no-browser"]
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE) as page:
-        assert page.stdout is not None
-        said = page.stdout.readline() + page.stdout.readline()
-        lines = [_bytes(path) for path in Path("/proc").glob("[0-9]*/cmdline")]
-        page.terminate()
-    assert "Ctrl-C ends it" in said
+    port = free_port()
+    with (tmp_path / "log").open("w+") as log:
+        page = server.start(team.url("team_mlflow"), port, log, None)
+        try:
+            assert server.is_up(page, f"http://127.0.0.1:{port}")
+            lines = [_line(path) for path in Path("/proc").glob("[0-9]*") if _session(path) == page.pid]
+        finally:
+            server.end(page)
     assert any(b"--no-serve-artifacts" in line for line in lines)
-    assert not any(map(_holds, [said.encode(), *lines]))
+    assert not any(map(_holds, lines))
 
 
-def _bytes(path: Path) -> bytes:
+def _line(process: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return (process / "cmdline").read_bytes()
     except OSError:  # the process has ended
         return b""
 
 
-def _with_ours() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT)}
+def _session(process: Path) -> int:
+    try:
+        return os.getsid(int(process.name))
+    except OSError:
+        return 0
 
 
 def _holds(content: bytes) -> bool:
@@ -240,11 +238,13 @@ def _older(query: Callable[[str, str], Any], database: str) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("remote")
-def test_the_doctor_names_a_driver_that_is_missing_and_exits_with_2(team: Team) -> None:
-    program = (
-        "import sys; sys.modules['psycopg'] = None; sys.argv[1:] = ['doctor', '--services']; import cvae; cvae.main()"
-    )
-    environment = _with_ours() | {"OPTUNA_STORAGE": team.url("team_optuna")}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "psycopg is not installed): pip install '.[postgres]'" in done.stdout
+def test_the_doctor_names_a_driver_that_is_missing_and_exits_with_2(
+    team: Team, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPTUNA_STORAGE", team.url("team_optuna"))
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.setattr(sys, "argv", ["cvae", "doctor", "--services"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "psycopg is not installed): pip install '.[postgres]'" in capsys.readouterr().out

@@ -1,6 +1,5 @@
 """Databases that another program locks, and servers that go or refuse in the middle: no work stops, and all arrives."""
 
-import os
 import shutil
 import sqlite3
 import time
@@ -9,12 +8,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from drills import SETTINGS, Zygote, assert_sound, assert_whole_records, left, rows, until
+from drills import SETTINGS, WHOLE, Zygote, assert_sound, assert_whole_records, left, rows, until
 from servers import Tracking, failing
 
 pytestmark = pytest.mark.slow
 
-WHOLE = int(os.environ.get("FAULTS", "0")) >= 1000
 SECONDS = 30.0 if WHOLE else 1.0  # that the database of studies is locked
 
 

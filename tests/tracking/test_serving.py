@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packaged import IMAGE, save_three
-from servers import free_port
+from ports import free_port
 from stores import forget
 
 from pipeline.tracking import runs, server

@@ -21,7 +21,6 @@ from pipeline.cli.main import COMMANDS, STAGES
     [
         ("sample 10", "'10' names no digits"),
         ("sample 8 --out eight.bmp", "must end in .png or .npz"),
-        ("sample 8 --model absent.safetensors", "absent.safetensors not found: train a model first"),
         ("sample 8 --model params.yaml", "params.yaml holds no cvae of this version"),
         ("sample 8 --model runs:/nonsense", "'runs:/nonsense' names no run"),
         ("sample 8 --model runs:/0123abcd", "there is no run 0123abcd in MLflow"),
@@ -29,15 +28,12 @@ from pipeline.cli.main import COMMANDS, STAGES
         ("sampel 8", "Did you mean 'sample'?"),
         ("weight --article nan", "must be a finite number"),
         ("weight", "give one of --weight, --like, --article and --beta"),
-        ("weight --article 1 --like keras", "give one of --weight, --like, --article and --beta"),
         ("weight --like nobody", "--like nobody is not known: give one of article, article-sum, pytorch"),
         ("weight --weight 1 --factor inf", "--factor must be a finite number above 0, not inf"),
         ("reproduce article", "data/prepared/mnist.safetensors not found: run `dvc repro prepare` first"),
         ("try objective.kl_weight=-1", "objective.kl_weight must be greater than or equal to 0, not -1"),
-        ("try train.epoch=3", "train.epoch is no key of params.yaml"),
         ("report", "run `dvc repro evaluate` first"),
         ("evaluate", "not found: train a model first"),
-        ("train", "run `dvc repro prepare` first"),
         ("prepare", "run `cvae download` first"),
     ],
 )
@@ -45,26 +41,20 @@ def test_what_is_wrong_is_said_in_one_line(project: Path, cvae: Cvae, words: str
     assert_refused(project, cvae, words, reason)
 
 
-def test_the_articles_weight_is_the_evidence_lower_bound(cvae: Cvae) -> None:
-    assert "β = 1.00 " in cvae("weight --article 1e-5 --batch-size 128").out
-    assert "w = 1 " in cvae("weight --beta 100352 --batch-size 128").out
-    readings = one_line(cvae("weight --like article").out)
-    assert "mean BCE, KL summed 1.00 mean BCE, KL averaged 0.00784" in readings
-    assert "mean squared error, KL summed 1.00 0.708 50.18" in readings
-
-
 def test_any_loss_is_converted_and_back_and_a_squared_error_has_a_sigma(cvae: Cvae) -> None:
-    out = one_line(cvae("weight --like pytorch-vae").out)
-    assert "β = 3.07 with σ = 0.707" in out
-    assert "β = 1 with σ = 1.24" in out
-    assert "β = w · 12288 = 3.07 for w = 0.00025" in out
-    assert "w = 0.00025 " in one_line(cvae("weight --like pytorch-vae --beta 3.072").out)
-    own = "--reconstruction mse --over-pixels mean --over-batch mean --kl-over-latents mean --pixels 100 --latents 4"
-    assert "β = w · 0.5 · 100 ÷ 4 · 8 = 20.00 for w = 0.20" in one_line(
-        cvae(f"weight --weight 0.2 {own} --batch-size 8 --factor 0.5").out
-    )
-    assert "both terms are reduced alike, so β = w = 0.30" in one_line(cvae("weight --weight 0.3").out)
-    assert "latent-diffusion" in cvae("weight --like list").out
+    own = "--weight 0.2 --reconstruction mse --over-pixels mean --over-batch mean --kl-over-latents mean --factor 0.5"
+    for words, *told in (
+        ("--article 1e-5 --batch-size 128", "β = 1.00 "),
+        ("--beta 100352 --batch-size 128", "w = 1 "),
+        ("--like article", "mean BCE, KL summed 1.00 mean BCE, KL averaged 0.00784", "KL summed 1.00 0.708 50.18"),
+        ("--like pytorch-vae", "β = 3.07 with σ = 0.707", "β = 1 with σ = 1.24", "w · 12288 = 3.07 for w = 0.00025"),
+        ("--like pytorch-vae --beta 3.072", "w = 0.00025 "),
+        (f"{own} --pixels 100 --latents 4 --batch-size 8", "β = w · 0.5 · 100 ÷ 4 · 8 = 20.00 for w = 0.20"),
+        ("--weight 0.3", "both terms are reduced alike, so β = w = 0.30"),
+        ("--like list", "latent-diffusion"),
+    ):
+        out = one_line(cvae(f"weight {words}").out)
+        assert [word for word in told if word not in out] == []
 
 
 def test_a_weight_is_told_what_the_spectrum_expects_where_it_is_known(project: Path, cvae: Cvae) -> None:
@@ -79,8 +69,6 @@ def test_a_weight_is_told_what_the_spectrum_expects_where_it_is_known(project: P
     assert "expects a collapse: no latent pays for itself above β = 40.00" in said("--weight 41")
     for other in ("--weight 0.01", "--weight 1 --pixels 100", "--weight 1 --reconstruction mse"):
         assert "spectrum" not in said(other)
-    write_json(project / SPECTRUM, {"likelihood": "discretized_logistic", "unknown": "no closed form"})
-    assert "spectrum" not in said("--like keras")
     (project / SPECTRUM).write_text("{", encoding="utf-8")
     assert_refused(project, cvae, "weight --like keras", "spectrum.json can't be read")
 
@@ -136,31 +124,27 @@ def test_a_reader_that_has_left_is_no_error() -> None:
 @pytest.fixture
 def dvc(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program `dvc` for `cvae try`, to be written."""
-    program = project / "bin/dvc"
-    program.parent.mkdir()
-    program.touch(mode=0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    return program
+    (project / "bin").mkdir()
+    (project / "bin/dvc").touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{project / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    return project / "bin/dvc"
 
 
-def test_an_experiment_needs_no_name_in_git(
-    project: Path, dvc: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_experiment_needs_no_name_in_git(dvc: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch) -> None:
     dvc.write_text('#!/bin/sh\necho "$GIT_AUTHOR_NAME $GIT_COMMITTER_EMAIL" > who\n', encoding="utf-8")
-    assert cvae("try objective.kl_weight=1").status == 0
-    assert (project / "who").read_text() == "cvae cvae\n"
-    (project / "config").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n", encoding="utf-8")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(project / "config"))
-    assert cvae("try objective.kl_weight=1").status == 0
-    assert (project / "who").read_text() == " \n"
+    Path("config").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n", encoding="utf-8")
+    for settings, who in ((os.devnull, "cvae cvae\n"), (str(Path("config").absolute()), " \n")):
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", settings)
+        assert cvae("try objective.kl_weight=1").status == 0
+        assert Path("who").read_text(encoding="utf-8") == who
 
 
 @pytest.mark.parametrize(("edit", "left"), [("1", "0.2"), ("1/; s/seed: 0/seed: 5", "1")])
 def test_a_failed_experiment_puts_params_back_unless_they_were_edited_meanwhile(
-    project: Path, dvc: Path, cvae: Cvae, edit: str, left: str
+    dvc: Path, cvae: Cvae, edit: str, left: str
 ) -> None:
     dvc.write_text(f'#!/bin/sh\nsed -i "s/kl_weight: 0.2/kl_weight: {edit}/" params.yaml\nexit 1\n', encoding="utf-8")
     answer = cvae("try objective.kl_weight=1")
     assert answer.status == 1
     assert ("was edited meanwhile" in answer.out + answer.err) == (left == "1")
-    assert f"kl_weight: {left} " in (project / "params.yaml").read_text(encoding="utf-8")
+    assert f"kl_weight: {left} " in Path("params.yaml").read_text(encoding="utf-8")

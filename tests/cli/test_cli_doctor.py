@@ -12,7 +12,9 @@ from commands import Cvae, one_line
 from settings import model_params, objective_params
 from stores import forget
 
+from pipeline.base.files import write_json, write_table
 from pipeline.base.params import digest, flat, write
+from pipeline.base.paths import HISTORY, JUDGE, MODEL, PREPARED, RUN
 from pipeline.cli.doctor import Gathered, screen
 from pipeline.measure.doctor import Case, diagnose
 from pipeline.measure.judge import Judges
@@ -23,15 +25,15 @@ from pipeline.tracking import runs as tracking
 from pipeline.tracking.outbox import Outbox
 from pipeline.weight import article
 
+LOSSES = [200.0, 150.0, 130.0, 110.0]
+
 
 def add_data(project: Path) -> None:
-    (project / "data/prepared").mkdir(parents=True)
-    splits = {"train": banded(20, 0), "validation": banded(12, 1)}  # without test: reading it would fail
-    save_splits(project / "data/prepared/mnist.safetensors", splits)
+    save_splits(project / PREPARED, {"train": banded(20, 0), "validation": banded(12, 1)})  # reading test would fail
 
 
 def add_judge(project: Path) -> None:
-    save_judges(project / "models/judge.safetensors", Judges(build_judge(0), build_judge(0)), {})
+    save_judges(project / JUDGE, Judges(build_judge(0), build_judge(0)), {})
 
 
 def test_the_doctor_measures_what_the_files_allow_and_names_what_is_missing(project: Path, cvae: Cvae) -> None:
@@ -59,16 +61,14 @@ def test_the_doctor_measures_what_the_files_allow_and_names_what_is_missing(proj
     assert sorted(project.rglob("*")) == before
 
 
-@pytest.mark.parametrize("its_own", [True, False])
-def test_a_history_counts_if_it_is_the_models_own(project: Path, cvae: Cvae, its_own: bool) -> None:
-    params_hash = digest(load_cvae(Path("models/cvae.safetensors")).params) if its_own else "another"
-    (project / "models/run.json").write_text(json.dumps({"hashes": {"params": params_hash}}), encoding="utf-8")
-    (project / "reports").mkdir()
-    rows = {"validation/reconstruction": [200.0, 150.0, 130.0, 110.0], "validation/kl": [1.0, 2.0, 3.0, 4.0]}
-    pd.DataFrame(rows).to_csv(project / "reports/history.csv", index=False)
-    out = cvae("doctor").out
-    assert ("! under_trained  (warning)" in out) == its_own
-    assert ("under_trained (lacks history)" in out) == (not its_own)
+def test_a_history_counts_if_it_is_the_models_own(project: Path, cvae: Cvae) -> None:
+    write_table(HISTORY, pd.DataFrame({"validation/reconstruction": LOSSES, "validation/kl": [1.0, 2.0, 3.0, 4.0]}))
+    for of, told in (
+        (digest(load_cvae(project / MODEL).params), "! under_trained (warning)"),
+        ("another", "under_trained (lacks history)"),
+    ):
+        write_json(RUN, {"hashes": {"params": of}})
+        assert told in one_line(cvae("doctor").out)
 
 
 def test_the_screen_keeps_to_its_width() -> None:
@@ -92,7 +92,7 @@ def store(project: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 def test_a_run_is_read_as_far_as_it_goes(store: Path, cvae: Cvae) -> None:
     params = flat({"objective": objective_params(kl_weight=2.0), "model": resolve(model_params())})
     with tracking.start("a training", "e", params=params, root=store) as one:
-        for epoch, loss in enumerate((200.0, 150.0, 130.0, 110.0), 1):
+        for epoch, loss in enumerate(LOSSES, 1):
             one.metrics({"validation/reconstruction": loss, "validation/kl": 5.0}, step=10 * epoch)
     out = one_line(cvae(f"doctor runs:/{one.run_id}").out)
     assert "run a training, bernoulli on grey pixels, β = 2, not evaluated" in out

@@ -44,14 +44,11 @@ def test_the_weight_that_a_wrong_sigma_amounts_to_is_named() -> None:
     assert remedy == "Set objective.sigma 0.2; or set objective.likelihood sigma_optimal, which computes σ."
 
 
-def test_a_collapse_beyond_the_spectrum_is_told_that_no_training_avoids_it() -> None:
+def test_a_collapse_beyond_the_spectrum_is_told_and_missed_latents_are_counted() -> None:
     case = healthy(kl=0.0, active_units=0, spectrum__collapse_weight=45.2, spectrum__active_units=0)
     beyond, within = (said(aimed(case, kl_weight=weight)).remedy for weight in (50.0, 40.0))
     assert "Lower objective.kl_weight below 45.2: above it, the spectrum" in beyond
     assert "spectrum" not in within
-
-
-def test_missed_latents_are_counted() -> None:
     says, remedy = said(healthy(active_units=3))
     assert says.startswith("3 latents are active. The spectrum of the data says that 16 pay")
     assert "objective.schedule warmup" in remedy

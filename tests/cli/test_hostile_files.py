@@ -4,27 +4,20 @@ import os
 from pathlib import Path
 
 import pytest
-from commands import Cvae
+from commands import Cvae, assert_refused
+
+from pipeline.base.params import write
 
 GARBAGE = {
     "empty": b"",
     "null": b"null",
     "a list": b"[]",
-    "an object": b"{}",
     "half a file": b'{"protocol": {"im',
     "brackets": b"[" * 100_000,
-    "zeros": b"\0" * 1000,
     "no text": b"\xff\xfe\x00",
     "no figures": b'{"protocol": {"images": "many"}, "prior": null}',
     "other types": b'{"protocol": [], "prior": 3, "collapsed": "no"}',
 }
-
-
-def assert_one_line(status: int, said: str, name: str) -> None:
-    assert status == 2
-    assert said.startswith("error: ")
-    assert name in said
-    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("content", GARBAGE)
@@ -42,32 +35,21 @@ def test_files_of_something_else_are_refused_with_the_remedy_or_done_without(
         ("--html a.html", "validation.json"),
         ("--html a.html study", "study"),
     ):
-        status, _, said = cvae(f"report {words}")
-        assert_one_line(status, said, name)
-        assert "run `dvc repro" in said
-    assert not (project / "a.html").exists()
+        assert_refused(project, cvae, f"report {words}", name)
+        assert "run `dvc repro" in cvae(f"report {words}").err
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
-    [
-        ("epochs", "9" * 400, "train.epochs is beyond"),
-        ("batch_size", "-" + "9" * 30, "train.batch_size is beyond"),
-        ("device", "meta", "train.device 'meta' can't be used"),
-    ],
+    [("epochs", 10**400, "train.epochs is beyond"), ("device", "meta", "train.device 'meta' can't be used")],
 )
 def test_a_value_that_no_machine_can_use_is_refused(
-    project: Path, cvae: Cvae, key: str, value: str, words: str
+    project: Path, cvae: Cvae, key: str, value: object, words: str
 ) -> None:
-    lines = (project / "params.yaml").read_text(encoding="utf-8").splitlines()
-    place = next(i for i in range(lines.index("train:"), len(lines)) if lines[i].startswith(f"  {key}:"))
-    lines[place] = f"  {key}: {value}"
-    (project / "params.yaml").write_text("\n".join(lines), encoding="utf-8")
-    status, _, said = cvae("params" if "beyond" in words else "doctor")
-    assert_one_line(status, said, words)
+    write({("train", key): value}, project / "params.yaml")
+    assert_refused(project, cvae, "params" if key == "epochs" else "doctor", words)
 
 
 def test_a_pipe_is_not_waited_for(project: Path, cvae: Cvae) -> None:
     os.mkfifo(project / "picture.png")
-    status, _, said = cvae("complete picture.png --mask top")
-    assert_one_line(status, said, "picture.png")
+    assert_refused(project, cvae, "complete picture.png --mask top", "picture.png")

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.slow
 STAGES = ("prepare", "judge", "train", "evaluate", "tune")
 MODEL, RUN, HISTORY = "models/cvae.safetensors", "models/run.json", "reports/history.csv"
 METRICS, TRIALS, BEST = "reports/metrics.json", "reports/study/trials.csv", "reports/study/best.json"
+DATA = "data/prepared/mnist.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, zygote: drills.Zygote, databa
         outbox.sync()  # what a stage on a busy machine had no time for
         assert registry.crown(best["run_id"])
     study = read_study(best["study"], folder)
-    promoted = next(one.number for one in study.trials if one.user_attrs.get("asked") == "params.yaml")
+    (promoted,) = (one.number for one in study.trials if one.user_attrs.get("asked") == "params.yaml")
     study.set_user_attr("promoted", promoted)
     forget()
     return folder
@@ -94,16 +95,15 @@ def verified(cvae: Cvae, *broken: str, status: int = 2) -> str:
     return answer.out
 
 
-def sql(database: str, *statement: Any) -> None:
+def sql(database: str, *statement: Any) -> list[Any]:
     with closing(sqlite3.connect(database)) as opened, opened:
-        opened.execute(*statement)
+        return opened.execute(*statement).fetchall()
 
 
-def edit(path: str, change: Callable[[Any], Any]) -> None:
-    """Changes a JSON file."""
+def edit(path: str, **values: Any) -> None:
+    """Changes keys of a JSON file."""
     content = json.loads(Path(path).read_text(encoding="utf-8"))
-    change(content)
-    Path(path).write_text(json.dumps(content), encoding="utf-8")
+    Path(path).write_text(json.dumps(content | values), encoding="utf-8")
 
 
 def run_id(path: str = RUN) -> str:
@@ -122,97 +122,84 @@ def replace_database(name: str, content: bytes) -> None:
     Path(name).write_bytes(content)
 
 
-def change_a_trial(path: str) -> None:
-    table = pd.read_csv(path)
+def change_a_trial() -> None:
+    table = pd.read_csv(TRIALS)
     table["validation/nll"] += 1
-    table.to_csv(path, index=False)
+    table.to_csv(TRIALS, index=False)
 
 
 def flip_packaged() -> None:
-    with closing(sqlite3.connect("mlflow.db")) as database:
-        query = "SELECT artifact_location FROM logged_models WHERE source_run_id = ?"
-        ((place,),) = database.execute(query, (run_id(),)).fetchall()
+    query = "SELECT artifact_location FROM logged_models WHERE source_run_id = ?"
+    ((place,),) = sql("mlflow.db", query, (run_id(),))
     model = Path(place).name if (Path(place).name != "artifacts") else Path(place).parent.name
     (weights,) = (path for path in Path("mlartifacts").rglob("*.safetensors") if model in path.parts)
     flip(weights)
 
 
 def leave_records() -> None:
-    folder = Path(".cvae/outbox")
-    folder.mkdir(parents=True, exist_ok=True)
+    Path(".cvae/outbox").mkdir(parents=True, exist_ok=True)
     head = {"store": "sqlite:///mlflow.db", "name": "r", "key": "k", "run_id": run_id(), "ends": False}
-    record = {"do": "tags", "values": {"late": "yes"}}
-    (folder / "k-1.jsonl").write_text(f"{json.dumps(head)}\n{json.dumps(record)}\n", encoding="utf-8")
+    lines = (head, {"do": "tags", "values": {"late": "yes"}})
+    Path(".cvae/outbox/k-1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-# Ways to break a link, with what must be said of each. Breaks of a group don't hide one another: all are made at once.
-Break = tuple[Callable[[], Any], tuple[str, ...]]
-OF_DATA: list[Break] = [
-    (
-        lambda: flip(Path("data/prepared/mnist.safetensors")),
-        ("data/prepared/mnist.safetensors is not the file", f"is not the data that {RUN} says"),
-    ),
-    (
-        lambda: Path("pipeline/model/cvae.py").write_text("# other\n"),
-        ("pipeline/model differs from what evaluate, judge, train, tune ran with", "was trained by other code"),
-    ),
-    (
-        lambda: sql("mlflow.db", "UPDATE tags SET value = 'x' WHERE key = 'data_hash' AND run_uuid = ?", (run_id(),)),
-        ("has data_hash x",),
-    ),
-    (
-        lambda: edit(METRICS, lambda figures: figures.update(nll=1.5)),
-        (f"{METRICS} is not the file", f"{METRICS}: test/nll is 1.5, in MLflow run"),
-    ),
-    (
-        lambda: Path(HISTORY).write_text(Path(HISTORY).read_text().rpartition(",")[0] + ",1\n"),
-        (f"{HISTORY}: ",),
-    ),
-    (lambda: change_a_trial(TRIALS), ("validation/nll is", f"{TRIALS} is not the file")),
-    (lambda: edit(BEST, lambda best: best.update(run_id="0")), (f"{BEST} names another run",)),
-    (lambda: write({("objective", "kl_weight"): 1234.5}), ("objective.kl_weight 1234.5 is none that",)),
-    (
-        lambda: sql("mlflow.db", "UPDATE registered_model_aliases SET version = 99"),
-        ("models:/cvae-mnist@champion is version 99, which MLflow does not have",),
-    ),
-    (leave_records, ("1 records in .cvae/outbox wait for MLflow at sqlite:///mlflow.db",)),
-]
-OF_MODELS: list[Break] = [
-    (lambda: flip(Path(MODEL)), (f"{MODEL} is not the file that dvc.lock names", "has model_hash")),
-    (flip_packaged, ("MLflow's weights of run",)),
-    (
-        lambda: sql("optuna.db", "DELETE FROM trials WHERE number = 1"),
-        (f"{TRIALS} has trial 1, which Optuna's study",),
-    ),
-    (
-        lambda: sql("mlflow.db", "UPDATE model_versions SET run_id = 'abc'"),
-        ("models:/cvae-mnist@champion, version 1, names MLflow run abc",),
-    ),
-]
-OF_A_DELETED_RUN: list[Break] = [
-    (
-        lambda: sql("mlflow.db", "UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = ?", (run_id(),)),
-        (f"{RUN} names MLflow run ",),
-    ),
-    (lambda: Path(TRIALS).write_text("a,b\n1,2\n"), (f"{TRIALS} is not what this version",)),
-]
-OF_NO_DATABASE: list[Break] = [
-    (lambda: Path("mlflow.db").unlink(), (f"{RUN} names MLflow run",)),
-    (lambda: replace_database("optuna.db", empty()), ("there is no study",)),
-]
-OF_A_FOREIGN_DATABASE: list[Break] = [
-    (lambda: replace_database("mlflow.db", empty()), ("another program's database",)),
-    (lambda: Path(MODEL).unlink(), (f"{MODEL} is missing",)),
-    (lambda: Path(BEST).write_text("{"), (f"{BEST} can't be read",)),
-]
+OTHER_HASH = "UPDATE tags SET value = 'x' WHERE key = 'data_hash' AND run_uuid = ?"
+DELETED = "UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = ?"
+CHAMPION = "models:/cvae-mnist@champion"
+# Ways to break a link, each with what must be said of it. All of a group are made at once: none hides another.
+BREAKS: dict[str, list[tuple[Callable[[], Any], str] | tuple[Callable[[], Any], str, str]]] = {
+    "data, code and figures": [
+        (lambda: flip(Path(DATA)), f"{DATA} is not the file", f"is not the data that {RUN} says"),
+        (
+            lambda: Path("pipeline/model/cvae.py").write_text("# other\n"),
+            "pipeline/model differs from what evaluate, judge, train, tune ran with", "was trained by other code",
+        ),
+        (lambda: sql("mlflow.db", OTHER_HASH, (run_id(),)), "has data_hash x"),
+        (lambda: edit(METRICS, nll=1.5), f"{METRICS} is not the file", f"{METRICS}: test/nll is 1.5, in MLflow run"),
+        (lambda: Path(HISTORY).write_text(Path(HISTORY).read_text().rpartition(",")[0] + ",1\n"), f"{HISTORY}: "),
+        (change_a_trial, "validation/nll is", f"{TRIALS} is not the file"),
+        (lambda: edit(BEST, run_id="0"), f"{BEST} names another run"),
+        (lambda: write({("objective", "kl_weight"): 1234.5}), "objective.kl_weight 1234.5 is none that"),
+        (
+            lambda: sql("mlflow.db", "UPDATE registered_model_aliases SET version = 99"),
+            f"{CHAMPION} is version 99, which MLflow does not have",
+        ),
+        (leave_records, "1 records in .cvae/outbox wait for MLflow at sqlite:///mlflow.db"),
+    ],
+    "models": [
+        (lambda: flip(Path(MODEL)), f"{MODEL} is not the file that dvc.lock names", "has model_hash"),
+        (flip_packaged, "MLflow's weights of run"),
+        (
+            lambda: sql("optuna.db", "DELETE FROM trials WHERE number = 1"),
+            f"{TRIALS} has trial 1, which Optuna's study",
+        ),
+        (
+            lambda: sql("mlflow.db", "UPDATE model_versions SET run_id = 'abc'"),
+            f"{CHAMPION}, version 1, names MLflow run abc",
+        ),
+    ],
+    "a deleted run": [
+        (lambda: sql("mlflow.db", DELETED, (run_id(),)), f"{RUN} names MLflow run "),
+        (lambda: Path(TRIALS).write_text("a,b\n1,2\n"), f"{TRIALS} is not what this version"),
+    ],
+    "no database": [
+        (lambda: Path("mlflow.db").unlink(), f"{RUN} names MLflow run"),
+        (lambda: replace_database("optuna.db", empty()), "there is no study"),
+    ],
+    "another database": [
+        (lambda: replace_database("mlflow.db", empty()), "another program's database"),
+        (lambda: Path(MODEL).unlink(), f"{MODEL} is missing"),
+        (lambda: Path(BEST).write_text("{"), f"{BEST} can't be read"),
+    ],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("group", [OF_DATA, OF_MODELS, OF_A_DELETED_RUN, OF_NO_DATABASE, OF_A_FOREIGN_DATABASE])
-def test_breaks_are_named_and_nothing_is_changed(project: Path, cvae: Cvae, group: list[Break]) -> None:
-    for make, _ in group:
+@pytest.mark.parametrize("group", BREAKS)
+def test_breaks_are_named_and_nothing_is_changed(project: Path, cvae: Cvae, group: str) -> None:
+    for make, *_ in BREAKS[group]:
         make()
     before = files(project)
-    verified(cvae, *(words for _, said in group for words in said))
+    verified(cvae, *(words for _, *said in BREAKS[group] for words in said))
     assert files(project) == before
 
 
@@ -253,7 +240,7 @@ def train_another() -> None:
     """Changes all that a training with other params would change."""
     write({("objective", "kl_weight"): 7.5})
     flip(Path(MODEL))
-    edit(RUN, lambda run: run.update(run_id="0", run_key="0"))
+    edit(RUN, run_id="0", run_key="0")
     Path(HISTORY).write_text("epoch\n1\n", encoding="utf-8")
     head, name, stage = Path("dvc.lock").read_text(encoding="utf-8").partition("\n  train:\n")
     Path("dvc.lock").write_text(head + name + stage.replace("kl_weight: 0.2", "kl_weight: 7.5", 1), encoding="utf-8")
@@ -328,7 +315,7 @@ def test_an_interrupted_restore_leaves_everything_as_it_was(
 @pytest.mark.usefixtures("project")
 def test_other_data_is_said_and_dvc_lock_stays(cvae: Cvae) -> None:
     first, lock = run_id(), Path("dvc.lock").read_bytes()
-    flip(Path("data/prepared/mnist.safetensors"))
+    flip(Path(DATA))
     said = cvae(f"restore {first}").out
     assert "NOT the run's data" in said
     assert "since the data is not the run's" in said
@@ -336,8 +323,7 @@ def test_other_data_is_said_and_dvc_lock_stays(cvae: Cvae) -> None:
 
 
 def test_what_is_no_training_or_has_other_weights_changes_nothing(project: Path, cvae: Cvae) -> None:
-    with closing(sqlite3.connect("mlflow.db")) as database:
-        ((study,),) = database.execute("SELECT run_uuid FROM tags WHERE key = 'kind' AND value = 'study'").fetchall()
+    ((study,),) = sql("mlflow.db", "SELECT run_uuid FROM tags WHERE key = 'kind' AND value = 'study'")
     flip_packaged()
     shutil.rmtree(".dvc/cache/runs")
     before = files(project)

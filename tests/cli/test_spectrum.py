@@ -16,7 +16,7 @@ from pipeline.base.files import sha256, write_json
 from pipeline.base.params import write
 from pipeline.base.paths import BEST, CURVE, CURVE_TABLE, JUDGE, PREPARED, SEEDS, SPECTRUM, SPECTRUM_FIGURE
 from pipeline.cli.curve import COLUMNS
-from pipeline.show.spectrum import spectrum_figure, spectrum_of_trials
+from pipeline.show.spectrum import spectrum_of_trials
 from pipeline.stages import spectrum as stage
 from pipeline.stages.saved import save_curve, save_splits
 from pipeline.weight.spectrum import Spectrum, of_split
@@ -74,17 +74,17 @@ def test_a_likelihood_without_a_spectrum_stops_the_command_but_not_the_pipeline(
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "reason"),
+    ("section", "key", "value", "reason"),
     [
-        (("weight", "range"), [30, 0.01], "weight.range must be lowest and highest, from 0.0001 to 1000, not"),
-        (("tune", "kl_weight"), [3, 0.1], "tune.kl_weight must be [lowest, highest] with lowest < highest, not"),
-        (("tune", "seeds"), 0, "tune.seeds must be greater than or equal to 1, not 0"),
+        ("weight", "range", [30, 0.01], "weight.range must be lowest and highest, from 0.0001 to 1000, not"),
+        ("tune", "kl_weight", [3, 0.1], "tune.kl_weight must be [lowest, highest] with lowest < highest, not"),
+        ("tune", "seeds", 0, "tune.seeds must be greater than or equal to 1, not 0"),
     ],
 )
 def test_weights_and_seeds_that_make_no_sense_are_refused(
-    project: Path, cvae: Cvae, key: tuple[str, str], value: object, reason: str
+    project: Path, cvae: Cvae, section: str, key: str, value: object, reason: str
 ) -> None:
-    write({key: value}, project / "params.yaml")
+    write({(section, key): value}, project / "params.yaml")
     assert_refused(project, cvae, "params", reason)
 
 
@@ -124,20 +124,14 @@ def test_a_digit_without_images_is_refused_and_nothing_is_written(project: Path,
     assert not SPECTRUM.exists()
 
 
-def test_the_figure_draws_trainings_over_what_is_expected() -> None:
-    expected = pd.DataFrame({"kl_weight": [0.1, 1.0], "kl": [9.0, 5.0], "active_units": [3, 2]})
-    trials = pd.DataFrame({"kl_weight": [0.5, 2.0], "validation/kl": [7.0, 4.0]})
-    kl, active = spectrum_figure(expected, 8.0, trials).axes
-    assert [np.asarray(line.get_ydata()).tolist() for line in kl.lines[:2]] == [[9, 5], [7, 4]]
-    assert np.asarray(kl.lines[1].get_xdata()).tolist() == [0.5, 2]
-    assert len(active.lines) == 2  # without a column of its own, nothing is drawn but what is expected
-    assert all(np.asarray(axes.lines[-1].get_xdata())[0] == 8 for axes in (kl, active))
-
-
 def test_a_study_draws_its_complete_trials_over_the_spectrum() -> None:
-    found = {"expected": [{"kl_weight": 0.1, "kl": 9.0, "active_units": 3}], "collapse": 8.0}
+    rows = [{"kl_weight": weight, "kl": kl, "active_units": 3} for weight, kl in ((0.1, 9.0), (1.0, 5.0))]
     trials = pd.DataFrame({"kl_weight": [0.5, 2.0], "validation/kl": [7.0, 4.0], "validation/kl_error": [0.5, None]})
-    ((name, figure),) = spectrum_of_trials(found, trials.assign(state=["COMPLETE", "RUNNING"]))
+    trials["state"] = ["COMPLETE", "RUNNING"]
+    ((name, figure),) = spectrum_of_trials({"expected": rows, "collapse": 8.0}, trials)
     assert name == "spectrum"
-    assert np.asarray(figure.axes[0].lines[1].get_ydata()).tolist() == [7]
+    kl, active = figure.axes
+    assert [np.asarray(line.get_xydata()).tolist() for line in kl.lines[:2]] == [[[0.1, 9], [1, 5]], [[0.5, 7]]]
+    assert len(active.lines) == 2  # trials without a column of their own
+    assert all(np.asarray(axes.lines[-1].get_xdata())[0] == 8 for axes in (kl, active))
     assert not [*spectrum_of_trials({"unknown": "no closed form"}, trials)]

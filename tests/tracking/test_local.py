@@ -1,13 +1,11 @@
 import os
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from imports import ROOT
+from drills import Zygote
 
 from pipeline.base.errors import UserError
 from pipeline.tracking import local, package, runs
@@ -67,14 +65,15 @@ with start("r", "e", wait=False, root=Path()) as run:
 
 
 @pytest.mark.slow
-def test_programs_that_start_together_and_end_at_once_leave_whole_runs_in_one_new_database(tmp_path: Path) -> None:
-    """While mlflow is still being imported, and one of them waits for the other's record."""
+def test_programs_that_start_together_and_end_at_once_leave_whole_runs_in_one_new_database(
+    tmp_path: Path, zygote: Zygote
+) -> None:
     for leftover in ("mlflow.db-wal", "mlflow.db-shm"):  # of a deleted database: SQLite would replay them
         (tmp_path / leftover).write_bytes(b"stale" * 1000)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""}
-    command = [sys.executable, "-c", TRAINING]
-    words: dict[str, Any] = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, **words) for _ in range(2)]
+    command, surroundings = ["python", "-c", TRAINING], zygote.environment()
+    processes = [
+        subprocess.Popen(command, cwd=tmp_path, env=surroundings, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     assert [(process.communicate()[1], process.returncode) for process in processes] == [("", 0)] * 2
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         assert database.execute("SELECT status FROM runs").fetchall() == [("FAILED",)] * 2  # sys.exit is an exception

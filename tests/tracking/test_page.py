@@ -1,4 +1,4 @@
-"""What a fresh browser shows of MLflow's page, at the addresses that `cvae ui` opens."""
+"""The server that `cvae ui` starts: what a fresh browser shows of its page, and what it gets after it was away."""
 
 import json
 import os
@@ -7,16 +7,20 @@ import tomllib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from browser import PROGRAM
 from imports import ROOT
-from stores import client, forget, kept, until
+from servers import failing
+from stores import forget, history, kept, until
 
 from pipeline.base.errors import UserError
-from pipeline.tracking import page, runs, server
+from pipeline.tracking import package, page, runs, server
+from pipeline.tracking.local import connect
+
+Visit = Callable[[str], Any]
 
 STUDY = "kl-weight-abc"
 WIDTH, HEIGHT = 1280, 900  # pixels: a small laptop's window
@@ -41,60 +45,87 @@ def recorded(root: Path) -> runs.Run:
     return study
 
 
-class Shown(NamedTuple):
-    """visit: a function that opens an address of the page of `cvae ui` in a fresh browser, and gives Playwright's page.
-
-    store, experiment: MLflow's client, and the experiment that holds `study`.
-    """
-
-    visit: Callable[[str], Any]
-    study: runs.Run
-    store: Any
-    experiment: str
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[runs.Run]:
+    folder = tmp_path_factory.mktemp("page")
+    shutil.copy(database, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield recorded(folder)
+    forget()
 
 
 @pytest.fixture(scope="module")
-def shown(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+def address(study: runs.Run) -> Iterator[str]:
+    folder = Path(study.uri.removeprefix("sqlite:///")).parent
+    installed = folder / "site/cvae_pipeline-0.dist-info"  # what an installer writes, whatever this machine has
+    installed.mkdir(parents=True)
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    lines = [f"{name} = {value}" for name, value in declared["mlflow.app"].items()]
+    (installed / "entry_points.txt").write_text("\n".join(["[mlflow.app]", *lines]), encoding="utf-8")
+    port = server._free_port(5900)
+    with pytest.MonkeyPatch.context() as patch, open(folder / "server.log", "w+") as log:
+        patch.syspath_prepend(installed.parent)
+        patch.setenv("PYTHONPATH", str(installed.parent))
+        process = server.start(study.uri, port, log, folder / "mlflow.db")
+    try:
+        assert server.is_up(process, f"http://127.0.0.1:{port}"), (folder / "server.log").read_text()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.end(process)
+
+
+@pytest.fixture(scope="module")
+def visit(address: str) -> Iterator[Visit]:
+    """Opens a path of the server in a fresh browser, and gives Playwright's page."""
     if PROGRAM is None:
         if os.environ.get("CI"):
             pytest.fail("no Chromium is installed: .ci/run does it, on Debian, as root")
         pytest.skip("no Chromium is installed (on Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
-    root = tmp_path_factory.mktemp("page")
-    shutil.copy(database, root / "mlflow.db")
-    installed = root / "site/cvae_pipeline-0.dist-info"  # what an installer writes, whatever this machine has
-    installed.mkdir(parents=True)
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
-    lines = [f"{name} = {value}" for name, value in declared["mlflow.app"].items()]
-    (installed / "entry_points.txt").write_text("\n".join(["[mlflow.app]", *lines]), encoding="utf-8")
-    port = server._free_port(5900)
-    address = f"http://127.0.0.1:{port}"
-    with pytest.MonkeyPatch.context() as patch, open(root / "server.log", "w+") as log:
-        for variable in ("MLFLOW_TRACKING_URI", "DVC_STAGE", "DVC_EXP_NAME"):
-            patch.delenv(variable, raising=False)
-        patch.syspath_prepend(installed.parent)
-        patch.setenv("PYTHONPATH", str(installed.parent))
-        study = recorded(root)
-        process = server.start(f"sqlite:///{root}/mlflow.db", port, log, root / "mlflow.db")
-        try:
-            assert server.is_up(process, address), (root / "server.log").read_text()
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox"], timeout=SECONDS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox"], timeout=SECONDS)
 
-                def visit(path: str) -> Any:
-                    for earlier in browser.contexts:
-                        earlier.close()
-                    opened = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-                    opened.set_default_timeout(SECONDS)
-                    opened.goto(address + path)
-                    return opened
+        def opened(path: str) -> Any:
+            for earlier in browser.contexts:
+                earlier.close()
+            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+            page.set_default_timeout(SECONDS)
+            page.goto(address + path)
+            return page
 
-                yield Shown(visit, study, client(study), kept(study).info.experiment_id)
-                browser.close()
-        finally:
-            server.end(process)
-            forget()
+        yield opened
+        browser.close()
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_when_the_server_comes_back(
+    address: str, root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = root / "cvae.safetensors"
+    weights.write_bytes(b"weights")
+    with failing(address, "expired") as (proxy, fails):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy)
+        with runs.start("study", "away", root=root) as run:
+            run.metrics({"kl": 0.0}, step=0)
+            until(run.deliver)
+            fails.set()
+            for step in range(1, 50):
+                run.metrics({"kl": float(step)}, step)
+            run.model(weights)
+            with runs.start("trial", "away", wait=False, root=root) as trial:
+                trial.metrics({"kl": 1.0}, step=1)
+            weights.write_bytes(b"others")
+            until(lambda: warnings)
+            fails.clear()
+            until(run.deliver)
+        assert history(run, "kl") == [(step, float(step)) for step in range(50)]
+        assert kept(run).info.status == kept(trial).info.status == "FINISHED"
+        assert history(trial, "kl") == [(1, 1.0)]
+        assert ["answers again" in warning for warning in warnings] == [False, True]
+        copy = package.download_model(f"runs:/{run.run_id}", root)
+        assert (copy.name, copy.read_bytes()) == (f"{run.run_id}.safetensors", b"weights")
 
 
 def for_training(opened: Any) -> bool:
@@ -106,10 +137,15 @@ def for_training(opened: Any) -> bool:
     )
 
 
+def place_of(run: runs.Run) -> tuple[Any, str]:
+    """MLflow's client, and the id of the experiment."""
+    return connect(run.uri), kept(run).info.experiment_id
+
+
 @pytest.mark.slow
-def test_the_page_opens_on_the_best_runs(shown: Shown) -> None:
-    visit, _, store, number = shown
-    best = visit(page.best_first(store, number))
+def test_the_page_opens_on_the_best_runs(visit: Visit, study: runs.Run) -> None:
+    store, experiment = place_of(study)
+    best = visit(page.best_first(store, experiment))
     best.get_by_text("Group: trainings").wait_for()
     best.get_by_role("link", name="trial 2").wait_for()
 
@@ -128,8 +164,9 @@ def test_the_page_opens_on_the_best_runs(shown: Shown) -> None:
 
 
 @pytest.mark.slow
-def test_a_studys_trials_are_compared_by_weight_and_by_pictures(shown: Shown) -> None:
-    charts = shown.visit(page.comparison(shown.store, shown.experiment, STUDY))
+def test_a_studys_trials_are_compared_by_weight_and_by_pictures(visit: Visit, study: runs.Run) -> None:
+    store, experiment = place_of(study)
+    charts = visit(page.comparison(store, experiment, STUDY))
     cards = charts.locator('[data-testid="experiment-view-compare-runs-card"]')
     first = cards.first
     points = first.locator(".js-plotly-plot path.point")
@@ -155,19 +192,19 @@ def test_a_studys_trials_are_compared_by_weight_and_by_pictures(shown: Shown) ->
     until(shows_the_whole_picture)
     assert "train.epochs" not in tile.inner_text()  # parameters would push the picture out of sight
     with pytest.raises(UserError, match=f"did you mean '{STUDY}'"):
-        page.comparison(shown.store, shown.experiment, "kl-weight-abd")
+        page.comparison(store, experiment, "kl-weight-abd")
 
 
 @pytest.mark.slow
-def test_every_page_stays_in_the_view_for_training(shown: Shown) -> None:
+def test_every_page_stays_in_the_view_for_training(visit: Visit, study: runs.Run) -> None:
     """Also where MLflow's own links name no view: a run's page, and its page that compares the runs that are chosen."""
-    visit, study, store, number = shown
-    trials = [run.info.run_id for run in store.search_runs([number], "tags.kind = 'trial'")]
-    of_study = visit(f"/#/experiments/{number}/runs/{study.run_id}")
+    store, experiment = place_of(study)
+    trials = [run.info.run_id for run in store.search_runs([experiment], "tags.kind = 'trial'")]
+    of_study = visit(f"/#/experiments/{experiment}/runs/{study.run_id}")
     of_study.get_by_text("The answer.").wait_for()
     assert for_training(of_study)
 
-    compared = visit(f"/#/compare-runs?runs={json.dumps(trials)}&experiments={json.dumps([number])}")
+    compared = visit(f"/#/compare-runs?runs={json.dumps(trials)}&experiments={json.dumps([experiment])}")
     compared.get_by_text("Comparing 3 Runs").wait_for()
     assert for_training(compared)
     compared.get_by_text("Parallel Coordinates Plot").wait_for()

@@ -1,8 +1,6 @@
 """The MLflow stores that this process has open, and what they hold."""
 
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 from pipeline.tracking.local import connect
@@ -25,14 +23,6 @@ def forget() -> None:
         if hasattr(backend, "engine"):
             backend.engine.dispose()
             type(backend)._engine_map.pop(outbox.uri, None)
-
-
-def until(happened: Callable[[], object]) -> None:
-    """Waits for what another thread does."""
-    end = time.monotonic() + 120
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def client(run: Run) -> Any:

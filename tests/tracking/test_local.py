@@ -16,7 +16,6 @@ from pipeline.tracking import local, package, runs
     [
         ("", "sqlite:////p/mlflow.db"),
         ("sqlite:///runs/other.db", "sqlite:////p/runs/other.db"),
-        ("sqlite:////other.db", "sqlite:////other.db"),
         ("http://team:5000", "http://team:5000"),
     ],
 )

@@ -14,7 +14,8 @@ import pytest
 from browser import PROGRAM
 from imports import ROOT
 from servers import failing
-from stores import forget, history, kept, until
+from stores import forget, history, kept
+from waiting import until
 
 from pipeline.base.errors import UserError
 from pipeline.tracking import package, page, runs, server

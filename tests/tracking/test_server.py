@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import kept, until
+from stores import kept
+from waiting import until
 
 from pipeline.tracking import runs, server
 

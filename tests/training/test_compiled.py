@@ -1,6 +1,7 @@
 """Compiled training: the same losses and gradients as the plain code, from one graph."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,14 +12,19 @@ from pipeline.training.fit import fit, start
 from pipeline.training.graph import Compile, compiled
 
 NAMES = ["capacity and free bits", "several draws, mixture", "resnet, everything"]
-CASES = {name: TREATMENTS[name] for name in NAMES} | {"bfloat16": treatment(precision="bfloat16")}
+TRACED = {name: TREATMENTS[name] for name in NAMES} | {"bfloat16": treatment(precision="bfloat16")}
+CASES = [pytest.param(case, "aot_eager", id=name) for name, case in TRACED.items()]
+CASES += [pytest.param(TREATMENTS["sigma optimal, averaged"], "inductor", id="as C++")]  # which takes long to make
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # warnings of the compiler's own libraries
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_compiled_training_equals_plain_training_to_rounding(case: Treatment) -> None:
+@pytest.mark.parametrize(("case", "backend"), CASES)
+def test_compiled_training_equals_plain_training_to_rounding(
+    case: Treatment, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The losses of two epochs and the last step's gradients, of one graph (two where the draws change)."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     ends = []
     for choice in ("never", "always"):
         torch.compiler.reset()

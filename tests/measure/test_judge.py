@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from latents import source
 from torch import Tensor
 
 from benchmarks.judge import blurred
@@ -124,23 +125,29 @@ def test_augmentation_moves_blurs_and_fades() -> None:
     assert 0.3 < (steepest > 0.7).float().mean() < 0.8
 
 
-@pytest.mark.slow
-def test_frechet_rises_steeply_with_blur_noise_and_wrong_digits(mnist: dict[str, Split]) -> None:
-    """In the plain judge's features, real images that are ever worse are ever further from other real images."""
-    judges, params = Judges(build(0), build(0)), JudgeParams(epochs=3, batch_size=64, learning_rate=0.005, seed=0)
-    records = [name for name, _ in fit_both(judges, mnist["train"][:8000], mnist["validation"][:200], params)]
+@pytest.fixture(scope="module")
+def judges(mnist: dict[str, Split]) -> Judges:
+    """After a twentieth of the default's training. `python -m benchmarks.judge` has the default's own, higher bars."""
+    both, params = Judges(build(0), build(0)), JudgeParams(epochs=3, batch_size=64, learning_rate=0.005, seed=0)
+    records = [name for name, _ in fit_both(both, mnist["train"][:5000], mnist["validation"][:200], params)]
     assert records == ["plain"] * 3 + ["tolerant"] * 2
     assert len(records) == epochs_of_both(params)
-    some, other = mnist["train"][10_000:14_000], mnist["train"][20_000:24_000]
-    source, x = torch.Generator().manual_seed(0), data.to_unit(some.images)
+    return both
+
+
+@pytest.mark.slow
+def test_frechet_rises_steeply_with_blur_noise_and_wrong_digits(mnist: dict[str, Split], judges: Judges) -> None:
+    """In the plain judge's features, real images that are ever worse are ever further from other real images."""
+    some, other = mnist["train"][10_000:12_000], mnist["train"][20_000:22_000]
+    noise, x = source(), data.to_unit(some.images)
 
     def noisy(deviation: float) -> Tensor:
-        return (x + deviation * torch.randn(x.shape, generator=source)).clamp(0, 1)
+        return (x + deviation * torch.randn(x.shape, generator=noise)).clamp(0, 1)
 
     def mixed(share: float) -> Tensor:
         """Some of the images are any others', so nine of ten of them show another digit."""
-        wrong = torch.rand(len(x), 1, 1, 1, generator=source) < share
-        return torch.where(wrong, x[torch.randperm(len(x), generator=source)], x)
+        wrong = torch.rand(len(x), 1, 1, 1, generator=noise) < share
+        return torch.where(wrong, x[torch.randperm(len(x), generator=noise)], x)
 
     def frechet(judge: Judge, images: Tensor) -> float:
         real, fake = judge.read(other.images).features, judge.read(images).features
@@ -149,33 +156,26 @@ def test_frechet_rises_steeply_with_blur_noise_and_wrong_digits(mnist: dict[str,
     blurs, noises, shares = (0.5, 0.8, 1.2), (0.05, 0.1, 0.2), (0.03, 0.1, 0.3)
     ladders = ([blurred(x, sigma) for sigma in blurs], [*map(noisy, noises)], [*map(mixed, shares)])
     untouched = {judge: frechet(judge, x) for judge in judges}
-    for images in ladders:
+    for images in ladders:  # of three seeds, the least were 1.5 and 20
         ladder = [untouched[judges.plain], *(frechet(judges.plain, one) for one in images)]
-        assert all(worse > 1.5 * better for better, worse in pairwise(ladder)), ladder
-        assert ladder[-1] > 20 * ladder[0], ladder
-    # The tolerant judge forgives blur.
-    rise = [frechet(judge, ladders[0][1]) / untouched[judge] for judge in judges]
-    assert rise[1] > 3 * rise[0]
+        assert all(worse > 1.2 * better for better, worse in pairwise(ladder)), ladder
+        assert ladder[-1] > 10 * ladder[0], ladder
+    tolerant, plain = (frechet(judge, ladders[0][1]) / untouched[judge] for judge in judges)
+    assert plain > 2 * tolerant  # 3.7
 
 
 @pytest.mark.slow
-def test_sharp_soft_and_grey_digits_are_read_right(mnist: dict[str, Split]) -> None:
-    """After a tenth of the default's training. `python -m benchmarks.judge` has the default's own, higher bars."""
-    trained, params = build(seed=0), JudgeParams(epochs=4, batch_size=64, learning_rate=0.005, seed=0)
-    list(fit(trained, mnist["train"][:10_000], mnist["validation"][:200], params))
+def test_the_tolerant_judge_alone_reads_soft_and_grey_digits(mnist: dict[str, Split], judges: Judges) -> None:
     test = mnist["test"][:2000]
-    images, labels = data.to_unit(test.images), test.labels
+    images = data.to_unit(test.images)
 
-    def accuracy(changed: Tensor) -> float:
-        return float((trained.read(changed).labels == labels).float().mean())
+    def accuracy(judge: Judge, changed: Tensor) -> float:
+        return float((judge.read(changed).labels == test.labels).float().mean())
 
-    # Behind each bar: the accuracy of this training, and of one without augmentation.
-    assert accuracy(images) >= 0.975  # 0.989, 0.985
-    assert accuracy(blurred(images, 1.5)) >= 0.965  # 0.982, 0.950
-    assert accuracy(blurred(images, 2.0)) >= 0.940  # 0.968, 0.675
-    assert accuracy(0.3 * images) >= 0.965  # 0.983, 0.957
-    assert accuracy(0.1 + 0.5 * images) >= 0.960  # 0.984, 0.646
-    assert accuracy(0.6 * blurred(images, 1.5)) >= 0.950  # 0.976, 0.842
-
+    soft = blurred(images, 1.5), blurred(images, 2.0), 0.6 * blurred(images, 1.5)
+    for changed in (*soft, 0.3 * images, 0.1 + 0.5 * images):  # 0.95 to 0.98, and at most 0.85
+        assert accuracy(judges.tolerant, changed) > 0.92
+        assert accuracy(judges.plain, changed) < 0.9
+    assert min(accuracy(judge, images) for judge in judges) > 0.95  # 0.98 and 0.97
     means = torch.stack([data.to_unit(mnist["test"].of_class(digit).images).mean(0) for digit in range(CLASSES)])
-    assert trained.read(means).labels.tolist() == list(range(CLASSES))
+    assert (judges.tolerant.read(means).labels == torch.arange(CLASSES)).sum() >= CLASSES - 1

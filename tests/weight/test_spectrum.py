@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +32,11 @@ def pictures(pixels: int, sizes: tuple[float, ...] = SIZES) -> Tensor:
     directions = torch.linalg.qr(normal(pixels, len(sizes), seed=1)).Q
     places = normal(100, len(sizes)) * torch.tensor(sizes, dtype=torch.float64)
     return (torch.linspace(0.3, 0.6, pixels, dtype=torch.float64) + places @ directions.T).clamp(0, 1)
+
+
+@cache
+def of_bands(likelihood: str = "bernoulli") -> Spectrum:
+    return of_split(banded(12, 0), likelihood, "grey", SIGMA)
 
 
 def one_class(images: Tensor, variance: float | None, pixels: int | None = None) -> Spectrum:
@@ -110,7 +116,7 @@ FORETOLD = {  # the pictures, their spectrum, the error of a decoder, and how fa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.95, 1.05])
+@pytest.mark.parametrize("share", [0.2, 0.95, 1.05])
 @pytest.mark.parametrize(("images", "variance", "pixels", "error", "off"), FORETOLD.values(), ids=FORETOLD)
 def test_a_linear_vae_is_foretold(
     images: Tensor, variance: float | None, pixels: int | None, error: Callable[..., Any], off: float, share: float
@@ -151,7 +157,7 @@ def trained_posteriors(x: Tensor, beta: float) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("share", [0.1, 0.5])
 def test_a_linear_bernoulli_decoder_is_foretold_where_pixels_are_black_and_white(
     share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,8 +200,8 @@ def test_weights_whose_solution_does_not_settle_are_named(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("likelihood", SOLVED)
 def test_a_class_collapses_where_the_weight_crosses_its_largest_eigenvalue(likelihood: str) -> None:
-    spectrum = of_split(banded(12, 0), likelihood, "grey", SIGMA)
-    for digit, weight in enumerate(spectrum.collapses(LATENTS).tolist()):
+    spectrum = of_bands(likelihood)
+    for digit, weight in enumerate(spectrum.collapses(LATENTS).tolist()[:3]):
         below, above = (spectrum.rates(weight * (1 + change), LATENTS)[digit] for change in (-1e-6, 1e-6))
         assert 0 < below < 1e-4
         assert above == 0
@@ -206,18 +212,16 @@ def test_a_class_collapses_where_the_weight_crosses_its_largest_eigenvalue(likel
         assert torch.equal(spectrum.collapses(), spectrum.eigenvalues[:, 0])
 
 
-@pytest.mark.parametrize("likelihood", SOLVED)
-@pytest.mark.parametrize("latents", [1, LATENTS])
-def test_a_budget_of_nats_has_its_weight(likelihood: str, latents: int | None) -> None:
-    spectrum = of_split(banded(12, 0), likelihood, "grey", SIGMA)
+@pytest.mark.parametrize(("likelihood", "latents"), [("bernoulli", 1), ("gaussian", LATENTS), ("sigma_optimal", 1)])
+def test_a_budget_of_nats_has_its_weight(likelihood: str, latents: int) -> None:
+    spectrum = of_bands(likelihood)
     weights = [spectrum.weight_for(nats, latents) for nats in (0.1, 1.0, 5.0)]
     assert [spectrum.rate(weight, latents) for weight in weights] == pytest.approx([0.1, 1, 5], rel=1e-9)
     assert weights == sorted(weights, reverse=True)
 
 
 def test_each_further_latent_carries_less_and_those_that_do_not_pay_carry_nothing() -> None:
-    spectrum = of_split(banded(12, 0), "bernoulli")
-    beta = 2.0
+    spectrum, beta = of_bands(), 2.0
     rates = [spectrum.rate(beta, latents) for latents in range(1, 12)]
     gains = [later - rate for rate, later in pairwise(rates)]
     assert gains == sorted(gains, reverse=True)
@@ -225,9 +229,8 @@ def test_each_further_latent_carries_less_and_those_that_do_not_pay_carry_nothin
 
 
 def test_half_the_sigma_acts_like_a_quarter_of_the_weight() -> None:
-    data = banded(12, 0)
-    one, half = (of_split(data, "gaussian", "grey", sigma) for sigma in (SIGMA, SIGMA / 2))
-    assert half.rate(4 * 2.0) == pytest.approx(one.rate(2.0))
+    half = of_split(banded(12, 0), "gaussian", "grey", SIGMA / 2)
+    assert half.rate(4 * 2.0) == pytest.approx(of_bands("gaussian").rate(2.0))
 
 
 def test_binary_pixels_have_the_spectrum_of_their_draws() -> None:
@@ -244,7 +247,7 @@ def test_classes_count_by_their_images() -> None:
     spectrum = of_split(few, "bernoulli")
     assert spectrum.shares[3] == pytest.approx(4 / 112)
     assert spectrum.rate(1.0) == pytest.approx(float(spectrum.shares @ spectrum.rates(1.0)))
-    torch.testing.assert_close(spectrum.rates(1.0)[4], of_split(data, "bernoulli").rates(1.0)[4])
+    torch.testing.assert_close(spectrum.rates(1.0)[4], of_bands().rates(1.0)[4])
 
 
 def test_a_pixel_that_never_changes_counts_for_nothing() -> None:
@@ -273,7 +276,7 @@ def test_what_has_no_spectrum_is_refused_by_name() -> None:
     for name in LIKELIHOODS.keys() - set(SOLVED):
         with pytest.raises(UserError, match=f"no closed form for objective.likelihood {name}: it knows bernoulli, "):
             of_split(data, name)
-    spectrum = of_split(data, "bernoulli")
+    spectrum = of_bands()
     for weight in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(UserError, match="needs a KL weight above 0"):
             spectrum.rate(weight)

@@ -35,10 +35,13 @@ def main(name: str) -> None:
     words = sys.argv[1:]
     if name == "python" and words[:1] not in (["-m"], ["-c"]):
         os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+    passed = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, passed)  # until they can be passed on
     with start([name, *words], os.getcwd(), os.environ, (0, 1, 2)) as connection:  # noqa: PTH109  pathlib is slow
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in passed:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda number, _: connection.send(bytes([number])))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, passed)
         status = int(connection.recv(16) or -signal.SIGKILL)
     if status < 0:
         signal.signal(-status, signal.SIG_DFL) if status != -signal.SIGKILL else None

@@ -39,12 +39,8 @@ class Server:
     def start(self) -> None:
         """Unless it runs."""
         if not self.is_running:
-            given = {
-                "listen_addresses": "127.0.0.1",
-                "fsync": "off",
-                "autovacuum": "off",
-            }  # whose processes come and go
-            options = " ".join([f"-p {self.port} -k {self.folder}", *(f"-c {name}={given[name]}" for name in given)])
+            options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+            options += " -c autovacuum=off"  # its processes would be seen among a test's connections
             self.run("pg_ctl", "start", "--wait", "--log", str(self.folder / "server.log"), "--options", options)
             self.is_running = True
 

@@ -63,6 +63,7 @@ def _watch(connection: socket.socket, learnt: Path) -> None:
     """Starts the process, passes signals on to it, kills it when the client goes, and answers with its status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     content, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the child is ready for it
     child = os.fork()
     if child == 0:
         connection.close()
@@ -96,6 +97,7 @@ def _work(order: dict[str, Any], files: list[int], learnt: Path) -> None:
         os.environ |= order["environment"]
         tempfile.tempdir = None  # the zygote has looked TMPDIR up
         signal.signal(signal.SIGINT, signal.SIG_IGN if order["deaf"] else signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         _run(order["words"])
         status = 0
     except SystemExit as end:

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,7 +193,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(project: Project, tmp_pat
     project = project.copy(tmp_path / "copy")
     whole, before = load_file(project.folder / "models/cvae.safetensors"), project.runs()
     (project.folder / "models/cvae.safetensors").unlink()
-    project.run(sys.executable, "-c", KILLED, status=-signal.SIGKILL)
+    project.run("python", "-c", KILLED, status=-signal.SIGKILL)
     cut_off = project.runs().keys() - before.keys()  # none, if MLflow had no time to create it
     assert "after epoch 2" in project.cvae("train")
     resumed = load_file(project.folder / "models/cvae.safetensors")

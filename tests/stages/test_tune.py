@@ -1,7 +1,6 @@
 """The study of a whole project, the branch of completions, and recipes."""
 
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -11,7 +10,6 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from pipelines import BUSY, INTERRUPTIBLE, SETTINGS, Project
 
@@ -120,18 +118,6 @@ def test_a_clone_without_the_database_answers_from_the_exported_files(project: P
     assert "For drawing with the fitted density" in there
     assert project.cvae("study", "--markdown").count("| draw_fitted |") == 2
     assert "can't be told apart" in project.cvae("promote", "--for", "balance")
-
-
-def test_more_trials_go_on_with_the_same_study(project: Project, tmp_path: Path) -> None:
-    project = project.copy(tmp_path / "copy")
-    first, name = project.csv("reports/study/trials.csv"), project.json("reports/study/best.json")["study"]
-    project.change("tune", trials=7)
-    shutil.rmtree(project.folder / "reports/study")  # as DVC does before a stage
-    project.cvae("tune")
-    trials = project.csv("reports/study/trials.csv")
-    assert len(trials) == 7
-    assert project.json("reports/study/best.json")["study"] == name
-    pd.testing.assert_frame_equal(trials.head(6), first, check_dtype=False)
 
 
 def test_a_study_of_several_objectives_and_parameters_draws_its_front(project: Project, tmp_path: Path) -> None:

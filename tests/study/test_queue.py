@@ -88,13 +88,6 @@ def test_on_this_machine_a_dead_process_is_known_at_once_and_a_living_one_keeps_
         assert states(found) == ["FAIL", "RUNNING"]
 
 
-def test_a_weight_that_people_ask_about_is_asked_again_after_several_kills(tmp_path: Path) -> None:
-    found, dead = opened(tmp_path, having(trials=2)), f"{storage.machine()}:{tmp_path / 'no lock here'}"
-    asked = [abandoned(found, dead).trial for _ in range(4)]
-    assert len({trial.params["kl_weight"] for trial in asked}) == 1
-    assert all(trial.user_attrs["asked"] for trial in asked)
-
-
 def test_a_trial_that_another_process_took_over_is_told_once(tmp_path: Path) -> None:
     found, other = opened(tmp_path, ONE), opened(tmp_path, ONE)
     slept = abandoned(found)

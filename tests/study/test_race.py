@@ -56,18 +56,11 @@ def test_the_same_weights_are_called_worse_in_at_most_a_twentieth_of_all_studies
     assert wrong <= 0.05 * 400
 
 
-@pytest.mark.parametrize(
-    ("worse", "interval", "outside"),
-    [
-        ([True, False, False, True], [0.2, 1.0], [0.1, 3.0]),
-        ([False, False, False, False], [0.1, 3.0], [None, None]),
-        ([False, True, False, True], [0.1, 1.0], [None, 3.0]),
-    ],
-)
-def test_an_interval_reaches_from_the_lowest_to_the_highest_that_is_not_worse(
-    worse: list[bool], interval: list[float], outside: list[float | None]
-) -> None:
-    assert hull([0.1, 0.2, 1.0, 3.0], worse) == (interval, outside)
+def test_an_interval_reaches_from_the_lowest_to_the_highest_that_is_not_worse() -> None:
+    weights = [0.1, 0.2, 1.0, 3.0]
+    assert hull(weights, [True, False, False, True]) == ([0.2, 1.0], [0.1, 3.0])
+    assert hull(weights, [False, False, False, False]) == ([0.1, 3.0], [None, None])
+    assert hull(weights, [False, True, False, True]) == ([0.1, 1.0], [None, 3.0])
 
 
 # Figures as trainings on MNIST give them (four epochs; docs/lab/study.md): means and noise in proportion by weight.

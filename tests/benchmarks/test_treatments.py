@@ -88,15 +88,6 @@ def test_a_collapsed_or_diverged_weight_is_chosen_only_where_all_are() -> None:
         treatments.chosen(rows[:1], "prior")
 
 
-def test_weights_are_given_to_all_or_to_one() -> None:
-    assert {name: treatments.grids(["3,1", "bernoulli=0.5"])[name] for name in ("bernoulli", "gaussian")} == {
-        "bernoulli": (0.5,), "gaussian": (1, 3),
-    }  # fmt: skip
-    for option in ("0", "bernouli=1", "nan"):
-        with pytest.raises(UserError, match="--weights"):
-            treatments.grids([option])
-
-
 def test_the_page_agrees_with_the_published_tables() -> None:
     page, results = ROOT / treatments_report.DOC, treatments_report.read(ROOT / "benchmarks")
     inside = treatments_report.render(results)

@@ -36,6 +36,7 @@ def add_judge(project: Path) -> None:
     save_judges(project / JUDGE, Judges(build_judge(0), build_judge(0)), {})
 
 
+@pytest.mark.slow
 def test_the_doctor_measures_what_the_files_allow_and_names_what_is_missing(project: Path, cvae: Cvae) -> None:
     out = one_line(cvae("doctor").out)
     assert "nothing measured" in out

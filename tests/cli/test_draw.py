@@ -16,7 +16,7 @@ from commands import Cvae, assert_refused
 from imports import ROOT
 from mounts import can_mount
 from PIL import Image, ImageSequence
-from terminals import ESCAPE, cvae_on_terminal
+from terminals import ESCAPE
 
 from pipeline.base.paths import MODEL, SMALL
 from pipeline.completion import model as completion
@@ -135,8 +135,10 @@ DIGITS = "0 1 2 3 4 5 6 7 8 9"
         ("traverse 5", 80, 24, "-3.0 -1.7 -0.3 +1.7 +3.0 z0 z1", "2 of 16 rows and 5 of 10 in a row are shown"),
         ("sample 8 --count 30", 80, 24, "", "2 of 6 rows are shown"),
         ("morph", 80, 24, DIGITS, ""),
+        ("complete bar.png --mask bottom --count 3", 60, 24, "seen 1 2 3", ""),
     ],
 )
+@pytest.mark.usefixtures("drawer")
 def test_pictures_fit_the_terminal_with_their_labels(
     project: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae,
     words: str, columns: int, lines: int, labels: str, left_out: str,
@@ -152,12 +154,6 @@ def test_pictures_fit_the_terminal_with_their_labels(
     assert left_out in said
     assert ("a larger terminal or --out shows all" in said) == bool(left_out)
     assert sorted(project.rglob("*")) == before, "no file is written"
-
-
-@pytest.mark.slow
-def test_a_real_terminal_is_drawn_to(project: Path) -> None:
-    shown = cvae_on_terminal(project, "sample 8 --count 3", columns=100)
-    assert (shown.status, shown.written.count("▀")) == (0, 14 * (3 * 29 - 1))
 
 
 def test_a_place_that_takes_no_file_is_said_in_one_line(project: Path, cvae: Cvae) -> None:
@@ -199,17 +195,6 @@ def test_completions_are_ranked_read_and_drawn(cvae: Cvae) -> None:
     assert all(line.split("read as ")[1][0] in "0123456789" for line in lines[1:])
     assert "as a 3" in cvae("complete bar.png --mask top --digit 3 --out as-3.png").out
     assert not np.array_equal(picture("completions.png"), picture("as-3.png"))
-
-
-def test_completions_are_drawn_on_a_terminal_too(drawer: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae) -> None:
-    look(monkeypatch, 60, 24)
-    monkeypatch.setenv("NO_COLOR", "1")
-    pixels, said = cvae("complete bar.png --mask bottom --count 3").out.split("3 completions, the most likely first\n")
-    lines = pixels.splitlines()
-    assert len(lines) == 1 + 7  # four pictures of half size below a line of captions
-    assert lines[0].split() == ["seen", "1", "2", "3"]
-    assert said.count("read as") == 3
-    assert not list(drawer.glob("completions*"))
 
 
 @pytest.mark.usefixtures("drawer")

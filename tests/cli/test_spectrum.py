@@ -52,6 +52,7 @@ def test_the_command_says_where_all_collapses_which_weight_meets_a_budget_and_wh
     assert off.err.startswith(told)
 
 
+@pytest.mark.slow
 def test_the_stage_writes_what_the_command_prints_and_a_figure(project: Path, found: Spectrum) -> None:
     add_data(project)
     write({("model", "latent_size"): 3}, project / "params.yaml")

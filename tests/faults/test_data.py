@@ -41,12 +41,7 @@ def ten_images() -> Data:
     return np.concatenate([images[:10], images[360:]]), np.concatenate([labels[:10], labels[360:]])
 
 
-def noise() -> Data:
-    images, labels = digits()
-    return np.random.default_rng(0).integers(0, 256, images.shape, np.uint8), labels
-
-
-@pytest.mark.parametrize("make", [black, nearly_black, constant, a_class_is_missing, ten_images, noise])
+@pytest.mark.parametrize("make", [black, nearly_black, constant, a_class_is_missing, ten_images])
 def test_odd_data_is_measured_or_refused_in_one_line(
     tmp_path: Path, zygote: Zygote, empty_database: Path, make: Callable[[], Data]
 ) -> None:

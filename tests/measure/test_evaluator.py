@@ -209,10 +209,3 @@ def test_a_class_is_compared_with_the_same_class_alone_and_needs_enough_images()
     for pair in ((few, few), (judged(TEST), few), (few, judged(TEST))):
         with pytest.raises(UserError, match="digit 6 has 4 images"):
             compare(*pair)
-
-
-def test_an_evaluation_says_how_far_it_is() -> None:
-    told: list[tuple[float, str]] = []
-    evaluator().evaluate(lively(), DENSITY, K, 1.0, lambda share, what: told.append((share, what)))
-    assert [share for share, _ in told] == sorted(share for share, _ in told)
-    assert (told[0][0], told[-1]) == (0, (1, "nll"))

@@ -65,13 +65,6 @@ def test_samples_come_from_the_density_and_have_its_mean(name: prior.Name) -> No
     assert z.mean().item() == pytest.approx(ours.mean(LABELS[4:5]).item(), abs=0.05)
 
 
-@pytest.mark.parametrize("name", PRIORS)
-def test_every_label_has_its_own_prior_unless_it_is_standard(name: prior.Name) -> None:
-    z = noise(1, 2).expand(10, 2)
-    log_probs = density(name).log_prob(z, LABELS)
-    assert (len(log_probs.unique()) == 1) == (name == "standard")
-
-
 @pytest.mark.parametrize("name", ["standard", "class"])
 def test_the_standard_prior_is_one_and_a_learned_gaussian_starts_as_it(name: prior.Name) -> None:
     fresh = build(Architecture(2, (8,), (8,), "concat", encoder_sees_label=True, prior=name), 0).prior()

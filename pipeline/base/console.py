@@ -44,6 +44,7 @@ def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
         if timed:
             say_seconds(Path(sys.argv[0]).stem)
         sys.stdout.flush()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is done: from here on nothing would catch the exception
     except KeyboardInterrupt as stop:
         _interrupted(stop.args[0] if stop.args else signal.SIGINT)
     except Exception as error:

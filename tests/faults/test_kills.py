@@ -8,6 +8,8 @@ import random
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -16,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 from drills import OUTPUTS, SETTINGS, Zygote, assert_sound, assert_tidy, assert_whole_records, left, rows, until
+from imports import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -150,3 +153,13 @@ def test_two_trainings_of_the_same_take_turns(project: Path, trained: Path, zygo
     assert "waiting for process" not in ended[0].said
     assert left(project) == left(trained)
     assert_whole(project, "train")
+
+
+def test_a_signal_in_the_last_instant_ends_a_program_without_a_traceback() -> None:
+    program = (
+        "import signal\nfrom pipeline.base import console\nclass Last(list):\n"
+        "    def clear(self): signal.raise_signal(signal.SIGTERM)\n"
+        "console._signals = Last()\nconsole.run(lambda: None)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGTERM, "")

@@ -136,4 +136,4 @@ def test_the_articles_experiment_leaves_a_table_sentences_and_a_picture(
     assert found["protocol"]["split"] == "validation"
     assert found["protocol"]["train"]["batch_size"] == 128
     assert all(claim in one_line(answer.out) for claim in found["claims"])
-    assert 5_000 < (folder / "grids.png").stat().st_size < 100_000
+    assert (folder / "grids.png").stat().st_size > 5_000

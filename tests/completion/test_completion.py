@@ -96,7 +96,7 @@ def test_the_bound_tightens_with_more_draws_to_the_exact_conditional_log_likelih
     bounds = [float(whole_bound(model(), images[many], given[many], k, source()).mean()) for k in (1, 5, 50)]
     assert bounds[0] + 0.1 < bounds[1]
     assert bounds[1] + 0.05 < bounds[2] <= float(truth.mean()) + 0.05
-    assert (whole_bound(model(), images, given, 4000, source()) - truth).abs().max() < 0.2
+    assert (whole_bound(model(), images, given, 4000, source()) - truth).abs().max() < 0.5
 
 
 def test_the_networks_likelihood_is_exact_for_any_k() -> None:

@@ -1,11 +1,14 @@
 import os
+import shutil
 import sqlite3
 import subprocess
+import threading
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from drills import Zygote
+from filelock import FileLock
 
 from pipeline.base.errors import UserError
 from pipeline.tracking import local, package, runs
@@ -50,6 +53,27 @@ def test_a_file_that_cannot_be_used_is_an_error_in_one_line(root: Path, monkeypa
     refused("another program's database")
 
 
+def leave_wal(path: Path) -> None:
+    """What a database leaves that was deleted after its process was killed: SQLite would replay it into a new one."""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("CREATE TABLE runs (deleted)")
+        left = path.with_name(f"{path.name}-wal").read_bytes()
+    path.unlink()
+    path.with_name(f"{path.name}-wal").write_bytes(left)
+
+
+def test_a_database_that_another_process_makes_is_waited_for(tmp_path: Path, database: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    with FileLock(f"{path}.lock"):
+        waiting = threading.Thread(target=local._create, args=(path,))
+        waiting.start()
+        waiting.join(0.5)  # without the lock, it would now be making its own
+        shutil.copy(database, path)
+    waiting.join()
+    assert path.read_bytes() == database.read_bytes()
+
+
 TRAINING = """
 import sys
 from pathlib import Path
@@ -67,8 +91,7 @@ with start("r", "e", wait=False, root=Path()) as run:
 def test_programs_that_start_together_and_end_at_once_leave_whole_runs_in_one_new_database(
     tmp_path: Path, zygote: Zygote
 ) -> None:
-    for leftover in ("mlflow.db-wal", "mlflow.db-shm"):  # of a deleted database: SQLite would replay them
-        (tmp_path / leftover).write_bytes(b"stale" * 1000)
+    leave_wal(tmp_path / "mlflow.db")
     command, surroundings = ["python", "-c", TRAINING], zygote.environment()
     processes = [
         subprocess.Popen(command, cwd=tmp_path, env=surroundings, stderr=subprocess.PIPE, text=True) for _ in range(2)

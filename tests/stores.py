@@ -3,6 +3,8 @@
 import sys
 from typing import Any
 
+from waiting import until
+
 from pipeline.tracking.local import connect
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.runs import Run
@@ -23,6 +25,11 @@ def forget() -> None:
         if hasattr(backend, "engine"):
             backend.engine.dispose()
             type(backend)._engine_map.pop(outbox.uri, None)
+
+
+def deliver(run: Run) -> None:
+    """Waits until MLflow has all records so far, however often it fails before."""
+    until(lambda: run._outbox.flush(patient=True) == 0)
 
 
 def client(run: Run) -> Any:

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from stores import client, forget, history, kept
+from stores import client, deliver, forget, history, kept
 from waiting import until
 
 from pipeline.tracking import journal, outbox, runs
@@ -42,7 +42,7 @@ def test_a_store_that_hangs_ends_no_run_late(root: Path, warnings: list[str], mo
         run.metrics({"kl": 1.0}, step=1)
     ended.set()
     assert ["2 records wait" in warning and "cvae sync" in warning for warning in warnings] == [True]
-    until(run.deliver)
+    deliver(run)
 
 
 @pytest.mark.parametrize(
@@ -60,22 +60,29 @@ def test_the_end_waits_a_tenth_for_a_server_that_had_its_time(
     assert outbox.Outbox._patience(box) == seconds
 
 
-def test_a_call_has_a_deadline_as_a_whole(root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_has_a_deadline_as_a_whole_and_what_arrived_is_not_sent_again(
+    root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server may answer by the drop, so that no timeout for each read ever ends."""
-    ended = threading.Event()
-    monkeypatch.setattr(outbox, "PAUSE_SECONDS", 0.1)
+    sent, ended = threading.Event(), threading.Event()
     with runs.start("train", "e", root=root) as run:
-        store, send = client(run), client(run).log_batch
+        store, send = client(run), client(run).log_image
+
+        def hang(*given: Any, **named: Any) -> None:
+            send(*given, **named)
+            sent.set()
+            ended.wait(600)
+
         run._outbox._is_local = False
+        monkeypatch.setattr(outbox, "PAUSE_SECONDS", 600.0)
         monkeypatch.setattr(outbox, "CALL_SECONDS", 0.2)
-        monkeypatch.setattr(store, "log_batch", lambda *_given, **_named: ended.wait(600))
-        run.metrics({"kl": 1.0}, step=1)
-        until(lambda: warnings)
+        monkeypatch.setattr(store, "log_image", hang)
+        run.image("samples", np.zeros((28, 28), np.uint8), step=1)
+        until(lambda: warnings and sent.is_set())
         monkeypatch.setattr(outbox, "CALL_SECONDS", 600.0)
-        monkeypatch.setattr(store, "log_batch", send)
-        ended.set()  # a call that began in between ends now
-        until(run.deliver)
-    assert history(run, "kl") == [(1, 1.0)]
+        ended.set()
+        deliver(run)
+    assert len(store.list_artifacts(run.run_id, "images")) == 2  # the picture and its thumbnail
     assert ["no answer in time" in warning for warning in warnings] == [True, False]
 
 

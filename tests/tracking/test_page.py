@@ -14,7 +14,7 @@ import pytest
 from browser import PROGRAM
 from imports import ROOT
 from servers import failing
-from stores import forget, history, kept
+from stores import deliver, forget, history, kept
 from waiting import until
 
 from pipeline.base.errors import UserError
@@ -110,7 +110,7 @@ def test_nothing_is_lost_when_the_server_comes_back(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy)
         with runs.start("study", "away", root=root) as run:
             run.metrics({"kl": 0.0}, step=0)
-            until(run.deliver)
+            deliver(run)
             fails.set()
             for step in range(1, 50):
                 run.metrics({"kl": float(step)}, step)
@@ -120,7 +120,7 @@ def test_nothing_is_lost_when_the_server_comes_back(
             weights.write_bytes(b"others")
             until(lambda: warnings)
             fails.clear()
-            until(run.deliver)
+            deliver(run)
         assert history(run, "kl") == [(step, float(step)) for step in range(50)]
         assert kept(run).info.status == kept(trial).info.status == "FINISHED"
         assert history(trial, "kl") == [(1, 1.0)]

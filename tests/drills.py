@@ -51,6 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+# Runs a stage whose trainings wait after an epoch until a file exists. It patches what the stage will import.
 HELD = """
 import runpy, sys, time
 from pathlib import Path
@@ -154,6 +155,7 @@ class Zygote:
 
     @contextmanager
     def held(self, folder: Path, stage: str, **environment: Any) -> Iterator[Held]:
+        """Runs a stage in another thread. At the end of the block its training goes on, and has ended."""
         gate = folder.with_suffix(".gate")
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(self.run, folder, stage, gate=gate, **environment)

@@ -223,10 +223,6 @@ def test_the_weight_the_sampler_the_seed_and_latents_change_the_digits(shown: "P
     assert np.array_equal(digit_pixels(shown), other_seed)
     shown.fill("#seed", "0")
     assert np.array_equal(digit_pixels(shown), from_prior)
-
-
-def test_same_style_gives_all_digits_the_same_latents(shown: "Page") -> None:
-    shown.check("input[value=prior]")
     shown.check("#same-style")
     z = np.array(shown.evaluate("() => [...digitLatents()]")).reshape(10, LATENTS)
     assert (z == z[0]).all()

@@ -29,6 +29,7 @@ LONGEST_PAUSE_SECONDS = 300.0  # up to this
 CALL_SECONDS = 20.0  # the deadline of one record at a server
 BYTES_PER_SECOND = 200_000  # and longer for a file
 FIRST_SECONDS = 120.0  # how long the end of a run waits while mlflow is imported and a database created
+OWN_SECONDS = 3.0  # how long a record of ours may lock the store's file before another program is taken to hold it
 LOCAL_PATIENCE = 30.0  # how long it waits for each record, if the store is a file here that no other program holds
 MOST_PATIENCE = 30.0  # how long it waits for any other store at most; before that, a tenth of the process's time so far
 FIRST_ANSWER = 2.0  # how long a record that was just sent has at least
@@ -264,7 +265,7 @@ def _is_locked(uri: str) -> bool:
     if identity(sqlite_path(uri)) is None:  # connecting would make an empty one
         return False
     try:
-        with closing(sqlite3.connect(str(sqlite_path(uri)), timeout=1)) as database:
+        with closing(sqlite3.connect(str(sqlite_path(uri)), timeout=OWN_SECONDS)) as database:
             database.execute("BEGIN IMMEDIATE")
     except sqlite3.Error:
         return True

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -241,17 +241,6 @@ def left(folder: Path, stage: str = "train") -> dict[str, bytes | str]:
 def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(database)) as opened:
         return opened.execute(query).fetchall()
-
-
-def until(happened: Callable[[], object]) -> None:
-    """Waits for it, for two minutes at most."""
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        with suppress(sqlite3.OperationalError, FileNotFoundError):  # no table or file yet
-            if happened():
-                return
-        time.sleep(0.01)
-    raise AssertionError("it never happened")
 
 
 def assert_whole_records(folder: Path, database: Path | None = None, key: str = "") -> None:

@@ -134,7 +134,7 @@ def program(zygote: Zygote, folder: Path, **tune: Any) -> "subprocess.Popen[str]
     )  # fmt: skip
 
 
-def until(process: "subprocess.Popen[str]", line: str) -> None:
+def until_it_says(process: "subprocess.Popen[str]", line: str) -> None:
     """Lets a program go on until it prints `line`."""
     assert process.stdout is not None
     assert process.stdin is not None

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from drills import OUTPUTS, SETTINGS, Zygote, assert_sound, assert_tidy, assert_whole_records, left, rows, until
+from drills import OUTPUTS, SETTINGS, Zygote, assert_sound, assert_tidy, assert_whole_records, left, rows
 from imports import ROOT
+from waiting import until
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 import drills
 import pytest
-from drills import until
 from ports import free_port
 from postgres import Server
 from servers import Tracking, bad, proxy, s3
+from waiting import until
 
 from pipeline.base.params import write
 from pipeline.cli import main as cli

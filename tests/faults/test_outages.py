@@ -8,8 +8,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from drills import SETTINGS, WHOLE, Zygote, assert_sound, assert_whole_records, left, rows, until
+from drills import SETTINGS, WHOLE, Zygote, assert_sound, assert_whole_records, left, rows
 from servers import Tracking, failing
+from waiting import until
 
 pytestmark = pytest.mark.slow
 

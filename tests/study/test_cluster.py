@@ -68,7 +68,7 @@ def figures(found: Study) -> pd.DataFrame:
     return found.seeds().sort_values(["kl_weight", "seed"]).drop(columns="trial").reset_index(drop=True)
 
 
-def test_a_study_on_three_workers_of_which_two_are_killed_is_the_one_of_one_process(
+def test_a_study_on_four_workers_of_which_two_are_killed_is_the_one_of_one_process(
     zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Or what gets a second seed could depend on which population ended first
@@ -76,7 +76,7 @@ def test_a_study_on_three_workers_of_which_two_are_killed_is_the_one_of_one_proc
     here = asked(tmp_path / "here")
     assert [event for event in alone(here) if isinstance(event, Ended)]
     there, seen = asked(tmp_path / "there"), []
-    with running(zygote, tmp_path, 3, "--resources", "GPU=1") as (address, _, workers):
+    with running(zygote, tmp_path, 4, "--resources", "GPU=1") as (address, _, workers):
         for event in events(there, address):
             seen.append(event)
             if isinstance(event, Began) and event.candidate.trial.number in (1, 3):  # its population waits or trains

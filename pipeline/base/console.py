@@ -51,6 +51,7 @@ def run(main: Callable[[], None], timed: bool = True) -> NoReturn:
         if _signals:  # a library made another error of it: numpy's comparisons do
             _interrupted(_signals[-1])
         if isinstance(error, BrokenPipeError):  # the program that reads our output has ended
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python's own last flush would fail, with another status
             sys.stderr.close()
             sys.exit(141)
         if (words := str(error) if isinstance(error, UserError) else _of_the_machine(error)) is None:

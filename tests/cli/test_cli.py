@@ -112,11 +112,14 @@ def test_a_shell_can_complete_commands() -> None:
     assert done.stdout.split() == ["interpolate"]
 
 
-def test_a_reader_that_has_left_is_no_error() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_left_is_no_error(unbuffered: str) -> None:
     left, pipe = os.pipe()
     os.close(left)
-    command = [sys.executable, "-m", "pipeline.cli", "--help"]
-    done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+    command, surroundings = [sys.executable, "-m", "pipeline.cli", "--help"], {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(
+        command, stdout=pipe, stderr=subprocess.PIPE, cwd=ROOT, env=os.environ | surroundings, check=False
+    )
     os.close(pipe)
     assert (done.returncode, done.stderr) == (141, b"")
 

@@ -160,6 +160,7 @@ def test_a_bad_server_is_asked_for_one_file_and_the_next_mirror_takes_over(
         ("declared", "", "would have 10,000,000,000 bytes"),
         ("endless", "", "gave another file"),
         ("redirect", "", "would lead to an infinite loop"),
+        ("html", "", "gave another file"),
         ("403", "", "HTTP Error 403"),
     ],
 )

@@ -23,7 +23,7 @@ SINGLE = "Another seed trains another network: the frechet of two single trainin
 
 
 def report(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="with --html: see below")] = None,
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="with --html: see above")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="write a page to hand on")] = None,
 ) -> None:
     """Show the headline figures of the last evaluation.

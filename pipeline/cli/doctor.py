@@ -3,7 +3,6 @@
 A model is measured on validation, never on test: its user chooses by what the doctor says.
 """
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -115,11 +114,8 @@ def case_of(
     from pipeline.measure.doctor import Case
     from pipeline.training.objective import ObjectiveParams
 
-    aim, architecture = (
-        parse(ObjectiveParams, saved.params["objective"], f"{path}: objective"),
-        saved.model.architecture,
-    )
-    return Case(aim, figures, history or _history(saved.params), architecture.prior, architecture.conditioning)
+    aim, shape = parse(ObjectiveParams, saved.params["objective"], f"{path}: objective"), saved.model.architecture
+    return Case(aim, figures, history or _history(saved.params), shape.prior, shape.conditioning)
 
 
 def _spectrum(train: "Split", aim: "ObjectiveParams", latents: int) -> dict[str, float]:
@@ -135,16 +131,15 @@ def _spectrum(train: "Split", aim: "ObjectiveParams", latents: int) -> dict[str,
 
 def _history(params: Mapping[str, Any]) -> list[dict[str, float]]:
     """The epochs in reports/history.csv, if they are those of the model with these params."""
-    import pandas as pd
-
     from pipeline.base.params import digest
+    from pipeline.stages.saved import load_pointer, load_table
 
-    try:
-        trained = json.loads(RUN.read_text(encoding="utf-8"))["hashes"]["params"]
-        rows = pd.read_csv(HISTORY).to_dict("records")
-        return [{str(name): float(row[name]) for name in row} for row in rows] if trained == digest(params) else []
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
+    with suppress(UserError):
+        if load_pointer(RUN).get("hashes", {}).get("params") == digest(params):
+            return [
+                {str(name): value for name, value in row.items()} for row in load_table(HISTORY, "").to_dict("records")
+            ]
+    return []
 
 
 def of_run(uri: str) -> Gathered:

@@ -5,9 +5,8 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.base.console import number, warn
 from pipeline.base.errors import UserError
@@ -20,8 +19,6 @@ from pipeline.stages.saved import Saved, check_curve, load_cvae, load_json, load
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pipeline.measure.doctor import Case, Diagnosis
-
 TEMPLATES = Path(__file__).parent / "handon"
 STUDY = "study"
 OF_FIT = ("reconstruction", "kl", "elbo", "nll", "effective_samples", "active_units", "bits_per_dimension")
@@ -30,24 +27,13 @@ SHOWN = (*OF_FIT, *(f"{sampler}/{name}" for sampler in ("prior", "fitted", "real
 BROKEN = (KeyError, TypeError, ValueError, AttributeError)  # what a report of something else raises
 
 
-@dataclass(frozen=True)
-class Side:
-    """A run as the page shows it. per_class: rows of a table, ten cells each. test: empty where it is not recorded.
+class Side(NamedTuple):
+    """A run of the page, with its figures on test, and where it comes from, as far as that is recorded."""
 
-    strip: a PNG in base64. params: those that differ from params.yaml as committed. train: that section, whole.
-    """
-
-    name: str
-    measured: str
-    case: "Case"
-    diagnosis: "Diagnosis"
+    known: doctor.Gathered
+    saved: Saved
     test: Mapping[str, float]
-    per_class: Mapping[str, Sequence[str]]
-    strip: str
-    params: Mapping[str, Any]
-    train: Mapping[str, Any]
     origin: Mapping[str, str]
-    commands: Sequence[str]
 
 
 def write(out: Path, runs: Sequence[str]) -> None:
@@ -58,29 +44,37 @@ def write(out: Path, runs: Sequence[str]) -> None:
     from markupsafe import Markup
 
     from pipeline.cli.findings import words
+    from pipeline.measure.doctor import diagnose
+    from pipeline.model.samples import strip
     from pipeline.show.page import TEMPLATES as EXPLORE
-    from pipeline.show.page import text
+    from pipeline.show.page import png, text
 
     if out.suffix != ".html":
         raise UserError(f"--html {out} must end in .html")
     sides = [_side_of(run) for run in runs or [WORKSPACE]]
+    named = {side.known.name: side for side in sides}
     notes = unlike(
-        {side.name: side.train for side in sides}, {side.name: side.origin.get("data hash") for side in sides}
+        {name: side.saved.params.get("train", {}) for name, side in named.items()},
+        {name: side.origin.get("data hash") for name, side in named.items()},
     )
     css = "".join(path.read_text(encoding="utf-8") for path in (EXPLORE / "page.css", TEMPLATES / "report.css"))
     html = rendered(
         "report.html",
-        title=f"Report: {sides[0].name}" if len(sides) == 1 else f"Report: {len(sides)} runs side by side",
+        title=f"Report: {sides[0].known.name}" if len(sides) == 1 else f"Report: {len(sides)} runs side by side",
         css=Markup(css),
         runs=sides,
         words=words,
+        diagnose=diagnose,
+        digits=_digits,
+        strip=lambda saved: png(strip(saved.model, saved.density)),
+        commands=_commands,
         unlike=notes,
         study=SEEDS,
         **_study(with_trials=STUDY in runs),
         curve=text(CURVE_FIGURE.read_bytes()) if _has_curve() else "",
-        validation=_beside([side.case.figures for side in sides], number, SHOWN),
+        validation=_beside([side.known.case.figures for side in sides], number, SHOWN),
         test=_beside([side.test for side in sides], number, SHOWN),
-        params=_beside([side.params for side in sides], _said),
+        params=_beside([_differing(side) for side in sides], _said),
         origin=_beside([side.origin for side in sides], _said),
     )
     write_text(out, html)
@@ -170,7 +164,7 @@ def _study(with_trials: bool) -> dict[str, Any]:
     if with_trials:
         pictures = of_study()
         headings, rows = words.table(found, pd.read_csv(TRIALS), setting)
-        trials = {"headings": headings, "rows": rows, "pictures": pictures}
+        trials = {"headings": headings, "rows": [(row[0], row[1:]) for row in rows], "pictures": pictures}
     return {"answer": said, "trials": trials}
 
 
@@ -179,7 +173,7 @@ def _side_of(run: str) -> Side:
         return _workspace()
     if run == STUDY:
         best = load_json(BEST, "run `dvc repro tune` first", "run_id", "study")
-        return replace(_other(f"runs:/{best['run_id']}"), name=f"the best of study {best['study']}")
+        return _other(f"runs:/{best['run_id']}", f"the best of study {best['study']}")
     if run.startswith("runs:/") or run.endswith(".safetensors"):
         return _other(run)
     from pipeline.tracking.local import find, reading_uri
@@ -188,7 +182,7 @@ def _side_of(run: str) -> Side:
     found = find(reading_uri(Path()), pointer.get("run_id", ""), pointer.get("run_key", "")) if pointer else None
     if found is None:
         raise UserError(f"{run} has no run in MLflow: give its safetensors file, or `dvc exp run` it again")
-    return replace(_other(f"runs:/{found.info.run_id}"), name=run)
+    return _other(f"runs:/{found.info.run_id}", run)
 
 
 def _workspace() -> Side:
@@ -200,69 +194,57 @@ def _workspace() -> Side:
         if protocol["kl_weight"] != case.aim.kl_weight:
             raise UserError(f"{VALIDATION} is of another model than {MODEL}: run `dvc repro evaluate`")
         measured = f"measured on {protocol['images']:,} {protocol['split']} images"
-        origin = {f"{name} hash": str(value) for name, value in pointer.get("hashes", {}).items()}
         of_test = flattened(test)
     except BROKEN as error:
         raise UserError(f"{VALIDATION} or {METRICS} lacks a figure ({error!r}): run `dvc repro evaluate`") from None
-    origin |= {"MLflow run": pointer["run_id"], "code": _revision()}
+    origin = {f"{name} hash": str(value) for name, value in pointer.get("hashes", {}).items()}
+    origin |= {"MLflow run": pointer["run_id"], "code": _revision(), "weights": _weights(MODEL)}
     per_class = _table(PER_CLASS) if PER_CLASS.exists() else None
-    return _side(doctor.Gathered(WORKSPACE, measured, case, [], per_class), MODEL, of_test, origin, saved)
+    return Side(doctor.Gathered(WORKSPACE, measured, case, [], per_class), saved, of_test, origin)
 
 
-def _other(run: str) -> Side:
+def _other(run: str, name: str = "") -> Side:
     """A file, which is measured here, or a run of MLflow, whose recorded figures are read."""
     path = model_file(run)
     if not run.startswith("runs:/"):
-        return _side(doctor.of_file(path), path)
+        return Side(doctor.of_file(path), load_cvae(path), {}, {"weights": _weights(path)})
     from pipeline.tracking.local import artifact, named
 
-    gathered, (found, store) = doctor.of_run(run), named(run, Path())
+    known, (found, store) = doctor.of_run(run), named(run, Path())
     tags = found.data.tags
-    origin = {name.replace("_", " "): tags[name] for name in ("data_hash", "params_hash") if name in tags}
+    origin = {kind.replace("_", " "): tags[kind] for kind in ("data_hash", "params_hash") if kind in tags}
     origin |= {"MLflow run": found.info.run_id, "code": tags.get("mlflow.source.git.commit", "not recorded")}
-    test = {name.removeprefix("test/"): one for name, one in found.data.metrics.items() if name.startswith("test/")}
+    origin |= {"weights": _weights(path)}
+    test = {figure.removeprefix("test/"): one for figure, one in found.data.metrics.items() if figure[:5] == "test/"}
     with tempfile.TemporaryDirectory(prefix="cvae-") as folder:
         if table := artifact(found, store, PER_CLASS.name, Path(folder)):
-            gathered = gathered._replace(per_class=_table(table))
-    if gathered.per_class is None:
-        here = f"{gathered.measured}; each digit is measured here"
-        gathered = gathered._replace(measured=here, per_class=doctor.of_file(path).per_class)
-    return _side(gathered, path, test, origin)
+            known = known._replace(per_class=_table(table))
+    if known.per_class is None:
+        here = f"{known.measured}; each digit is measured here"
+        known = known._replace(measured=here, per_class=doctor.of_file(path).per_class)
+    return Side(known._replace(name=name or known.name), load_cvae(path), test, origin)
 
 
-def _side(
-    gathered: doctor.Gathered, path: Path, test: Mapping[str, float] | None = None,
-    origin: Mapping[str, str] | None = None, saved: Saved | None = None,
-) -> Side:  # fmt: skip
-    """What is known of the model in the file at `path`, with its figures on test and where it comes from."""
-    from pipeline.base.params import read
-    from pipeline.measure.doctor import diagnose
+def _weights(path: Path) -> str:
+    return f"{path.name}, SHA-256 {sha256(path)}"
+
+
+def _differing(side: Side) -> dict[str, Any]:
+    """The params of a run that differ from params.yaml as committed."""
+    from pipeline.base.params import flat, read
     from pipeline.model.cvae import as_given
-    from pipeline.model.samples import strip
-    from pipeline.show.page import png
     from pipeline.tracking.about import changed
 
-    (model, density, params), origin = saved or load_cvae(path), origin or {}
-    given = {**params, "model": as_given(params["model"], read()["model"])}
-    differing = changed({f"{section}.{key}": v for section, values in given.items() for key, v in values.items()})
-    options = " ".join(f"-S {shlex.quote(f'{key}={_said(value)}')}" for key, value in differing.items())
-    commands = [f"dvc exp run evaluate {options}", "cvae report --html report.html"]
-    commit = origin.get("code", "").partition(" ")[0]
-    if len(commit) == 40:
-        commands.insert(0, f"git checkout {commit}")
-    return Side(
-        name=gathered.name,
-        measured=gathered.measured,
-        case=gathered.case,
-        diagnosis=diagnose(gathered.case),
-        test=test or {},
-        per_class={} if gathered.per_class is None else _digits(gathered.per_class),
-        strip=png(strip(model, density)),
-        params=differing,
-        train=params.get("train", {}),
-        origin={**origin, "weights": f"{path.name}, SHA-256 {sha256(path)}"},
-        commands=commands,
-    )
+    params = side.saved.params
+    return changed(flat(params | {"model": as_given(params["model"], read()["model"])}))
+
+
+def _commands(side: Side) -> list[str]:
+    """What trains and measures the same model."""
+    options = " ".join(f"-S {shlex.quote(f'{key}={_said(value)}')}" for key, value in _differing(side).items())
+    commit = side.origin.get("code", "").partition(" ")[0]
+    checkout = [f"git checkout {commit}"] if len(commit) == 40 else []
+    return [*checkout, f"dvc exp run evaluate {options}", "cvae report --html report.html"]
 
 
 def flattened(figures: Mapping[str, Any]) -> dict[str, float]:
@@ -281,19 +263,18 @@ def _table(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        return pd.read_csv(path).astype(dict.fromkeys(OF_SAMPLES, float))
+        return pd.read_csv(path).astype({"sampler": str} | dict.fromkeys(OF_SAMPLES, float)).sort_values("digit")
     except (OSError, *BROKEN) as error:
         raise UserError(f"{path} is no table of digits ({error}): run `dvc repro evaluate`") from None
 
 
 def _digits(table: "pd.DataFrame") -> dict[str, list[str]]:
     """Rows of figures, a cell for each digit. table: a row for each sampler and digit."""
-    rows = {}
-    for sampler in ("fitted", "prior"):
-        of_sampler = table[table["sampler"] == sampler].sort_values("digit")
-        for name in ("class_accuracy", "diversity", "frechet"):
-            rows[f"{sampler}/{name}"] = [number(value) for value in of_sampler[name].tolist()]
-    return rows
+    return {
+        f"{sampler}/{name}": [number(value) for value in table[name][table["sampler"] == sampler].tolist()]
+        for sampler in ("fitted", "prior")
+        for name in ("class_accuracy", "diversity", "frechet")
+    }
 
 
 def _revision() -> str:

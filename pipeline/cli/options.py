@@ -78,19 +78,21 @@ def model_file(name: str) -> Path:
 
 
 def of_revision(name: str, path: Path) -> dict[str, Any]:
-    """A JSON file of a revision; empty where it has none, or DVC's cache does not hold it. Raises UserError."""
-    from dvc.api import open as opened
+    """A JSON or YAML file of a revision; empty where there is none, in git or in DVC's cache. Raises UserError."""
+    from dvc.api import read
     from dvc.exceptions import DvcException
     from dvc.scm import RevError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
-        with opened(str(path), rev=None if name == WORKSPACE else name) as file:
-            content: dict[str, Any] = json.load(file)
+        text = read(str(path), rev=None if name == WORKSPACE else name)
+        content = json.loads(text) if path.suffix == ".json" else YAML(typ="safe", pure=True).load(text)
     except RevError:
         raise UserError(f"{name} is no commit, branch or experiment: `dvc exp list` names experiments") from None
-    except (DvcException, OSError, ValueError):
+    except (DvcException, OSError, ValueError, YAMLError):
         return {}
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def open_model(name: str, sampler: "Sampler | None") -> "tuple[Saved, Sampler]":

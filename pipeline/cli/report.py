@@ -131,31 +131,17 @@ def compare(
     note = f"no evaluation in {', '.join(missing)}" if missing else ""
     console.table("Headline figures on validation", ("figure", *rows), cells, note)
     console.say(SINGLE)
-    locks = {name: _lock(name) for name in rows}
-    judges = grouped({name: _dep(lock, "evaluate", JUDGE) for name, lock in locks.items()})
+    stages = {name: of_revision(name, Path("dvc.lock")).get("stages", {}) for name in rows}
+    judges = grouped({name: _dep(one, "evaluate", JUDGE) for name, one in stages.items()})
     if len(judges) > 1:
         groups = "; ".join(map(", ".join, judges.values()))
         console.warn(f"different judges measured {groups}: figures of samples compare within one judge alone")
-    trained = {name: lock["train"]["params"]["params.yaml"]["train"] for name, lock in locks.items() if lock}
-    for sentence in unlike(trained, {name: _dep(lock, "train", PREPARED) for name, lock in locks.items()}):
+    params = {name: one.get("train", {}).get("params", {}).get("params.yaml", {}) for name, one in stages.items()}
+    trained = {name: one.get("train", {}) for name, one in params.items()}
+    for sentence in unlike(trained, {name: _dep(one, "train", PREPARED) for name, one in stages.items()}):
         console.warn(sentence)
 
 
-def _lock(name: str) -> dict[str, Any]:
-    """The stages of a revision's dvc.lock; empty where it has none of a training."""
-    from dvc.api import read
-    from dvc.exceptions import DvcException
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        lock = YAML(typ="safe", pure=True).load(read("dvc.lock", rev=None if name == WORKSPACE else name))
-        stages: dict[str, Any] = lock["stages"]
-        return stages if stages["train"]["params"]["params.yaml"]["train"] else {}
-    except (DvcException, OSError, KeyError, TypeError, YAMLError):
-        return {}
-
-
-def _dep(lock: Mapping[str, Any], stage: str, path: Path) -> str | None:
-    """The hash of what a stage read; None where that is not known."""
-    return next((dep.get("md5") for dep in lock.get(stage, {}).get("deps", ()) if dep.get("path") == str(path)), None)
+def _dep(stages: Mapping[str, Any], stage: str, path: Path) -> str | None:
+    """The hash of what a stage read, by dvc.lock; None where that is not known."""
+    return next((dep.get("md5") for dep in stages.get(stage, {}).get("deps", ()) if dep["path"] == str(path)), None)

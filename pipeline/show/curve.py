@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
-from pipeline.show.style import BETTER, INK, SAMPLER_COLOURS, legend, logarithmic, panels, plain_axes
+from pipeline.show.style import INK, SAMPLER_COLOURS, by_weight, legend, logarithmic, panels, points, titled
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 OF_FIT = {
@@ -34,34 +32,33 @@ def curve_figure(
     `active_units` as the spectrum expects them, or empty. dedicated: trainings of one weight each, a row per
     weight and seed, with the columns of `table`; drawn as means with standard errors over seeds.
     """
-    titles = [*OF_FIT.values(), *(f"{name}: {BETTER[name]}" for name in OF_SAMPLES)]
+    seeds = pd.DataFrame() if dedicated is None else _over_seeds(dedicated)
+    titles = [*OF_FIT.values(), *map(titled, OF_SAMPLES)]
     figure, grids = panels(11.4, 6.4, *titles, rows=2)
     for axes, name in zip(grids, OF_FIT, strict=False):
         axes.plot(table["kl_weight"], table[f"validation/{name}"], color=INK, linewidth=1.6, label="one training")
         if predicted is not None and name in predicted:
             near = predicted[predicted["kl_weight"].between(table["kl_weight"].min(), table["kl_weight"].max())]
             axes.plot(near["kl_weight"], near[name], "--", color=PREDICTED, label="spectrum's prediction")
-        _points(axes, dedicated, f"validation/{name}", INK, "dedicated trainings")
+        if f"validation/{name}" in seeds:
+            points(axes, seeds, "kl_weight", f"validation/{name}", INK, "dedicated trainings")
     for axes, name in zip(grids[len(OF_FIT) :], OF_SAMPLES, strict=True):
         for sampler in SAMPLERS:
             column, colour = f"validation/{sampler}/{name}", SAMPLER_COLOURS[sampler]
             axes.plot(table["kl_weight"], table[column], color=colour, linewidth=1.6, label=sampler)
-            _points(axes, dedicated, column, colour, f"{sampler}, dedicated trainings")
+            if column in seeds:
+                points(axes, seeds, "kl_weight", column, colour, f"{sampler}, dedicated trainings")
         if real and name in real:
             axes.axhline(real[name], color=INK, linewidth=0.9, linestyle=":", label="real images")
         if name == "frechet":
             logarithmic(axes.yaxis)
     for axes in grids:
-        logarithmic(axes.xaxis)
-        plain_axes(axes, "KL weight β", "")
+        by_weight(axes)
     legend(figure, columns=4)
     return figure
 
 
-def _points(axes: "Axes", dedicated: pd.DataFrame | None, column: str, colour: str, label: str) -> None:
-    """Means over seeds; bars of one standard error, where a weight has several seeds."""
-    if dedicated is None or column not in dedicated:
-        return
-    known = dedicated.dropna(subset=[column]).groupby("kl_weight")[column].agg(["mean", "std", "count"])
-    error = (known["std"] / np.sqrt(known["count"])).fillna(0.0)
-    axes.errorbar(known.index, known["mean"], error, fmt="o", color=colour, markersize=4, capsize=2, label=label)
+def _over_seeds(trainings: pd.DataFrame) -> pd.DataFrame:
+    """Means of figures over seeds with their standard errors (`…_error`), a row for each weight."""
+    by_weight = trainings.groupby("kl_weight")[[name for name in trainings if str(name).startswith("validation/")]]
+    return by_weight.mean().join(by_weight.sem().add_suffix("_error")).reset_index()

@@ -107,7 +107,7 @@ def curves(history: pd.DataFrame) -> "Figure":
 
 def per_class(table: pd.DataFrame) -> "Figure":
     """Bars of each class's figures, a panel per metric, for both samplers and for real images."""
-    figure, grids = panels(9.6, 5.8, *(f"{metric}: {note}" for metric, note in BETTER.items()), rows=2)
+    figure, grids = panels(9.6, 5.8, *map(style.titled, BETTER), rows=2)
     for axes, metric in zip(grids, BETTER, strict=True):
         for index, (sampler, colour) in enumerate(SAMPLER_COLOURS.items()):
             rows = table[table["sampler"] == sampler]

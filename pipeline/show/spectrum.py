@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipeline.show.style import ACCENT, INK, blank, legend, logarithmic, panels, plain_axes
+from pipeline.show.style import ACCENT, INK, by_weight, legend, panels, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,13 +24,9 @@ def spectrum_figure(expected: pd.DataFrame, collapse: float, trials: pd.DataFram
     for axes, name in zip(grids, TITLES, strict=True):
         axes.plot(expected["kl_weight"], expected[name], color=INK, linewidth=1.4, label="expected from the spectrum")
         if trials is not None and (column := f"validation/{name}") in trials:
-            error = trials[f"{column}_error"].fillna(0.0) if f"{column}_error" in trials else None
-            axes.errorbar(
-                trials["kl_weight"], trials[column], error, fmt="o", color=ACCENT, markersize=5, label="measured"
-            )
+            points(axes, trials, "kl_weight", column, ACCENT, "measured")
         axes.axvline(collapse, color=INK, linewidth=0.9, linestyle=":", label=f"collapse, β = {collapse:.3g}")
-        logarithmic(axes.xaxis)
-        plain_axes(axes, "KL weight β", "")
+        by_weight(axes)
     legend(figure)
     return figure
 
@@ -47,6 +43,6 @@ def spectrum_of_trials(found: Mapping[str, Any], table: pd.DataFrame) -> "Iterat
 
 def unknown(reason: str) -> "Figure":
     """A figure that says why there is none."""
-    figure = blank(9.0, 1.0)
+    figure, _ = panels(9.0, 1.0)
     figure.text(0.5, 0.5, reason, ha="center", va="center", wrap=True, fontsize=9, color=INK)
     return figure

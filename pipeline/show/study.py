@@ -1,20 +1,20 @@
 """Figures of a study: what each KL weight gives, and how the search went."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from pipeline.show import style
-from pipeline.show.style import ACCENT, BETTER, INK, SAMPLER_COLOURS, panels, plain_axes
+from pipeline.show.pictures import SIDE
+from pipeline.show.style import ACCENT, INK, SAMPLER_COLOURS, panels, plain_axes, points, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Span = tuple[float, float, float]  # the lowest, the best and the highest weight of those not told apart
-SIDE = 28
 STRIPS = 16  # rows of the figure from collapse to chaos
 NAMED = 12  # trials beside which the figure of rate and distortion writes the weight
 EXPLAINING = ("frechet", "class_accuracy", "diversity")
@@ -31,11 +31,12 @@ def study_figures(
 ) -> Iterator[tuple[str, "Figure"]]:
     """Every figure of a study with its name.
 
-    table: a row for each trial. objectives: their columns in the table, and whether lower is better. real: the metrics
-    of real images. uses: the weights that do best for each. front: the trials that no other beats. importances: the
-    share of each parameter. strip: two rows of digits of a trial, (H, W) uint8, from the prior and from the density.
+    table: a row for each trial; complete ones are drawn. objectives: their columns in the table, and whether lower is
+    better. real: the metrics of real images. uses: the weights that do best for each. front: the trials that no other
+    beats. importances: the share of each parameter. strip: two rows of digits of a trial, (H, W) uint8, from the prior
+    and from the density.
     """
-    names = list(objectives)
+    table, names = table[table["state"] == "COMPLETE"], list(objectives)
     metrics = list(dict.fromkeys([*(name.rpartition("/")[2] for name in names), *EXPLAINING]))
     if uses:
         yield "uses", uses_of_weights(uses)
@@ -55,8 +56,8 @@ def study_figures(
 
 
 def spread(table: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Up to `most` complete trials, spread evenly over their KL weights, from the highest to the lowest."""
-    shown = table[table["state"] == "COMPLETE"].sort_values("kl_weight", ascending=False)
+    """Up to `most` trials, spread evenly over their KL weights, from the highest to the lowest."""
+    shown = table.sort_values("kl_weight", ascending=False)
     places = np.linspace(0, len(shown) - 1, min(most, len(shown)))
     return shown.iloc[places.round().astype(int)]
 
@@ -79,39 +80,26 @@ def uses_of_weights(uses: Mapping[str, Span]) -> "Figure":
 def weights(
     table: pd.DataFrame, metrics: Sequence[str], real: Mapping[str, float], spans: Mapping[str, Span]
 ) -> "Figure":
-    """Figures against the KL weight, a panel per metric: both samplers, means and standard errors of complete trials.
+    """Figures against the KL weight, a panel per metric: both samplers, means and standard errors of trials.
 
-    table: as study.found.Found.table gives it. spans: by sampler, the weights that are best by frechet.
+    spans: by sampler, the weights that are best by frechet.
     """
     rows = -(-len(metrics) // 3)
-    figure, grids = panels(3.9 * min(len(metrics), 3), 3.4 * rows, *map(_titled, metrics), rows=rows)
+    figure, grids = panels(3.9 * min(len(metrics), 3), 3.4 * rows, *map(titled, metrics), rows=rows)
     for axes, metric in zip(grids, metrics, strict=True):
         for name in ("prior", "fitted", "validation"):
             column = f"validation/{metric}" if name == "validation" else f"validation/{name}/{metric}"
             if column in table:
                 own = table.sort_values("kl_weight")
-                _points(axes, own, "kl_weight", column, SAMPLER_COLOURS.get(name, INK), name, "o-")
+                points(axes, own, "kl_weight", column, SAMPLER_COLOURS.get(name, INK), name, "o-")
         if metric in real:
             axes.axhline(real[metric], color=INK, linewidth=0.9, linestyle=":", label="real images")
         if metric == "frechet":
             for sampler, (low, _, high) in spans.items():
                 axes.axvspan(low * 0.97, high * 1.03, color=SAMPLER_COLOURS[sampler], alpha=0.12, linewidth=0)
-        style.logarithmic(axes.xaxis)
-        plain_axes(axes, "KL weight β", "")
+        style.by_weight(axes)
     style.legend(figure)
     return figure
-
-
-def _points(axes: "Axes", table: pd.DataFrame, x: str, y: str, colour: str, label: str, form: str = "o") -> None:
-    """Means of complete trials with a bar of one standard error up and down, where there are several seeds."""
-    complete = table[table["state"] == "COMPLETE"].dropna(subset=[x, y])
-    axes.plot(complete[x], complete[y], form, color=colour, markersize=5, linewidth=1.2, label=label)
-    for name, error, axis in ((x, "xerr", axes.xaxis), (y, "yerr", axes.yaxis)):
-        if f"{name}_error" in complete:
-            bars: dict[str, Any] = {error: complete[f"{name}_error"].fillna(0.0)}
-            axes.errorbar(complete[x], complete[y], fmt="none", ecolor=colour, elinewidth=1.2, capsize=2, **bars)
-        if name.endswith("/frechet"):
-            style.logarithmic(axis)
 
 
 def _named(axes: "Axes", table: pd.DataFrame, x: str, y: str) -> None:
@@ -130,8 +118,8 @@ def rate_distortion(table: pd.DataFrame) -> "Figure":
     """Reconstruction against kl, a point per trial, with lines of equal elbo (Alemi 2018)."""
     x, y = "validation/kl", "validation/reconstruction"
     figure, (axes,) = panels(6.6, 5.4, "Rate and distortion by KL weight, with lines of equal elbo")
-    _points(axes, table, x, y, ACCENT, "complete")
-    known = table[table["state"] == "COMPLETE"].dropna(subset=[x, y])
+    points(axes, table, x, y, ACCENT, "complete")
+    known = table.dropna(subset=[x, y])
     if len(known):
         _named(axes, spread(known, NAMED), x, y)
         right, bottom, top = known[x].max() * 1.08 + 1, known[y].min() - 12, known[y].max() + 12
@@ -152,24 +140,23 @@ def pareto(table: pd.DataFrame, objectives: Sequence[str], front: Sequence[int])
     x, y = objectives[:2]
     figure, (axes,) = panels(6.2, 5.0, "Trials that no other trial beats in all objectives, by KL weight")
     best = table[table["trial"].isin(front)].sort_values(x)
-    _points(axes, table, x, y, style.FAINT, "complete")
-    _points(axes, best, x, y, ACCENT, "front")
+    points(axes, table, x, y, style.FAINT, "complete")
+    points(axes, best, x, y, ACCENT, "front")
     _named(axes, best, x, y)
-    plain_axes(axes, _titled(x), _titled(y))
+    plain_axes(axes, titled(x), titled(y))
     style.legend(figure)
     return figure
 
 
 def history(table: pd.DataFrame, objective: str, lower_is_better: bool) -> "Figure":
-    """An objective, such as `validation/kl`, in the order of the trials, and the best of the complete ones so far."""
-    complete = table[table["state"] == "COMPLETE"].dropna(subset=[objective])
-    feasible = complete[complete["feasible"].astype(bool)]
+    """An objective, such as `validation/kl`, in the order of the trials, and the best of the feasible ones so far."""
+    feasible = table[table["feasible"].astype(bool)].dropna(subset=[objective])
     figure, (axes,) = panels(6.4, 3.6, "All trials in order (best: of those with enough class_accuracy)")
-    _points(axes, complete, "trial", objective, INK, "complete")
+    points(axes, table, "trial", objective, INK, "complete")
     best = feasible[objective].cummin() if lower_is_better else feasible[objective].cummax()
     axes.step(feasible["trial"], best, where="post", color=ACCENT, linewidth=1.4, label="best so far")
     axes.locator_params(axis="x", integer=True)
-    plain_axes(axes, "trial", _titled(objective))
+    plain_axes(axes, "trial", titled(objective))
     style.legend(figure)
     return figure
 
@@ -190,8 +177,3 @@ def weight_strips(strips: Sequence[tuple[str, np.ndarray]]) -> "Figure":
         cells = [np.pad(sheet[rows], ((1, 1), (0, 0)), constant_values=255) for _, sheet in strips]
         style.show_sheet(axes, np.concatenate(cells), [name for name, _ in strips])
     return figure
-
-
-def _titled(metric: str) -> str:
-    name = metric.rpartition("/")[2]
-    return f"{name}: {BETTER[name]}" if name in BETTER else name

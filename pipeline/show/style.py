@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.base.files import replacing
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -28,8 +29,8 @@ BETTER = {
 }
 
 
-def blank(width: float, height: float) -> "Figure":
-    """An empty figure; sizes are in inches.
+def panels(width: float, height: float, *titles: str, rows: int = 1) -> "tuple[Figure, list[Axes]]":
+    """A figure and its panels, one under each title, in so many rows; sizes are in inches.
 
     It has matplotlib's own settings, whatever MPLBACKEND and a matplotlibrc of the user say: a notebook's backend is
     missing elsewhere, and a matplotlibrc with usetex needs LaTeX. A program that has imported matplotlib before keeps
@@ -42,12 +43,7 @@ def blank(width: float, height: float) -> "Figure":
         matplotlib.rcdefaults()
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
-
-
-def panels(width: float, height: float, *titles: str, rows: int = 1) -> "tuple[Figure, list[Axes]]":
-    """A figure and its panels, one under each title, in so many rows; sizes are in inches."""
-    figure = blank(width, height)
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
     columns = -(-len(titles) // rows)
     axes = [figure.add_subplot(rows, columns, place) for place in range(1, len(titles) + 1)]
     for panel, title in zip(axes, titles, strict=True):
@@ -112,6 +108,30 @@ def plain_axes(axes: "Axes", x: str, y: str) -> None:
     axes.grid(visible=True, axis="y", color="#eceff2", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
+
+
+def by_weight(axes: "Axes") -> None:
+    """What the panel of a figure against the KL weight has in common with the others."""
+    logarithmic(axes.xaxis)
+    plain_axes(axes, "KL weight β", "")
+
+
+def points(axes: "Axes", table: "pd.DataFrame", x: str, y: str, colour: str, label: str, form: str = "o") -> None:
+    """Rows of a table that have both figures, with bars of one standard error where it has a column NAME_error."""
+    known = table.dropna(subset=[x, y])
+    axes.plot(known[x], known[y], form, color=colour, markersize=5, linewidth=1.2, label=label)
+    for name, error, axis in ((x, "xerr", axes.xaxis), (y, "yerr", axes.yaxis)):
+        if f"{name}_error" in known:
+            bars: dict[str, Any] = {error: known[f"{name}_error"].fillna(0.0)}
+            axes.errorbar(known[x], known[y], fmt="none", ecolor=colour, elinewidth=1.2, capsize=2, **bars)
+        if name.endswith("/frechet"):
+            logarithmic(axis)
+
+
+def titled(metric: str) -> str:
+    """A metric, such as `validation/frechet`, with what a good value is."""
+    name = metric.rpartition("/")[2]
+    return f"{name}: {BETTER[name]}" if name in BETTER else name
 
 
 def logarithmic(axis: Any) -> None:

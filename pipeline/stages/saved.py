@@ -206,7 +206,8 @@ def resume_training(path: Path, training: "Training[Any]") -> dict[str, Any] | N
 def load_pointer(path: Path, kind: str = "cvae") -> dict[str, Any]:
     """What the stage that trains this kind of model wrote of its MLflow run. Raises UserError."""
     pointer = load_json(path, REMEDY[kind], "run_id", "tracking_uri")
-    if not all(isinstance(pointer.get(name, ""), str) for name in ("run_id", "run_key", "tracking_uri")):
+    texts = [pointer.get(name, "") for name in ("run_id", "run_key", "tracking_uri")]
+    if not all(isinstance(one, str) for one in texts) or not isinstance(pointer.get("hashes", {}), dict):
         raise UserError(f"{path} names no MLflow run: {REMEDY[kind]}")
     return pointer
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import home, replacing
+from pipeline.base.files import home, replacing, sha256
 from pipeline.tracking.local import connect, named, one_line
 
 MODEL = "model"
@@ -157,7 +157,7 @@ def download_model(uri: str, root: Path) -> Path:
 
 @contextmanager
 def packaged(run: Any, store: str) -> Iterator[Path]:
-    """The weights of a run's model, in a temporary folder. Raises UserError if it has none."""
+    """The weights of a run's model, in a temporary folder. Raises UserError if it has none, or others than it says."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
@@ -174,4 +174,7 @@ def packaged(run: Any, store: str) -> Iterator[Path]:
         weights = sorted(Path(data).rglob("*.safetensors"))
         if not weights:
             raise UserError(f"the model of run {run_id} is not one of this project: it holds no safetensors file")
+        if run.data.tags.get("model_hash") not in (None, sha256(weights[0])):
+            other = f"MLflow's weights of run {run_id} are not those of its tag model_hash"
+            raise UserError(f"{other}: don't use them; `dvc repro --force` of its stage makes a new run")
         yield weights[0]

@@ -68,7 +68,7 @@ def test_a_history_counts_if_it_is_the_models_own(project: Path, cvae: Cvae) -> 
         (digest(load_cvae(project / MODEL).params), "! under_trained (warning)"),
         ("another", "under_trained (lacks history)"),
     ):
-        write_json(RUN, {"hashes": {"params": of}})
+        write_json(RUN, {"run_id": "0a1b", "tracking_uri": "", "hashes": {"params": of}})
         assert told in one_line(cvae("doctor").out)
 
 

@@ -119,15 +119,15 @@ def test_an_experiment_is_its_run_in_mlflow_and_a_study_its_best(
     for words in ("init -q", "add -A", "-c user.name=a -c user.email=a@b commit -qm one", "branch heavier"):
         subprocess.run(["git", *words.split()], check=True)
     write_json(paths.BEST, {"run_id": "77", "study": "kl-weight-1a2b"})
-    side = handing._other(MODEL)
-    other, find = Mock(return_value=side), Mock(return_value=SimpleNamespace(info=SimpleNamespace(run_id="0a1b")))
+    side, find = handing._other(MODEL), Mock(return_value=SimpleNamespace(info=SimpleNamespace(run_id="0a1b")))
+    other = Mock(side_effect=lambda _, name="": side._replace(known=side.known._replace(name=name)))
     monkeypatch.setattr(handing, "_other", other)
     monkeypatch.setattr("pipeline.tracking.local.find", find)
-    trials = {"headings": ["β"], "rows": [["0.3 ★"]], "pictures": []}
+    trials = {"headings": ["β"], "rows": [("0.3 ★", [])], "pictures": []}
     monkeypatch.setattr(handing, "_study", lambda **_: {"answer": [], "trials": trials})
     assert cvae(f"report --html report.html heavier study {MODEL}").status == 0
     assert find.call_args.args[1:] == ("0a1b", "2c3d")
-    assert [call.args for call in other.call_args_list] == [("runs:/0a1b",), ("runs:/77",), (MODEL,)]
+    assert [call.args[0] for call in other.call_args_list] == ["runs:/0a1b", "runs:/77", MODEL]
     html = (evaluated / "report.html").read_text(encoding="utf-8")
     for word in (">heavier<", "the best of study kl-weight-1a2b", "0.3 ★", "3 runs side by side"):
         assert word in html

@@ -99,7 +99,7 @@ def test_a_study_is_drawn_whatever_the_states_of_its_trials(tmp_path: Path, stat
 
 
 def test_samplers_and_real_images_are_in_one_panel_with_their_errors_and_best_weights() -> None:
-    table = trials("COMPLETE", "COMPLETE", "RUNNING").assign(**{f"{FRECHET}_error": [0.1, np.nan, np.nan]})
+    table = trials("COMPLETE", "COMPLETE").assign(**{f"{FRECHET}_error": [0.1, np.nan]})
     figure = study.weights(table, ["frechet", "diversity"], {"frechet": 0.4}, {"fitted": (0.02, 0.05, 0.5)})
     frechet, diversity = figure.axes
     points = {str(line.get_label()): line for line in frechet.lines}

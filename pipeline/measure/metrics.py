@@ -1,7 +1,6 @@
 """How good samples of one class are: pure functions of feature and pixel tensors.
 
-METRICS names every figure that a study can take as its objective. To add one that compares samples with real images,
-write its function, call it in `compare`, and name it in OF_SAMPLES (and in LOWER_IS_BETTER).
+METRICS names every figure that a study can take as its objective.
 
 Everywhere `real` (R, D) and `fake` (F, D) are float tensors with a row per image, all of one class. Distances are
 Euclidean. No function depends on what the features mean. Figures are float64 tensors () on the device of the images:

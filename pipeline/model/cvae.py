@@ -230,7 +230,7 @@ class CVAE(Model):
 
     def prior(self) -> priors.Prior:
         """p(z∣y) with the present weights."""
-        zeros = self.mu.weight.new_zeros(CLASSES, self.latent_size)
+        zeros = next(self.parameters()).new_zeros(CLASSES, self.latent_size)
         return self.prior_weights.density(self.encode, zeros)
 
 

@@ -3,8 +3,6 @@
 A likelihood turns the decoder's raw outputs (..., N, 784) into log p(x∣z,y) in nats per image, mean pictures and
 samples. It is a module, so that one with weights of its own (a learned σ) trains and is saved with the model.
 
-To add a likelihood: write the class and name it in LIKELIHOODS. params, tests and checks follow from there.
-
 Only `bernoulli` is a probability on {0, 1}; only `discretized_logistic` is one on the 256 levels of a grey pixel.
 The others are densities on real numbers: where they are above 1, the reconstruction is negative.
 """

@@ -7,17 +7,16 @@ A small network of log β scales and shifts the outputs of each layer, unit by u
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.model import prior
 from pipeline.model.cvae import CVAE, Architecture, Model
 from pipeline.model.gaussian import Normal
 from pipeline.model.likelihood import Likelihood, Name
+from pipeline.model.prior import Gaussians, Prior
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 HIDDEN = 32  # units of each layer of the network of log β
@@ -45,12 +44,6 @@ class Told(nn.Module):
         self.out = 1 if isinstance(layer, nn.ConvTranspose2d) else 0  # the dimension of the weight with its outputs
         self.outputs = layer.weight.shape[self.out]
 
-    @property
-    def weight(self) -> Tensor:
-        """The layer's own."""
-        weight: Tensor = self.layer.weight
-        return weight
-
     def forward(self, x: Tensor) -> Tensor:
         """x: N rows for the N images of the change, or K · N for K draws of each."""
         assert self.change is not None, "encode and decode set it"
@@ -67,7 +60,7 @@ class Told(nn.Module):
         """Gives an ordinary layer the weight and the bias of this one at one β, whose change is (1, out)."""
         scale, shift = (part.squeeze(0) for part in change)
         layer.weight.copy_(
-            self.weight * scale.view([-1 if place == self.out else 1 for place in range(layer.weight.ndim)])
+            self.layer.weight * scale.view([-1 if place == self.out else 1 for place in range(layer.weight.ndim)])
         )
         if layer.bias is not None:
             layer.bias.copy_(self.layer.bias * scale + shift)
@@ -78,25 +71,6 @@ class Context(NamedTuple):
 
     labels: Tensor
     changes: Sequence[Change]
-
-
-@dataclass(frozen=True)
-class OfLabels:
-    """A CVAE's prior, which reads the labels of a Context alone."""
-
-    inner: prior.Prior
-
-    def log_prob(self, z: Tensor, context: Context) -> Tensor:
-        return self.inner.log_prob(z, context.labels)
-
-    def kl(self, q: Normal, z: Tensor, context: Context) -> Tensor:
-        return self.inner.kl(q, z, context.labels)
-
-    def sample(self, context: Context, generator: torch.Generator) -> Tensor:
-        return self.inner.sample(context.labels, generator)
-
-    def mean(self, context: Context) -> Tensor:
-        return self.inner.mean(context.labels)
 
 
 class MultiRate(Model):
@@ -160,11 +134,10 @@ class MultiRate(Model):
         # have variance β ÷ λ around means of variance 1 − β ÷ λ (Lucas 2019). λ + β in place of λ is smooth, and
         # defined where β is above λ.
         kl_weight = condition[:, 1:].to(self.dtype).exp()
-        (scale, shift), (factor, summand) = (changes[head] for head in self.heads)
-        mu = Change(scale - 1 + (TYPICAL / (TYPICAL + kl_weight)).sqrt(), shift)
-        log_var = Change(factor, summand + (kl_weight / (TYPICAL + kl_weight)).log())
-        for head, change in zip(self.heads, (mu, log_var), strict=True):
-            changes[head] = change
+        mu, log_var = self.heads
+        (scale, shift), (factor, summand) = changes[mu], changes[log_var]
+        changes[mu] = Change(scale - 1 + (TYPICAL / (TYPICAL + kl_weight)).sqrt(), shift)
+        changes[log_var] = Change(factor, summand + (kl_weight / (TYPICAL + kl_weight)).log())
         return Context(condition[:, 0].long(), changes)
 
     def encode(self, images: Tensor, context: Context) -> Normal:
@@ -177,9 +150,11 @@ class MultiRate(Model):
         with self._telling(context.changes):
             return self.cvae.decode(z, context.labels)
 
-    def prior(self) -> prior.Prior:
+    def prior(self) -> Prior:
         """p(z∣y), the same at every β."""
-        return OfLabels(self.cvae.prior())
+        plain = self.cvae.prior()
+        assert isinstance(plain, Gaussians), "a mixture is refused"
+        return Gaussians(lambda context: plain.of(context.labels))
 
     def weighing(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         """β of each image, and the factor of its loss, 1 in the mean over the weights drawn: (N,) both."""

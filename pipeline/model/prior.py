@@ -3,8 +3,6 @@
 A model's `prior()` gives a density, Gaussians or Mixtures, with its present weights: ask once, then use it for many
 latents. Latents are z (..., N, latent). A context is what the model makes of its condition, for the CVAE the labels
 (N,). Log-densities and divergences are in nats.
-
-To add a prior: write a PriorWeights class and name it in PRIORS. params, tests and CVAE follow from there.
 """
 
 import math
@@ -29,16 +27,21 @@ class Prior(Protocol):
         """log p(z∣y), (..., N)."""
 
     def kl(self, q: Normal, z: Tensor, context: Any) -> Tensor:
-        """KL(q(z∣x,y) ‖ p(z∣y)) by latent dimension, (N, latent); z is a sample of q.
-
-        A prior that does not factorise gives every dimension the same share: only the sum then has a meaning.
-        """
+        """KL(q(z∣x,y) ‖ p(z∣y)) by latent dimension, (N, latent), or `sampled_kl` at z, a sample of q."""
 
     def sample(self, context: Any, generator: torch.Generator) -> Tensor:
         """Latents (N, latent)."""
 
     def mean(self, context: Any) -> Tensor:
         """E[z∣y], (N, latent)."""
+
+
+def sampled_kl(p: Prior, q: Normal, z: Tensor, context: Any) -> Tensor:
+    """log q(z∣x,y) − log p(z∣y) at samples z of q, (..., N, latent): an unbiased estimate of the KL.
+
+    Every dimension has the same share, so that only the sum has a meaning.
+    """
+    return ((q.log_prob(z) - p.log_prob(z, context)) / z.shape[-1]).unsqueeze(-1).expand_as(z)
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,7 @@ def by_label(p: Normal) -> Gaussians:
 
 @dataclass(frozen=True)
 class Mixtures:
-    """C diagonal Gaussians of equal weight for each label: components (10, C, latent).
-
-    Its KL has no closed form: log q(z∣x,y) − log p(z∣y) at one sample z of q is an unbiased estimate.
-    """
+    """C diagonal Gaussians of equal weight for each label: components (10, C, latent). Its KL has no closed form."""
 
     components: Normal
 
@@ -81,8 +81,7 @@ class Mixtures:
         return by_component.logsumexp(-1) - math.log(mu.shape[1])
 
     def kl(self, q: Normal, z: Tensor, labels: Tensor) -> Tensor:
-        total = q.log_prob(z) - self.log_prob(z, labels)
-        return (total / z.shape[-1]).unsqueeze(-1).expand_as(z)
+        return sampled_kl(self, q, z, labels)
 
     def sample(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         mu, log_var = self.components

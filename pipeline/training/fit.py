@@ -134,7 +134,7 @@ def fit(
     def state() -> list[Tensor]:
         return [*changed_by(training.optimizer), *model.parameters(), *model.buffers(), *training.trained.buffers()]
 
-    loop = Loop(take_step, state, train, params, aim, view, model.latent_size, model.dtype)
+    loop = Loop(take_step, state, train, params, aim, view, model)
     while training.epoch < params.epochs:
         training.trained.train()
         ran = loop.run(training.epoch)
@@ -197,8 +197,7 @@ class Loop:
     params: TrainParams
     aim: ObjectiveParams
     view: View
-    latent_size: int
-    dtype: torch.dtype
+    model: Model  # only its latent size and type are read
     steps: dict[tuple[bool, int], Steps] = field(default_factory=dict)  # by what an epoch's steps differ in
     ready: dict[int, tuple[Tensor, list[Step[float]]]] = field(default_factory=dict)  # by epoch
 
@@ -232,7 +231,7 @@ class Loop:
         def take(rows: Tensor, step: Step[Any]) -> Tensor:
             return self.take_step(self.batch(rows, source, moving=moving, draws=draws), step)
 
-        return Steps(take, source, self.state, self.dtype, mode_of(self.params.compile, self.device))
+        return Steps(take, source, self.state, self.model.dtype, mode_of(self.params.compile, self.device))
 
     def batch(self, rows: Tensor, source: torch.Generator, *, moving: bool, draws: int) -> Batch:
         """Images (B, 1, 28, 28) of the rows (B,), conditions (B, ...) and noise.
@@ -243,8 +242,8 @@ class Loop:
         if moving:
             part = Split(augment.move(part.images, self.params.augment, source), part.labels)
         images, condition = self.view(part, source)
-        shape = (len(rows), self.latent_size) if draws == 1 else (draws, len(rows), self.latent_size)
-        return images, condition, torch.randn(shape, generator=source, device=self.device, dtype=self.dtype)
+        shape = (*([draws] if draws > 1 else []), len(rows), self.model.latent_size)
+        return images, condition, torch.randn(shape, generator=source, device=self.device, dtype=self.model.dtype)
 
 
 def plan(epoch: int, params: TrainParams, aim: ObjectiveParams, length: int) -> list[Step[float]]:

@@ -10,6 +10,7 @@ from pipeline.base.params import Neutral, Number, params
 from pipeline.data.splits import Pixels, to_unit
 from pipeline.model import likelihood
 from pipeline.model.cvae import Model
+from pipeline.model.prior import sampled_kl
 
 Schedule = Literal["constant", "warmup", "cyclical", "capacity"]
 Sigma = Annotated[Number, Field(gt=0)]
@@ -80,18 +81,14 @@ def terms(model: Model, images: Tensor, condition: Tensor, noise: Tensor) -> Ter
     images: x, (N, 1, 28, 28) in [0, 1], or uint8. condition: y, the CVAE's labels (N,), or numbers for each image
     (N, C). noise: from N(0, I), (N, latent), or (K, N, latent) for K draws.
 
-    With K draws, kl is log q(z∣x,y) − log p(z∣y) at each draw, as the importance-weighted bound needs it. Only its sum
-    over dimensions means anything.
+    With K draws, kl is `sampled_kl` at each draw, as the importance-weighted bound needs it.
     """
     x, y = to_unit(images).to(noise.dtype), model.context(condition)
     q = model.encode(x, y).to(noise.dtype)
     z = q.sample(noise)
     reconstruction = -model.likelihood.log_prob(model.decode(z, y), x.flatten(1))
     p = model.prior()
-    if noise.ndim == 2:
-        return Terms(reconstruction, p.kl(q, z, y))
-    kl = q.log_prob(z) - p.log_prob(z, y)
-    return Terms(reconstruction, (kl / z.shape[-1]).unsqueeze(-1).expand_as(z))
+    return Terms(reconstruction, p.kl(q, z, y) if noise.ndim == 2 else sampled_kl(p, q, z, y))
 
 
 def loss(

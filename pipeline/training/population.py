@@ -125,14 +125,14 @@ def fit(
     All see the same batches, pixels and noise, which `params.seed` decides. A member that diverges goes on until it is
     dropped. Ends early when no member is left. Raises UserError if compiling is asked for and there is no compiler.
     """
-    view, template = labelled(aim.pixels), population.template
+    view = labelled(aim.pixels)
     take_step = _population_step(population, params, aim, train)
 
     def state() -> list[Tensor]:
         return [*changed_by(population.optimizer), *(population.average or {}).values(), *population.buffers.values()]
 
     def loop() -> Loop:
-        return Loop(take_step, state, train, params, aim, view, template.latent_size, population.kl_weights.dtype)
+        return Loop(take_step, state, train, params, aim, view, population.template)
 
     running, optimizer = loop(), population.optimizer
     while population.members and population.epoch < params.epochs:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import latents
 import pytest
 import torch
 from latents import source
@@ -74,7 +75,7 @@ def seen(epoch: int, **changes: Any) -> list[Batch]:
         batches.append(batch)
         return torch.zeros(3)
 
-    Loop(take_step, list, DIGITS, params, objective_params(), labelled("grey"), 4, torch.float32).run(epoch)
+    Loop(take_step, list, DIGITS, params, objective_params(), labelled("grey"), latents.model()).run(epoch)
     return batches
 
 

@@ -143,12 +143,12 @@ def turn(url: str) -> Iterator[None]:
 
 @contextmanager
 def lock_file(folder: Path) -> Iterator[str]:
-    """Locks a new file in `folder` while this process works; yields the worker's name, `machine:path`."""
+    """Locks a new file in `folder` while this process works; yields the worker's name."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{uuid.uuid4().hex}.lock"
     try:
         with FileLock(path):
-            yield f"{machine()}:{path}"
+            yield worker(path)
     finally:
         path.unlink(missing_ok=True)
 
@@ -178,25 +178,34 @@ def machine() -> str:
     return f"{socket.gethostname()}-{uuid.getnode():x}"
 
 
-def is_dead(worker: str | None) -> bool | None:
+def worker(path: Path) -> str:
+    """A name of the process that locks the file at `path`: its machine, the file's folder, the path.
+
+    Containers of one machine may share its name, and have other folders at the same path.
+    """
+    folder = path.parent.stat()
+    return f"{machine()}-{folder.st_dev:x}-{folder.st_ino:x}:{path}"
+
+
+def is_dead(name: str | None) -> bool | None:
     """Whether a worker's process has ended; None where this machine can't tell.
 
     A running trial without a worker belongs to a process that died while asking, since asking is done under a lock.
     """
-    if worker is None:
+    if name is None:
         return True
-    where, _, path = worker.partition(":")
-    if where != machine():
-        return None
+    path = Path(name.partition(":")[2])
     try:
-        if not Path(path).exists():
+        if name != worker(path):
+            return None
+        if not path.exists():
             return True
         with FileLock(path, timeout=0):
-            Path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             return True
     except Timeout:
         return False
-    except PermissionError:  # another user's file
+    except OSError:  # a folder that only another machine has, or another user's file
         return None
 
 

@@ -1,6 +1,7 @@
 """The study of a whole project, the branch of completions, and recipes."""
 
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -124,6 +125,13 @@ def test_a_clone_without_the_database_answers_from_the_exported_files(project: P
     assert "For drawing with the fitted density" in there
     assert project.cvae("study", "--markdown").count("| draw_fitted |") == 2
     assert "can't be told apart" in project.cvae("promote", "--for", "balance")
+
+
+def test_a_machine_that_trained_no_trial_of_a_complete_study_exports_it(project: Project, tmp_path: Path) -> None:
+    project = project.copy(tmp_path / "copy")
+    shutil.rmtree(project.folder / "optuna_artifacts")  # the trials' pictures stay where they were trained
+    assert project.repro("--force", "--single-item", "tune") == ["tune"]
+    assert project.files("reports/study/sheets") == set()
 
 
 def test_a_study_of_several_objectives_and_parameters_draws_its_front(project: Project, tmp_path: Path) -> None:

@@ -79,13 +79,24 @@ def test_a_trial_of_another_machine_is_left_alone_while_its_heart_beats_and_retr
 
 def test_on_this_machine_a_dead_process_is_known_at_once_and_a_living_one_keeps_its_trials(tmp_path: Path) -> None:
     found, other = opened(tmp_path, ONE), opened(tmp_path, ONE)
-    dead = abandoned(found, f"{storage.machine()}:{tmp_path / 'no lock here'}")
+    dead = abandoned(found, storage.worker(tmp_path / "no lock here"))
     with found.at_work():
         (again,) = found.ask(1)
         assert again.trial.params == dead.trial.params
         outlive(tmp_path)  # this machine slept
         assert other.ask(1) == []
         assert states(found) == ["FAIL", "RUNNING"]
+
+
+def test_a_container_does_not_take_those_in_others_for_dead(tmp_path: Path) -> None:
+    path = tmp_path / "project/lock"
+    path.parent.mkdir()
+    name = storage.worker(path)
+    assert storage.is_dead(name)
+    path.parent.rename(tmp_path / "project of another container")
+    assert storage.is_dead(name) is None
+    path.parent.mkdir()
+    assert storage.is_dead(name) is None
 
 
 def test_a_trial_that_another_process_took_over_is_told_once(tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def export(study: Study, real: Mapping[str, float]) -> dict[str, Answer]:
 
 def _save_sheets(study: Study) -> None:
     """Each trained trial's digits as NUMBER_WEIGHT.png; pictures of former studies go."""
+    paths.STUDY_SHEETS.mkdir(parents=True, exist_ok=True)  # DVC wants it, and other machines may have all pictures
     stale = set(paths.STUDY_SHEETS.glob("*.png"))
     for trial in study.trials():
         sheet = study.strip(trial.number)

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from pipeline.base.files import at_home
 from pipeline.base.services import within
 from pipeline.tracking.journal import OUTBOX, Journal, Record, waiting
 from pipeline.tracking.local import check, connect, look_up, reason, tracking_uri
-from pipeline.tracking.records import SEND, Delivery, Target
+from pipeline.tracking.records import SEND, Line, Target
 
 PAUSE_SECONDS = 10.0  # how long a store that failed is left alone; twice as long after each further failure,
 LONGEST_PAUSE_SECONDS = 300.0  # up to this
@@ -36,17 +35,6 @@ FIRST_ANSWER = 2.0  # how long a record that was just sent has at least
 NEXT_ANSWER = 5.0  # the same at a server that answered the one before
 
 OF_FILES = ("image", "artifact", "text", "model", "expect_model")  # kinds of records that need room on a disk
-
-
-@dataclass
-class Line:
-    """A record that waits. again: it may have arrived before."""
-
-    target: Target
-    journal: Journal
-    number: int
-    record: Record
-    again: bool = False
 
 
 class Outbox:
@@ -69,7 +57,8 @@ class Outbox:
         self._refused: set[str] = set()  # names of runs of which a record was refused
         self._changed = threading.Condition()  # guards all below
         self._records: deque[Line] = deque()
-        self._aside: list[Line] = []  # what could not be written to a disk
+        self._aside: list[Line] = []  # what could not be written to a disk,
+        self._is_full = False  # of which a warning has told
         self._attempts = 0
         self._sent = 0.0  # when the last one was begun
         self._given_up = -1  # the attempt that was not waited for any longer
@@ -107,12 +96,7 @@ class Outbox:
         """Returns when all is sent, or `enough`, or the first record failed so often or, unless `patient`, is late."""
         with self._changed:
             while self._records and self._failures < failures and not enough():
-                attempts = self._attempts
-                if attempts == self._given_up:  # nobody waits twice for one record
-                    return
-                self._changed.wait(None if patient else self._patience())
-                if self._attempts == attempts:
-                    self._given_up = attempts
+                if not self._is_tried(patient):
                     return
 
     def flush(self, patient: bool = False) -> int:
@@ -127,6 +111,16 @@ class Outbox:
             self.wait(failures=self._failures + 2, patient=patient)
             self._hurried = False
             return len(self._records) + len(self._aside)
+
+    def _is_tried(self, patient: bool) -> bool:
+        """Waits for the next attempt; whether it came in time. Only who is `patient` waits twice for one record."""
+        attempts = self._attempts
+        if attempts == self._given_up and not patient:
+            return False
+        if self._changed.wait_for(lambda: self._attempts > attempts, None if patient else self._patience()):
+            return True
+        self._given_up = attempts
+        return False
 
     def _patience(self) -> float:
         """Seconds without any answer after which nobody waits any longer."""
@@ -199,16 +193,16 @@ class Outbox:
             raise FileNotFoundError("its folder was moved or deleted")  # nobody would look for a new one there
 
     def _send(self, line: Line) -> None:
-        target, record = line.target, line.record
-        if not target.experiment_id and record["do"] != "open":
+        target, do = line.to, line.record["do"]
+        if not target.experiment_id and do != "open":
             run = look_up(self.client, target.run_id, target.key)
             if run is None:
                 raise UserError(f"run {target.run_id or target.key} is not there")
             target.know(run)
-        SEND[record["do"]](Delivery(self.client, target, record, line.journal.files, line.again))
-        if record["do"] == "open":
+        SEND[do](self.client, line)
+        if do == "open":
             self._opened[target.key] = line
-        elif record["do"] == "end":
+        elif do == "end":
             self._opened.pop(target.key, None)
 
     def _send_in_time(self, line: Line) -> None:
@@ -227,19 +221,20 @@ class Outbox:
         self._changed.wait_for(lambda: self._hurried, pause)
 
     def _put_aside(self, line: Line, failure: Exception) -> None:
-        if not self._aside:
+        if not self._is_full:
+            self._is_full = True
             what = line.record.get("name", line.record["do"])
-            console.warn(f"{what} of run {line.target.name} can't be stored yet ({reason(failure)}); the rest goes on")
+            console.warn(f"{what} of run {line.to.name} can't be stored yet ({reason(failure)}); the rest goes on")
         self._aside.append(line)
         self._records.popleft()
 
     def _remove(self, line: Line, refusal: Exception | None) -> None:
         if self._failures:
             console.warn(f"MLflow at {shown(self.uri)} answers again: the waiting records are being sent")
-        if refusal and line.target.name not in self._refused:
-            self._refused.add(line.target.name)
-            console.warn(f"MLflow refused a record of run {line.target.name}: {reason(refusal)}")
-        line.journal.sent(line.number, line.target.run_id)
+        if refusal and line.to.name not in self._refused:
+            self._refused.add(line.to.name)
+            console.warn(f"MLflow refused a record of run {line.to.name}: {reason(refusal)}")
+        line.journal.sent(line.number, line.to.run_id)
         self._records.popleft()
         self._failures = 0
 

@@ -42,7 +42,7 @@ def test_a_store_that_hangs_ends_no_run_late(root: Path, warnings: list[str], mo
         run.metrics({"kl": 1.0}, step=1)
     ended.set()
     assert ["2 records wait" in warning and "cvae sync" in warning for warning in warnings] == [True]
-    deliver(run)
+    assert run._outbox.flush(patient=True) == 0  # who asks anew waits for the record that was given up
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ def test_an_artifact_that_cannot_be_written_holds_nothing_up(
         run.metrics({"kl": 1.0}, step=1)
         until(lambda: warnings)  # the end of the run tries it once more
     assert history(run, "kl") == [(1, 1.0)]
-    assert "No space left" in warnings[0]
-    assert "1 record waits" in warnings[-1]
+    assert ["No space left" in warning for warning in warnings] == [True, False]
+    assert "1 record waits" in warnings[1]
     monkeypatch.setattr(store, "log_artifact", send)
     assert run._outbox.flush() == 0
     assert [one.path for one in store.list_artifacts(run.run_id)] == ["mlflow.db"]

@@ -48,7 +48,7 @@ def main() -> None:
         save_cvae(MODEL, training.model, density, saved)
         write_table(HISTORY, pd.DataFrame(rows))
         run.artifact(HISTORY)
-        run.samples(samples.strip(training.model, density), "0123456789", samples.SAMPLERS)
+        run.samples(samples.strip(training.model, density))
         run.model(MODEL)
         write_json(RUN, run.pointer() | {"hashes": hashes})
 

@@ -31,10 +31,10 @@ COLUMNS = {
     "metrics.`test/fitted/frechet`": 160,
     "attributes.`Models`": 150,
 }
-SECTIONS = (
-    "β against frechet", "samples", "validation", "validation/fitted", "validation/prior", "test", "test/fitted",
-    "test/prior", "train", "time",
-)  # fmt: skip
+SECTIONS = {  # and how many charts stand side by side
+    "β against frechet": 2, "samples": 1, "validation": 3, "validation/fitted": 3, "validation/prior": 3, "test": 3,
+    "test/fitted": 3, "test/prior": 3, "train": 3, "time": 3,
+}  # fmt: skip
 Client = Any
 
 
@@ -95,24 +95,18 @@ def _state(only: str, grouping: Mapping[str, Any] | None) -> dict[str, Any]:
         "runsExpanded": {},
         "hideEmptyCharts": True,
         "autoRefreshEnabled": True,
-        "compareRunCharts": _charts(),
-        "compareRunSections": [_section(name) for name in SECTIONS],
+        # The page adds a chart for every other metric, in the section that its name begins with.
+        "compareRunCharts": [
+            _against_weight(FRECHET),
+            _against_weight("validation/prior/frechet"),
+            _card("IMAGE", "samples", SAMPLES, imageKeys=[SAMPLES], step=0, showRunParams=False),
+        ],
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": columns}
+            for name, columns in SECTIONS.items()
+        ],
         "isAccordionReordered": True,  # keeps our order of sections
     }
-
-
-def _section(name: str) -> dict[str, Any]:
-    columns = {SECTIONS[0]: 2, SECTIONS[1]: 1}.get(name, 3)
-    return {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": columns}
-
-
-def _charts() -> list[dict[str, Any]]:
-    """Our own charts. The page adds one for every other metric, in the section that its name begins with."""
-    return [
-        _against_weight(FRECHET),
-        _against_weight("validation/prior/frechet"),
-        _card("IMAGE", "samples", SAMPLES, imageKeys=[SAMPLES], step=0, showRunParams=False),
-    ]
 
 
 def _against_weight(metric: str) -> dict[str, Any]:
@@ -120,7 +114,7 @@ def _against_weight(metric: str) -> dict[str, Any]:
     weight = "train/kl_weight"
     axes = {"metricKey": weight, "scaleType": "log", "xAxisKey": "metric", "selectedXAxisMetricKey": metric}
     drawn = {"displayPoints": True, "lineSmoothness": 0, "useGlobalLineSmoothing": False, "useGlobalXaxisKey": False}
-    return _card("LINE", SECTIONS[0], metric, selectedMetricKeys=[weight], **axes, **drawn)
+    return _card("LINE", "β against frechet", metric, selectedMetricKeys=[weight], **axes, **drawn)
 
 
 def _card(kind: str, section: str, name: str, **more: Any) -> dict[str, Any]:

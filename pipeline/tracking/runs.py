@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pipeline.base import console
-from pipeline.base.addresses import shown, sqlite_path
+from pipeline.base.addresses import shown
 from pipeline.base.errors import UserError
 from pipeline.base.files import png, sha256
 from pipeline.base.params import FILE, params
@@ -128,7 +128,7 @@ class Run:
 
     def __init__(self, outbox: Outbox, target: Target, *, adds: bool = False, goes_on: bool = False) -> None:
         self.name, self.key, self.about = target.name, target.key, ""  # key: ours, known at once; a tag of the run
-        self.uri = outbox.uri if sqlite_path(outbox.uri) else shown(outbox.uri)  # files may hold it
+        self.uri = shown(outbox.uri)
         self.address = outbox.address  # for files: without a password, and without the project's folder
         self._outbox = outbox
         self._target, self._adds, self._goes_on = target, adds, goes_on
@@ -183,7 +183,7 @@ class Run:
             rest = "`cvae sync`, or the next run, sends them"
             if not self._journal.is_whole:
                 rest = f"{OUTBOX} can't be written, so that some of them are lost now"
-            console.warn(f"{what} in {OUTBOX} for MLflow at {shown(self.uri)}: {rest}")
+            console.warn(f"{what} in {OUTBOX} for MLflow at {self.uri}: {rest}")
 
     def metrics(self, values: Mapping[str, float], step: int, of_model: bool = False, shared: bool = False) -> None:
         """One request for all of them. `of_model` also links them to the run's logged model.
@@ -227,12 +227,12 @@ class Run:
         said = [self.about.partition(EVALUATION)[0] + EVALUATION, figures(found), f"The doctor's verdict: {verdict}"]
         self.describe("\n\n".join([*said, picture(self.wait_for_id(), artifact)]))
 
-    def samples(self, picture: "np.ndarray", columns: Sequence[str], rows: Sequence[str]) -> None:
-        """The picture that every training and every trial has, with labels: a tile, and the artifact samples.png.
+    def samples(self, strip: "np.ndarray") -> None:
+        """The strip of samples that every training and every trial has, with labels: a tile, and samples.png.
 
         It has step 0, which the page shows first.
         """
-        picture = labelled(picture, columns, rows)
+        picture = labelled(strip)
         self.image(SAMPLES, picture, step=0)
         self._put_file("artifact", png(picture), "", name=f"{SAMPLES}.png", folder=None)
 

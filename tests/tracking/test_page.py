@@ -40,7 +40,7 @@ def recorded(root: Path) -> runs.Run:
                     trial.metrics({"train/kl": 30.0 / step, "train/kl_weight": weight}, step)
                 figures = {"validation/fitted/frechet": frechet, "validation/fitted/class_accuracy": 0.9}
                 trial.metrics(figures | {"validation/fitted/diversity": 0.8, "validation/prior/frechet": 99.0}, 2)
-                trial.samples(np.full((58, 298), 200, np.uint8), "0123456789", ("prior", "fitted"))
+                trial.samples(np.full((58, 298), 200, np.uint8))
     with runs.start("training", "e", tags={"group": "trainings"}, root=root) as training:
         training.metrics({"validation/fitted/frechet": 2.0}, 0)
     return study
@@ -144,31 +144,29 @@ def place_of(run: runs.Run) -> tuple[Any, str]:
 
 
 @pytest.mark.slow
-def test_the_page_opens_on_the_best_runs(visit: Visit, study: runs.Run) -> None:
+def test_the_page_opens_on_the_best_runs_and_compares_a_studys_trials(
+    visit: Visit, address: str, study: runs.Run
+) -> None:
+    """By weight and by pictures."""
     store, experiment = place_of(study)
-    best = visit(page.best_first(store, experiment))
-    best.get_by_text("Group: trainings").wait_for()
-    best.get_by_role("link", name="trial 2").wait_for()
+    shown = visit(page.best_first(store, experiment))
+    shown.get_by_text("Group: trainings").wait_for()
+    shown.get_by_role("link", name="trial 2").wait_for()
 
     def is_in_sight(column: str) -> bool:
-        place = best.locator('[role="columnheader"]').filter(has_text=column).first.bounding_box()
+        place = shown.locator('[role="columnheader"]').filter(has_text=column).first.bounding_box()
         return place is not None and place["x"] + place["width"] <= WIDTH
 
     for column in (page.WEIGHT, "validation/fitted/frechet", "validation/fitted/class_accuracy"):
         until(partial(is_in_sight, column))
 
     def links() -> list[str]:
-        return [text for text in best.get_by_role("link").all_inner_texts() if text.startswith(("trial", "training"))]
+        return [text for text in shown.get_by_role("link").all_inner_texts() if text.startswith(("trial", "training"))]
 
     until(lambda: links() == ["training", "trial 1", "trial 0", "trial 2"])  # a study's trials together, the best first
-    assert for_training(best)
 
-
-@pytest.mark.slow
-def test_a_studys_trials_are_compared_by_weight_and_by_pictures(visit: Visit, study: runs.Run) -> None:
-    store, experiment = place_of(study)
-    charts = visit(page.comparison(store, experiment, STUDY))
-    cards = charts.locator('[data-testid="experiment-view-compare-runs-card"]')
+    shown.goto(address + page.comparison(store, experiment, STUDY))
+    cards = shown.locator('[data-testid="experiment-view-compare-runs-card"]')
     first = cards.first
     points = first.locator(".js-plotly-plot path.point")
     points.nth(2).wait_for()
@@ -182,7 +180,7 @@ def test_a_studys_trials_are_compared_by_weight_and_by_pictures(visit: Visit, st
 
     until(are_apart_and_in_sight)
 
-    tile = cards.filter(has=charts.locator("img")).first
+    tile = cards.filter(has=shown.locator("img")).first
     tile.scroll_into_view_if_needed()
 
     def shows_the_whole_picture() -> Any:
@@ -197,15 +195,15 @@ def test_a_studys_trials_are_compared_by_weight_and_by_pictures(visit: Visit, st
 
 
 @pytest.mark.slow
-def test_every_page_stays_in_the_view_for_training(visit: Visit, study: runs.Run) -> None:
+def test_every_page_stays_in_the_view_for_training(visit: Visit, address: str, study: runs.Run) -> None:
     """Also where MLflow's own links name no view: a run's page, and its page that compares the runs that are chosen."""
     store, experiment = place_of(study)
     trials = [run.info.run_id for run in store.search_runs([experiment], "tags.kind = 'trial'")]
-    of_study = visit(f"/#/experiments/{experiment}/runs/{study.run_id}")
-    of_study.get_by_text("The answer.").wait_for()
-    assert for_training(of_study)
+    compared = visit(f"/#/experiments/{experiment}/runs/{study.run_id}")
+    compared.get_by_text("The answer.").wait_for()
+    assert for_training(compared)
 
-    compared = visit(f"/#/compare-runs?runs={json.dumps(trials)}&experiments={json.dumps([experiment])}")
+    compared.goto(f"{address}/#/compare-runs?runs={json.dumps(trials)}&experiments={json.dumps([experiment])}")
     compared.get_by_text("Comparing 3 Runs").wait_for()
     assert for_training(compared)
     compared.get_by_text("Parallel Coordinates Plot").wait_for()

@@ -9,7 +9,6 @@ from pipeline.base.console import markdown
 from pipeline.base.files import home
 from pipeline.base.params import flat
 from pipeline.base.paths import BEST, CHECKPOINTS, PREPARED, SEEDS, STUDY_FIGURES, TRIALS
-from pipeline.model.samples import SAMPLERS
 from pipeline.stages.saved import save_cvae
 from pipeline.stages.study import words
 from pipeline.study.found import means, of_seeds, state
@@ -51,7 +50,7 @@ class Records:
         elif isinstance(event, Ended):
             run.metrics(candidate.figures, self.step)  # the means over the seeds end the first one's curves
             if event.strip is not None:
-                run.samples(event.strip, "0123456789", SAMPLERS)
+                run.samples(event.strip)
             run.tags({"state": event.state, "seeds": len(candidate.seeds)})
             found = {name.removeprefix("validation/"): value for name, value in candidate.figures.items()}
             run.describe(f"{self._about_trials()}\n\n{about.figures({'validation': found})}")
@@ -77,7 +76,7 @@ class Records:
         self.parent.metrics(measured, self.study.done(), shared=True)
         strip = self.study.strip(best.number)
         if strip is not None:
-            self.parent.samples(strip, "0123456789", SAMPLERS)
+            self.parent.samples(strip)
         self._keep_models({best.number, *(answer.trial for answer in found.values())}, is_up)
         self.parent.deliver()  # before another process of the study takes its turn
 

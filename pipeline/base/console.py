@@ -12,16 +12,12 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from pipeline import STARTED
 from pipeline.base import terminal
 from pipeline.base.addresses import hide
 from pipeline.base.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
-
 
 _signals: list[int] = []  # that have come, to end this process
 
@@ -181,25 +177,6 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Step]:
             progress.update(task, completed=at, note=live or note)
 
         yield step
-
-
-@contextmanager
-def transfer() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Progress bars for downloads. Yields a function of a file's name, its bytes so far, and its bytes in all."""
-    if not sys.stdout.isatty():
-        yield lambda *_: None
-        return
-    from rich.progress import Progress
-
-    with Progress() as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def show(name: str, done: int, total: int | None) -> None:
-            if name not in tasks:
-                tasks[name] = progress.add_task(name, total=total)
-            progress.update(tasks[name], completed=done, total=total)
-
-        yield show
 
 
 def figures(values: Mapping[str, float]) -> str:

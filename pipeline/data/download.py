@@ -38,8 +38,7 @@ LONGEST = 600.0  # seconds for one file as a whole, however slowly it comes, or 
 MOST = 256 * 2**20  # bytes of one file or package, packed or unpacked; MNIST's largest file has 47 million
 CHUNK = 2**16
 
-# Told a file's name, its bytes so far and, if known, in all.
-Progress = Callable[[str, int, int | None], None]
+Progress = Callable[[str, int], None]  # told a file's name and its bytes so far
 
 
 @params
@@ -63,10 +62,7 @@ def mirrors(named: Sequence[str], environment: Mapping[str, str]) -> list[str]:
 
 
 def fetch(
-    folder: Path,
-    mirrors: Sequence[str],
-    checksums: Mapping[str, str],
-    progress: Progress = lambda *_: None,
+    folder: Path, mirrors: Sequence[str], checksums: Mapping[str, str], progress: Progress = lambda *_: None
 ) -> str:
     """Brings the files that `checksums` names into `folder`, unpacked; files that are there and right are kept.
 
@@ -75,9 +71,8 @@ def fetch(
     Returns the mirrors that gave a file, joined by commas: "" where all files were there already. Raises UserError,
     with the reason of each mirror, where files are still missing after the last.
     """
-    missing = [
-        name for name in checksums if not ((folder / name).is_file() and sha256(folder / name) == checksums[name])
-    ]
+    there = [name for name in checksums if (folder / name).is_file()]
+    missing = [name for name in checksums if name not in there or sha256(folder / name) != checksums[name]]
     waiting, gave, refused = list(mirrors), list[str](), list[str]()
     while missing and waiting:
         mirror = waiting.pop(0)
@@ -111,13 +106,11 @@ def read_checksums(path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read as a list of SHA-256 sums: {_reason(error)}") from None
-    pairs = sorted(
-        (name.removeprefix("*"), digest.lower()) for digest, name in zip(lines[::2], lines[1::2], strict=False)
-    )
-    whole = all(re.fullmatch("[0-9a-f]{64}", digest) for _, digest in pairs)
-    if [name for name, _ in pairs] != sorted(NAMES) or not whole:
+    sums = {name.removeprefix("*"): digest.lower() for digest, name in zip(lines[::2], lines[1::2], strict=False)}
+    whole = all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sums.values())
+    if len(lines) != 2 * len(NAMES) or sums.keys() != set(NAMES) or not whole:
         raise UserError(f"{path} must be what sha256sum writes about these four files alone: {', '.join(NAMES)}")
-    return dict(pairs)
+    return dict(sorted(sums.items()))
 
 
 def _verified(content: bytes, digest: str) -> bytes:
@@ -136,32 +129,28 @@ def _unpacked(content: bytes) -> bytes:
 
 def _download(mirror: str, progress: Progress, name: str) -> bytes:
     """A file below a folder or URL, packed or not: NAME.gz if the mirror has it, and else NAME."""
-    if not re.match(r"\w+://", mirror):
-        mirror = (
-            home(Path()) / Path(mirror).expanduser()
-        ).as_uri()  # relative to the project, also in DVC's copy of it
+    if not re.match(r"\w+://", mirror):  # relative to the project, also in DVC's copy of it
+        mirror = (home(Path()) / Path(mirror).expanduser()).as_uri()
     parts = urllib.parse.urlsplit(mirror)
     if "@" in parts.netloc:
         raise ValueError("a URL with a user name is not supported")
-    packed, plain = (
-        parts._replace(path=f"{parts.path.rstrip('/')}/{file}", fragment="").geturl() for file in (f"{name}.gz", name)
-    )
+    plain = parts._replace(path=f"{parts.path.rstrip('/')}/{name}", fragment="")
     try:
-        return _received(name, packed, progress)
+        return _received(name, plain._replace(path=f"{plain.path}.gz"), progress)
     except urllib.error.URLError:  # what a missing file is differs: 404, 403 (S3), an OSError (a folder)
         return _received(name, plain, progress)
 
 
-def _received(name: str, url: str, progress: Progress) -> bytes:
+def _received(name: str, url: urllib.parse.SplitResult, progress: Progress) -> bytes:
     content = bytearray()
-    request = urllib.request.Request(url, headers={"User-Agent": "cvae-pipeline"})
+    request = urllib.request.Request(url.geturl(), headers={"User-Agent": "cvae-pipeline"})
     with urllib.request.urlopen(request, timeout=SILENCE) as source:
-        total = int(source.headers["Content-Length"] or 0) or None
-        if total and total > MOST:
+        total = int(source.headers["Content-Length"] or 0)
+        if total > MOST:
             raise ValueError(f"{name} would have {total:,} bytes: more than {MOST:,}")
         while len(content) < MOST and (chunk := source.read1(CHUNK)):
             content += chunk
-            progress(name, len(content), total)
+            progress(name, len(content))
     return bytes(content)
 
 

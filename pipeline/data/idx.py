@@ -5,12 +5,10 @@ import struct
 import numpy as np
 
 from pipeline.base.errors import UserError
+from pipeline.data.download import NAMES
 from pipeline.data.splits import CLASSES, SIDE
 
-FILES = {  # images and labels of each published set
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
+FILES = {"train": NAMES[:2], "test": NAMES[2:]}  # images and labels of each published set
 
 
 def parse(images: bytes, labels: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:

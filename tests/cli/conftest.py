@@ -4,15 +4,16 @@ import shlex
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from commands import Answer, Cvae
 from imports import ROOT
 from settings import model_params
 
-from pipeline.base.files import write_json
+from pipeline.base.files import write_json, write_table
 from pipeline.base.params import read
-from pipeline.base.paths import BEST, DOCTOR, METRICS, VALIDATION
+from pipeline.base.paths import BEST, DOCTOR, METRICS, PER_CLASS, RUN, VALIDATION
 from pipeline.cli.main import main
 from pipeline.model.cvae import build, resolve
 from pipeline.model.density import Density
@@ -64,16 +65,20 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def reported(tmp_path: Path) -> Path:
-    """A folder with the reports of an evaluation, of a study and of the doctor."""
-    of_samples = {"class_accuracy": 0.98765, "diversity": 0.9, "frechet": 2.36, "coverage": 0.94}
+def reported(project: Path) -> Path:
+    """The project as after `dvc repro evaluate`, with another frechet on test than on validation."""
+    samplers, of_samples = ("prior", "fitted", "real"), {"class_accuracy": 0.98765, "diversity": 0.9, "coverage": 0.94}
     fit = {"reconstruction": 68.7, "kl": 35.41, "elbo": -104.1, "nll": 99.37, "active_units": 15, "collapsed": True}
     protocol = {"split": "test", "images": 10_000, "kl_weight": 0.2, "pixels": "grey", "nll_draws": 500}
-    figures = fit | dict.fromkeys(("prior", "fitted", "real"), of_samples) | {"protocol": protocol}
+    write_json(METRICS, fit | dict.fromkeys(samplers, of_samples | {"frechet": 3.75}) | {"protocol": protocol})
     several = protocol | {"split": "validation", "images": 5000, "sample_sets": 3}
-    deviation = dict.fromkeys(("prior", "fitted", "real"), dict.fromkeys(of_samples, 0.0123) | {"frechet": 0.123})
-    write_json(tmp_path / VALIDATION, figures | {"protocol": several, "standard_deviation": deviation})
-    write_json(tmp_path / METRICS, figures)
-    write_json(tmp_path / DOCTOR, {"verdict": "prior_hole"})
-    write_json(tmp_path / BEST, {"interval": [0.1, 0.25], "values": {"validation/fitted/frechet": 4.551}})
-    return tmp_path
+    deviation = dict.fromkeys(samplers, dict.fromkeys(of_samples, 0.0123) | {"frechet": 0.123})
+    figures = fit | dict.fromkeys(samplers, of_samples | {"frechet": 2.36})
+    write_json(VALIDATION, figures | {"protocol": several, "standard_deviation": deviation})
+    write_json(DOCTOR, {"verdict": "prior_hole"})
+    write_json(BEST, {"interval": [0.1, 0.25], "values": {"validation/fitted/frechet": 4.551}})
+    write_json(RUN, {"run_id": "0a1b", "run_key": "2c3d", "tracking_uri": "", "hashes": {"data": "4e5f"}})
+    rows = [{"sampler": one, "digit": digit} | dict.fromkeys((*of_samples, "frechet"), 0.5 + digit)
+            for one in samplers for digit in range(10)]  # fmt: skip
+    write_table(PER_CLASS, pd.DataFrame(rows))
+    return project

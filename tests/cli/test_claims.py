@@ -21,9 +21,8 @@ def test_the_conclusions_are_the_articles_where_the_figures_are() -> None:
     one = {"elbo": -180.0, "active_units": 0, "prior/diversity": 0.1, "prior/class_accuracy": 0.6}
     seeing = {"digit_in_latent": 0.1, "prior/class_accuracy": 0.8}
     units, bound, price, label = claims(results(one, {"elbo": -150.0}, seeing))
-    assert "β = 100,352" in units
-    assert "0 and 8 of 8 units are active" in units
-    assert "the collapse is a matter of units" in units
+    for words in ("β = 100,352", "0 and 8 of 8 units are active", "the collapse is a matter of units"):
+        assert words in units
     assert "is the evidence lower bound to within 0.35% of its KL" in bound
     assert "w = 1e-5 reaches the highest elbo: -110.0 nats, against -150.0 at the next best, w = 1e-6" in bound
     assert "class_accuracy is 0.60 and 0.30: diversity costs accuracy" in price

@@ -16,9 +16,8 @@ from pipeline.base.paths import METRICS, SPECTRUM
 from pipeline.cli.main import COMMANDS, STAGES
 
 
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
+def test_what_is_wrong_is_said_in_one_line(project: Path, cvae: Cvae) -> None:
+    for words, reason in (
         ("sample 10", "'10' names no digits"),
         ("sample 8 --out eight.bmp", "must end in .png or .npz"),
         ("sample 8 --model params.yaml", "params.yaml holds no cvae of this version"),
@@ -29,16 +28,12 @@ from pipeline.cli.main import COMMANDS, STAGES
         ("weight --article nan", "must be a finite number"),
         ("weight", "give one of --weight, --like, --article and --beta"),
         ("weight --like nobody", "--like nobody is not known: give one of article, article-sum, pytorch"),
-        ("weight --weight 1 --factor inf", "--factor must be a finite number above 0, not inf"),
         ("reproduce article", "data/prepared/mnist.safetensors not found: run `dvc repro prepare` first"),
         ("try objective.kl_weight=-1", "objective.kl_weight must be greater than or equal to 0, not -1"),
         ("report", "run `dvc repro evaluate` first"),
         ("evaluate", "not found: train a model first"),
-        ("prepare", "run `cvae download` first"),
-    ],
-)
-def test_what_is_wrong_is_said_in_one_line(project: Path, cvae: Cvae, words: str, reason: str) -> None:
-    assert_refused(project, cvae, words, reason)
+    ):
+        assert_refused(project, cvae, words, reason)
 
 
 def test_any_loss_is_converted_and_back_and_a_squared_error_has_a_sigma(cvae: Cvae) -> None:
@@ -73,8 +68,8 @@ def test_a_weight_is_told_what_the_spectrum_expects_where_it_is_known(project: P
     assert_refused(project, cvae, "weight --like keras", "spectrum.json can't be read")
 
 
-def test_the_report_shows_the_headline_figures(reported: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae) -> None:
-    monkeypatch.chdir(reported)
+@pytest.mark.usefixtures("reported")
+def test_the_report_shows_the_headline_figures(cvae: Cvae) -> None:
     out = cvae("report").out
     shown = ("prior", "fitted", "real", "0.988 ±0.012", "99.37", "5,000 validation", "prior_hole", "0.25", "4.551")
     words = (*shown, "2.36 ±0.12", "3 sample sets", "COLLAPSED", "400 ÷ 500")
@@ -105,21 +100,19 @@ def test_a_stage_says_how_long_it_took(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert re.fullmatch(r"check took \d+(\.\d)? s\n", capsys.readouterr().out)
 
 
-def test_a_shell_can_complete_commands() -> None:
-    asked = {"_CVAE_COMPLETE": "complete_bash", "COMP_WORDS": "cvae inter", "COMP_CWORD": "1"}
-    command = [sys.executable, "-m", "pipeline.cli"]
-    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.stdout.split() == ["interpolate"]
+def test_a_shell_can_complete_commands(cvae: Cvae, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_CVAE_COMPLETE": "complete_bash", "COMP_WORDS": "cvae inter", "COMP_CWORD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert cvae("").out.split() == ["interpolate"]
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_has_left_is_no_error(unbuffered: str) -> None:
+def test_a_reader_that_has_left_is_no_error(unbuffered: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     left, pipe = os.pipe()
     os.close(left)
-    command, surroundings = [sys.executable, "-m", "pipeline.cli", "--help"], {"PYTHONUNBUFFERED": unbuffered}
-    done = subprocess.run(
-        command, stdout=pipe, stderr=subprocess.PIPE, cwd=ROOT, env=os.environ | surroundings, check=False
-    )
+    command = [sys.executable, "-m", "pipeline.cli", "--help"]
+    done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, cwd=ROOT, check=False)
     os.close(pipe)
     assert (done.returncode, done.stderr) == (141, b"")
 

@@ -47,7 +47,8 @@ def parts(models: Path) -> dict[str, graphs.Part]:
 
 @pytest.fixture(scope="module")
 def made(parts: dict[str, graphs.Part]) -> dict[str, graphs.Graph]:
-    return {name: graphs.graph(part) for name, part in parts.items()}
+    """All but the encoder, which is the curve's without a weight."""
+    return {name: graphs.graph(part) for name, part in parts.items() if name != "encoder"}
 
 
 def run(graph: graphs.Graph, **inputs: Any) -> list[np.ndarray]:
@@ -55,7 +56,7 @@ def run(graph: graphs.Graph, **inputs: Any) -> list[np.ndarray]:
     return list(session.run(None, {name: torch.as_tensor(value).numpy() for name, value in inputs.items()}))
 
 
-def test_a_cvae_s_graphs_sample_encode_and_decode(models: Path, made: dict[str, graphs.Graph]) -> None:
+def test_a_cvae_s_graphs_sample_and_decode(models: Path, made: dict[str, graphs.Graph]) -> None:
     model, _, _ = load_cvae(models / "cvae.safetensors")
     digits, noise = torch.arange(7), normal(7, 2).float()
     (z,) = run(made["latents"], digit=digits, uniform=torch.tensor([0.5] * 3 + [0.2] + [0.5] * 3), noise=noise)
@@ -63,10 +64,6 @@ def test_a_cvae_s_graphs_sample_encode_and_decode(models: Path, made: dict[str, 
         assert np.allclose(z[digit], density().means[digit, 0] + density().roots[digit, 0] @ noise[digit], atol=1e-5)
     (image,) = run(made["decoder"], digit=digits, z=z)
     assert np.allclose(image, samples.decode(model, torch.from_numpy(z), digits).squeeze(1).detach(), atol=1e-5)
-    mean, log_variance = run(made["encoder"], image=image, digit=digits)
-    q = model.encode(torch.from_numpy(image)[:, None], digits)
-    assert np.allclose(mean, q.mu.detach(), atol=1e-5)
-    assert np.allclose(log_variance, q.log_var.detach(), atol=1e-5)
     notes = {note.key: note.value for note in made["decoder"].model.metadata_props}
     assert notes["signature"] == "digit (batch) int64, z (batch, 2) float32 → image (batch, 28, 28) float32"
     assert (notes["opset"], notes["kl_weight"], notes["source"]) == ("20", "1", "cvae.safetensors")
@@ -84,8 +81,10 @@ def test_the_curve_s_graphs_are_the_cvae_at_each_weight(
         assert np.allclose(images[row], alone[0, 0], atol=1e-5)
     content = made["curve_decoder"].model.SerializeToString()
     assert max(graphs.differences(content, parts["curve_decoder"], rows) for rows in (2, 500)) < graphs.TOLERANCE
-    (mean, _) = run(made["curve_encoder"], image=images, digit=digits, kl_weight=weights)
-    assert np.allclose(mean[2], model.at(2.0).encode(torch.from_numpy(images)[2:3, None], digits[2:3]).mu, atol=1e-5)
+    mean, log_variance = run(made["curve_encoder"], image=images, digit=digits, kl_weight=weights)
+    q = model.at(2.0).encode(torch.from_numpy(images)[2:3, None], digits[2:3])
+    assert np.allclose(mean[2], q.mu, atol=1e-5)
+    assert np.allclose(log_variance[2], q.log_var, atol=1e-5)
 
 
 def test_the_completer_s_graph_fills_in_what_is_hidden(models: Path, made: dict[str, graphs.Graph]) -> None:
@@ -121,7 +120,8 @@ def folder(models: Path, made: dict[str, graphs.Graph], tmp_path: Path, monkeypa
     """A folder with the models, whose graphs are those already made."""
     (tmp_path / "models").symlink_to(models)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(graphs, "graph", lambda part: made[part.name])
+    known = made | {"encoder": made["curve_encoder"]._replace(name="encoder")}
+    monkeypatch.setattr(graphs, "graph", lambda part: known[part.name])
     return tmp_path
 
 

@@ -21,10 +21,10 @@ from imports import ROOT
 from pipeline.base import paths
 from pipeline.base.files import write_json
 from pipeline.base.params import plain
-from pipeline.base.paths import CURVE_TABLE, METRICS, PER_CLASS, RUN, TRIALS, VALIDATION
+from pipeline.base.paths import CURVE_TABLE, TRIALS, VALIDATION
 from pipeline.cli import handing
 from pipeline.cli.card import CARD, write_card
-from pipeline.cli.handing import OF_SAMPLES, unlike
+from pipeline.cli.handing import unlike
 from pipeline.model.cvae import build, resolve
 from pipeline.show.pictures import save_png
 from pipeline.stages import playing
@@ -34,32 +34,20 @@ MODEL = "models/cvae.safetensors"
 
 
 @pytest.fixture
-def evaluated(project: Path) -> Path:
-    """The project as after `dvc repro evaluate`, with other figures on test than on validation."""
-    for path, split, frechet in ((VALIDATION, "validation", 4.25), (METRICS, "test", 3.75)):
-        samples = {"class_accuracy": 0.9876, "diversity": 0.9, "frechet": frechet, "coverage": 0.94}
-        figures = {"reconstruction": 68.7, "kl": 35.4, "elbo": -104.1, "nll": 95.4, "collapsed": False}
-        protocol = {"split": split, "images": 5000, "kl_weight": 0.2}
-        write_json(path, figures | dict.fromkeys(("prior", "fitted", "real"), samples) | {"protocol": protocol})
-    write_json(RUN, {"run_id": "0a1b", "run_key": "2c3d", "tracking_uri": "", "hashes": {"data": "4e5f"}})
-    rows = [
-        {"sampler": sampler, "digit": digit} | dict.fromkeys(OF_SAMPLES, 0.5 + digit)
-        for sampler in ("prior", "fitted", "real")
-        for digit in range(10)
-    ]
-    pd.DataFrame(rows).to_csv(PER_CLASS, index=False)
-    save_png(paths.CURVE_FIGURE, np.full((40, 60), 200, np.uint8))
-    return project
+def reported(reported: Path) -> Path:
+    """The same without a study."""
+    paths.BEST.unlink()
+    return reported
 
 
-def test_trainings_of_different_length_or_data_are_not_set_side_by_side_in_silence(evaluated: Path, cvae: Cvae) -> None:
+def test_trainings_of_different_length_or_data_are_not_set_side_by_side_in_silence(reported: Path, cvae: Cvae) -> None:
     model, density, params = load_cvae(Path(MODEL))
     save_cvae(Path("same.safetensors"), model, density, params)
     assert "different" not in cvae("report --html report.html workspace same.safetensors").err
     save_cvae(Path("short.safetensors"), model, density, params | {"train": params["train"] | {"epochs": 4}})
     sentence = "different length (workspace, same.safetensors: epochs 10, batch 128; short.safetensors: epochs 4, batch"
     assert sentence in cvae("report --html report.html workspace same.safetensors short.safetensors").err
-    assert sentence in (evaluated / "report.html").read_text(encoding="utf-8")
+    assert sentence in (reported / "report.html").read_text(encoding="utf-8")
     data = {"a": "4e5f", "b": None, "c": "6a7b"}
     (other,) = unlike(dict.fromkeys(data, params["train"]), data)
     assert "on different data (a; c)" in other
@@ -67,13 +55,14 @@ def test_trainings_of_different_length_or_data_are_not_set_side_by_side_in_silen
 
 @needs_chromium
 @pytest.mark.slow
-def test_a_page_shows_a_run_beside_a_file(evaluated: Path, cvae: Cvae) -> None:
+def test_a_page_shows_a_run_beside_a_file(reported: Path, cvae: Cvae) -> None:
     """Without network, script or console message, no wider than the window, and to be read in light and dark."""
+    save_png(paths.CURVE_FIGURE, np.full((40, 60), 200, np.uint8))
     named = f"models/{'0123456789abcdef' * 2}.safetensors"
     Path(named).write_bytes(Path(MODEL).read_bytes())
     assert cvae(f"report --html report.html workspace {named}").status == 0
     with browser_page() as shown:
-        shown.goto((evaluated / "report.html").as_uri())
+        shown.goto((reported / "report.html").as_uri())
         for width in (375, 1600):
             shown.set_viewport_size({"width": width, "height": 900})
             assert shown.evaluate("document.documentElement.scrollWidth") <= width
@@ -88,12 +77,12 @@ def test_a_page_shows_a_run_beside_a_file(evaluated: Path, cvae: Cvae) -> None:
         words = shown.inner_text("body")
         headings = shown.locator("h2").all_inner_texts()
     assert headings[-1] == "At the end, test"
-    assert words.index("4.25") < words.index("3.75")
+    assert words.index("2.36") < words.index("3.75")
     for word in ("workspace", named, "0a1b", "4e5f", "objective.kl_weight", "dvc exp run evaluate", "9.5"):
         assert word in words
 
 
-def test_a_bad_page_is_refused_in_one_line_and_nothing_is_written(evaluated: Path, cvae: Cvae) -> None:
+def test_a_bad_page_is_refused_in_one_line_and_nothing_is_written(reported: Path, cvae: Cvae) -> None:
     for words, reason in (
         ("report --html report.pdf", "must end in .html"),
         ("report --html params.yaml/report.html", "can't be written"),
@@ -103,16 +92,16 @@ def test_a_bad_page_is_refused_in_one_line_and_nothing_is_written(evaluated: Pat
         ("report --html report.html heavier", "heavier has no run in MLflow"),
         ("report --html report.html study", "best.json not found: run `dvc repro tune` first"),
     ):
-        assert_refused(evaluated, cvae, words, reason)
+        assert_refused(reported, cvae, words, reason)
     figures = json.loads(VALIDATION.read_text(encoding="utf-8"))
     write_json(VALIDATION, figures | {"protocol": figures["protocol"] | {"kl_weight": 3.0}})
-    assert_refused(evaluated, cvae, "report --html report.html", "is of another model")
+    assert_refused(reported, cvae, "report --html report.html", "is of another model")
     VALIDATION.unlink()
-    assert_refused(evaluated, cvae, "report --html report.html", "run `dvc repro evaluate` first")
+    assert_refused(reported, cvae, "report --html report.html", "run `dvc repro evaluate` first")
 
 
 def test_an_experiment_is_its_run_in_mlflow_and_a_study_its_best(
-    evaluated: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae
+    reported: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae
 ) -> None:
     """Beside one another, and beside a file; the experiment's models/run.json says which run."""
     shutil.copytree(ROOT / ".dvc", ".dvc", ignore=lambda *_: {"tmp", "cache", "config.local"})
@@ -128,22 +117,23 @@ def test_an_experiment_is_its_run_in_mlflow_and_a_study_its_best(
     assert cvae(f"report --html report.html heavier study {MODEL}").status == 0
     assert find.call_args.args[1:] == ("0a1b", "2c3d")
     assert [call.args[0] for call in other.call_args_list] == ["runs:/0a1b", "runs:/77", MODEL]
-    html = (evaluated / "report.html").read_text(encoding="utf-8")
+    html = (reported / "report.html").read_text(encoding="utf-8")
     for word in (">heavier<", "the best of study kl-weight-1a2b", "0.3 ★", "3 runs side by side"):
         assert word in html
 
 
 def test_a_report_leaves_out_a_curve_of_other_data_than_the_study_and_says_so(
-    evaluated: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch
+    reported: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handing, "_study", lambda **_: {"answer": ["take 0.3"], "trials": None})
+    save_png(paths.CURVE_FIGURE, np.full((40, 60), 200, np.uint8))
     save_curve(paths.CURVE, packaged.multi_rate(), {"data": "4e5f"})
     for data, is_shown in (("4e5f", True), ("6a7b", False)):
         write_json(paths.BEST, {"data": data})
         answer = cvae("report --html report.html")
         assert answer.status == 0
         assert (f"the report has no curve: {paths.CURVE} is the curve of other data" in answer.err) is not is_shown
-        page = (evaluated / "report.html").read_text(encoding="utf-8")
+        page = (reported / "report.html").read_text(encoding="utf-8")
         assert ("The curve over all weights" in page) is is_shown
 
 
@@ -162,18 +152,17 @@ def playable(project: Path) -> Path:
     return project
 
 
-def test_a_page_to_play_with_shows_runs_of_the_same_latents_alone(playable: Path, cvae: Cvae) -> None:
+def test_a_page_to_play_with_shows_runs_of_the_same_latents_or_is_refused(playable: Path, cvae: Cvae) -> None:
     assert cvae(f"explore --out page.html --runs {MODEL}").status == 0
     assert f', {MODEL}", "words": ""' in (playable / "page.html").read_text(encoding="utf-8")
     _, density, params = load_cvae(Path(MODEL))
     wide = replace(packaged.SHAPE, latent_size=3)
     save_cvae(Path("other.safetensors"), build(resolve(wide), 0, "bernoulli"), density, params | {"model": plain(wide)})
-    words = "other.safetensors has 3 latent dimensions, and the page's network 2"
-    assert_refused(playable, cvae, f"explore --runs {MODEL} --runs other.safetensors", words)
-
-
-def test_a_page_to_play_with_that_can_t_be_made_is_refused(playable: Path, cvae: Cvae) -> None:
     for words, reason in (
+        (
+            f"--runs {MODEL} --runs other.safetensors",
+            "other.safetensors has 3 latent dimensions, and the page's network 2",
+        ),
         ("--runs absent.safetensors", "absent.safetensors not found"),
         ("--runs models/completer.safetensors", "completer.safetensors holds no cvae"),
         ("--out params.yaml/page.html", "params.yaml"),
@@ -183,14 +172,14 @@ def test_a_page_to_play_with_that_can_t_be_made_is_refused(playable: Path, cvae:
     assert_refused(playable, cvae, "explore --out page.html", "curve.safetensors not found: run `dvc repro curve`")
 
 
-def test_a_name_of_a_run_is_text_and_a_whole_architecture_is_its_changes(evaluated: Path, cvae: Cvae) -> None:
+def test_a_name_of_a_run_is_text_and_a_whole_architecture_is_its_changes(reported: Path, cvae: Cvae) -> None:
     """A study keeps of its models what a preset gives them, too."""
     model, density, params = load_cvae(Path(MODEL))
     whole = params | {"model": plain(model.architecture) | {"preset": "strong"}}
-    save_cvae(evaluated / "<b>&.safetensors", model, density, whole)
-    save_cvae(evaluated / "bare.safetensors", model, density, {name: params[name] for name in ("model", "objective")})
+    save_cvae(reported / "<b>&.safetensors", model, density, whole)
+    save_cvae(reported / "bare.safetensors", model, density, {name: params[name] for name in ("model", "objective")})
     assert cvae("report --html report.html '<b>&.safetensors' bare.safetensors").status == 0
-    html = (evaluated / "report.html").read_text(encoding="utf-8")
+    html = (reported / "report.html").read_text(encoding="utf-8")
     assert "<b>" not in html
     assert "&lt;b&gt;&amp;.safetensors" in html
     assert "-S model.latent_size=2 -S &#39;model.encoder_hidden=[8]&#39;" in html

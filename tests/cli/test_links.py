@@ -129,10 +129,7 @@ def change_a_trial() -> None:
 
 
 def flip_packaged() -> None:
-    query = "SELECT artifact_location FROM logged_models WHERE source_run_id = ?"
-    ((place,),) = sql("mlflow.db", query, (run_id(),))
-    model = Path(place).name if (Path(place).name != "artifacts") else Path(place).parent.name
-    (weights,) = (path for path in Path("mlartifacts").rglob("*.safetensors") if model in path.parts)
+    (weights,) = (path for path in Path("mlartifacts").rglob("*.safetensors") if sha256(path) == sha256(Path(MODEL)))
     flip(weights)
 
 
@@ -167,8 +164,8 @@ BREAKS: dict[str, list[tuple[Callable[[], Any], str] | tuple[Callable[[], Any], 
         (leave_records, "1 records in .cvae/outbox wait for MLflow at sqlite:///mlflow.db"),
     ],
     "models": [
-        (lambda: flip(Path(MODEL)), f"{MODEL} is not the file that dvc.lock names", "has model_hash"),
         (flip_packaged, "MLflow's weights of run"),
+        (lambda: flip(Path(MODEL)), f"{MODEL} is not the file that dvc.lock names", "has model_hash"),
         (
             lambda: sql("optuna.db", "DELETE FROM trials WHERE number = 1"),
             f"{TRIALS} has trial 1, which Optuna's study",
@@ -210,27 +207,22 @@ def files(folder: Path) -> dict[str, str]:
     return {str(path): "" if path.suffix == ".db" else sha256(folder / path) for path in kept}
 
 
+@pytest.mark.usefixtures("project")
 def test_what_was_never_made_is_said_and_no_database_appears(
     tmp_path: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    (tmp_path / "mlflow.db").touch()  # empty: it is none either
-    monkeypatch.chdir(tmp_path)
-    said = verified(cvae, status=0)
-    for words in ("is no DVC project", "no model was trained", "no study was run", "no model was promoted"):
-        assert words in said
-    assert {path.name for path in tmp_path.iterdir()} == {"params.yaml", "mlflow.db"}
-    assert (tmp_path / "mlflow.db").stat().st_size == 0
-
-
-@pytest.mark.usefixtures("project")
-def test_a_clone_that_has_run_nothing_names_its_stages(
-    cvae: Cvae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     for words in ("add -A", "commit -qm Record", f"clone -q . {tmp_path / 'clone'}"):
         subprocess.run(["git", *words.split()], check=True)
-    monkeypatch.chdir(tmp_path / "clone")
-    assert "nothing is here of prepare, judge, train, evaluate, tune" in verified(cvae, status=0)
+    (tmp_path / "bare").mkdir()
+    shutil.copy(ROOT / "params.yaml", tmp_path / "bare")
+    (tmp_path / "bare/mlflow.db").touch()  # empty: it is none either
+    for folder, words in (("clone", "nothing is here of prepare, judge, train,"), ("bare", "is no DVC project")):
+        monkeypatch.chdir(tmp_path / folder)
+        said = verified(cvae, status=0)
+        for word in (words, "no model was trained", "no study was run", "no model was promoted"):
+            assert word in said
+    assert {path.name for path in Path().iterdir()} == {"params.yaml", "mlflow.db"}
+    assert Path("mlflow.db").stat().st_size == 0
 
 
 # Bringing a run back
@@ -290,12 +282,17 @@ def test_a_trial_comes_back_and_its_figures_stay_when_it_is_evaluated(cvae: Cvae
 
 
 @pytest.mark.usefixtures("project")
-def test_a_trial_whose_model_was_not_kept_gives_its_params_alone(cvae: Cvae) -> None:
-    trial, before = pd.read_csv(TRIALS).iloc[0], contents()
+def test_other_data_is_said_and_a_trial_whose_model_was_not_kept_gives_its_params_alone(cvae: Cvae) -> None:
+    first, lock, trial = run_id(), Path("dvc.lock").read_bytes(), pd.read_csv(TRIALS).iloc[0]
+    flip(Path(DATA))
+    said = cvae(f"restore {first}").out
+    assert "NOT the run's data" in said
+    assert "since the data is not the run's" in said
+    assert Path("dvc.lock").read_bytes() == lock
+    before = contents()
     shutil.rmtree(".dvc/cache/runs")
     sql("mlflow.db", "DELETE FROM inputs WHERE source_type = 'RUN_OUTPUT'")
-    said = cvae(f"restore {trial['run_id']}").out
-    assert "the run's weights were not kept" in said
+    assert "the run's weights were not kept" in cvae(f"restore {trial['run_id']}").out
     assert read("params.yaml")["objective"]["kl_weight"] == pytest.approx(trial["kl_weight"])
     assert contents()[MODEL] == before[MODEL]
 
@@ -310,16 +307,6 @@ def test_an_interrupted_restore_leaves_everything_as_it_was(
         monkeypatch.setattr(restore, "_lock", Mock(side_effect=error))
         assert cvae(f"restore {first}").status == status
         assert files(project) == before
-
-
-@pytest.mark.usefixtures("project")
-def test_other_data_is_said_and_dvc_lock_stays(cvae: Cvae) -> None:
-    first, lock = run_id(), Path("dvc.lock").read_bytes()
-    flip(Path(DATA))
-    said = cvae(f"restore {first}").out
-    assert "NOT the run's data" in said
-    assert "since the data is not the run's" in said
-    assert Path("dvc.lock").read_bytes() == lock
 
 
 def test_what_is_no_training_or_has_other_weights_changes_nothing(project: Path, cvae: Cvae) -> None:

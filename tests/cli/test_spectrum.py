@@ -52,10 +52,12 @@ def test_the_command_says_where_all_collapses_which_weight_meets_a_budget_and_wh
     assert off.err.startswith(told)
 
 
-@pytest.mark.slow
-def test_the_stage_writes_what_the_command_prints_and_a_figure(project: Path, found: Spectrum) -> None:
+def test_the_stage_writes_what_the_command_prints_and_a_figure(
+    project: Path, found: Spectrum, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add_data(project)
     write({("model", "latent_size"): 3}, project / "params.yaml")
+    monkeypatch.setattr("pipeline.weight.spectrum.of_split", lambda *_: found)
     stage.main()
     written = json.loads(SPECTRUM.read_text(encoding="utf-8"))
     assert written["latent_size"] == 3
@@ -74,21 +76,6 @@ def test_a_likelihood_without_a_spectrum_stops_the_command_but_not_the_pipeline(
     assert SPECTRUM_FIGURE.exists()
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "value", "reason"),
-    [
-        ("weight", "range", [30, 0.01], "weight.range must be lowest and highest, from 0.0001 to 1000, not"),
-        ("tune", "kl_weight", [3, 0.1], "tune.kl_weight must be [lowest, highest] with lowest < highest, not"),
-        ("tune", "seeds", 0, "tune.seeds must be greater than or equal to 1, not 0"),
-    ],
-)
-def test_weights_and_seeds_that_make_no_sense_are_refused(
-    project: Path, cvae: Cvae, section: str, key: str, value: object, reason: str
-) -> None:
-    write({(section, key): value}, project / "params.yaml")
-    assert_refused(project, cvae, "params", reason)
-
-
 @pytest.fixture
 def beside(project: Path) -> Path:
     """The project with a curve and a study of the same data."""
@@ -103,18 +90,13 @@ def beside(project: Path) -> Path:
     return project
 
 
-def test_the_curve_is_drawn_beside_a_study_of_the_same_data(beside: Path, cvae: Cvae) -> None:
-    assert cvae("curve --out curve.png").status == 0
-    assert (beside / "curve.png").exists()
-
-
-@pytest.mark.parametrize("words", ["study", "promote", "tune", "curve --out curve.png", "explore --out page.html"])
-def test_a_curve_of_other_data_than_the_study_is_refused_and_nothing_is_written(
-    beside: Path, cvae: Cvae, words: str
-) -> None:
+def test_a_curve_is_drawn_beside_a_study_of_the_same_data_alone(beside: Path, cvae: Cvae) -> None:
+    assert cvae("curve --out beside.png").status == 0
+    assert (beside / "beside.png").exists()
     save_curve(CURVE, packaged.multi_rate(), {"data": "of others"})
-    assert_refused(beside, cvae, words, f"{CURVE} is the curve of other data than ")
-    assert cvae("curve").status == 0  # alone
+    for words in ("study", "promote", "tune", "curve --out curve.png", "explore --out page.html"):
+        assert_refused(beside, cvae, words, f"{CURVE} is the curve of other data than ")
+    assert cvae("curve").status == 0  # without a study
 
 
 def test_a_digit_without_images_is_refused_and_nothing_is_written(project: Path, cvae: Cvae) -> None:

@@ -44,12 +44,12 @@ def measured(model: CVAE, split: Split) -> dict[str, float]:
     return figures | {f"kl_{digit}": float(kl[rows].mean()) for digit, rows in enumerate(of_class)}
 
 
-def expected(spectrum: Spectrum, weight: float, latents: int) -> dict[str, float]:
+def expected(spectrum: Spectrum, weight: float) -> dict[str, float]:
     return {
-        "kl_of_rule": replace(spectrum, excess=None).rate(weight, latents),
-        "expected_kl": spectrum.rate(weight, latents),
-        "expected_active_units": spectrum.active(weight, latents),
-        "expected_active_units_of_a_class": float(spectrum.actives(weight, latents).double().mean()),
+        "kl_of_rule": replace(spectrum, excess=None).rate(weight),
+        "expected_kl": spectrum.rate(weight),
+        "expected_active_units": spectrum.active(weight),
+        "expected_active_units_of_a_class": float(spectrum.actives(weight).double().mean()),
     }
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     schedule: Schedule = "constant" if chosen.cold else "warmup"
     aim = replace(ELBO, schedule=schedule, schedule_share=0.5)
     architecture = PRESETS["strong"]
-    spectrum = of_split(train, aim.likelihood, aim.pixels, latents=architecture.latent_size)
+    spectrum = of_split(train, aim.likelihood, aim.pixels, aim.sigma, architecture.latent_size)
     models = [build(architecture, params.seed, aim.likelihood) for _ in chosen.weights]
     members = population.start(models, chosen.weights, params, train.images.device)
     began = time.perf_counter()
@@ -76,8 +76,7 @@ def main() -> None:
     seconds = round(time.perf_counter() - began)
     about = {"epochs": chosen.epochs, "schedule": schedule, "seed": chosen.seed, "seconds": seconds}
     rows = [
-        {"kl_weight": weight, **about, **expected(spectrum, weight, architecture.latent_size)}
-        | measured(members.model(row), validation)
+        {"kl_weight": weight, **about, **expected(spectrum, weight)} | measured(members.model(row), validation)
         for row, weight in enumerate(chosen.weights)
     ]
     pd.DataFrame(rows).to_csv(TABLE, mode="a", header=not TABLE.exists(), index=False, float_format="%.4g")

@@ -28,17 +28,18 @@ from stores import forget
 from pipeline.base.params import read, write
 from pipeline.cli import main as cli
 
-EPOCHS = 12
+EPOCHS = 8
 SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"validation_size": 200, "checksums": "SHA256SUMS"},
-    "judge": {"epochs": 4, "batch_size": 32},
+    "judge": {"epochs": 3, "batch_size": 32},
     "model": {"latent_size": 4, "encoder_hidden": [128], "decoder_hidden": [128]},
     "train": {"epochs": EPOCHS, "batch_size": 64, "learning_rate": 0.005, "precision": "float32", "device": "cpu"},
     "sample": {"components": 2},
     "evaluate": {"nll_draws": 20, "sample_sets": 2},
-    "weight": {"epochs": 8, "batch_size": 64, "learning_rate": 0.005, "points": 5},
-    "completion": {"latent_size": 4, "hidden": 64, "epochs": 8, "network_epochs": 4, "batch_size": 32},
-    "tune": {"trials": 6, "epochs": 3, "seeds": 2, "kl_weight": [0.1, 10], "least_class_accuracy": None},
+    "weight": {"epochs": 5, "batch_size": 64, "learning_rate": 0.005, "points": 5},
+    "completion": {"latent_size": 4, "hidden": 64, "epochs": 4, "network_epochs": 3, "batch_size": 32},
+    "evaluate_completion": {"images": 200, "draws": 10},
+    "tune": {"trials": 5, "epochs": 2, "seeds": 2, "kl_weight": [0.1, 10], "least_class_accuracy": None},
 }
 UNSET = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME")
 # What DVC says when another of its programs has held the project for three seconds, or one of a stage's files

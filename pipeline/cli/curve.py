@@ -38,17 +38,17 @@ def spectrum(
     latents = latents or resolve(load(ModelParams, "model")).latent_size
     found = solved(aim, latents)
     if nats is not None:
-        beta = found.weight_for(nats, latents)
+        beta = found.weight_for(nats)
         print(f"The expected kl is {nats:g} nats per image at β = {beta:.3g}, with {latents} latents.")
         return
-    weights = found.collapses(latents).tolist()
+    weights = found.collapses().tolist()
     collapse = [*((str(digit), weight) for digit, weight in enumerate(weights)), ("all", max(weights))]
     console.table("Collapse: the KL weight above which the latents of a class are unused", ("digit", "β"), collapse)
     columns = ("β", "expected kl, nats per image", "active latents")
-    rows = expected(found, SHOWN, latents)
+    rows = expected(found, SHOWN)
     cells = [(f"{row['kl_weight']:g}", round(row["kl"], 2), row["active_units"]) for row in rows]
     console.table(f"With {latents} latents, {aim.likelihood} on {aim.pixels} pixels", columns, cells)
-    print(f"A budget: `cvae spectrum --nats 20` ({found.weight_for(20, latents):.3g} here).")
+    print(f"A budget: `cvae spectrum --nats 20` ({found.weight_for(20):.3g} here).")
 
 
 def curve(

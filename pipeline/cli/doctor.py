@@ -123,9 +123,8 @@ def _spectrum(train: "Split", aim: "ObjectiveParams", latents: int) -> dict[str,
     from pipeline.weight.spectrum import of_split
 
     with suppress(UserError):
-        found = of_split(train, aim.likelihood, aim.pixels, aim.sigma)
-        active = found.active(aim.kl_weight, latents)
-        return {"spectrum/collapse_weight": found.collapse(latents), "spectrum/active_units": active}
+        found = of_split(train, aim.likelihood, aim.pixels, aim.sigma, latents, solve=False)
+        return {"spectrum/collapse_weight": found.collapse(), "spectrum/active_units": found.active(aim.kl_weight)}
     return {}
 
 

@@ -25,7 +25,7 @@ from pipeline.data.splits import CLASSES, SIDE
 from pipeline.model import samples
 from pipeline.model.cvae import CVAE
 from pipeline.model.density import Density
-from pipeline.stages.saved import kind, load_completer, load_curve, load_cvae, load_densities
+from pipeline.stages.saved import kind, load_completer, load_curve, load_cvae
 from pipeline.tracking.package import answer_by, bad_requests
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Served:
             self.own, self.kl_weight = (saved.model, saved.density), saved.params["objective"]["kl_weight"]
         self.curve = folder / CURVE.name if (folder / CURVE.name).exists() else None
         if self.curve:
-            self.network, self.densities = load_curve(self.curve)[0], load_densities(self.curve)
+            self.network, self.densities = load_curve(self.curve)
             self.at = lru_cache(MODELS)(self._at)
 
     def predict(

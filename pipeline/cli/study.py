@@ -145,11 +145,11 @@ def _hand_on(setting: "Setting", why: str, run_id: str | None, row: Mapping[Any,
 
 def _register(run_id: str | None) -> bool:
     """Makes the model of a run MLflow's champion, and says so; False where it was not kept."""
-    from pipeline.stages.saved import load_completer, load_densities
+    from pipeline.stages.saved import load_completer, load_curve
     from pipeline.tracking.registry import crown
 
     beside = []
-    for path, read in ((CURVE, load_densities), (COMPLETER, load_completer)):
+    for path, read in ((CURVE, load_curve), (COMPLETER, load_completer)):
         if path.exists():
             try:
                 read(path)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import write_text
-from pipeline.base.params import Number, load_key
+from pipeline.base.params import Number, flat, load_key
 from pipeline.base.paths import BEST, CURVE, CURVE_TABLE, PREPARED, SPECTRUM, STUDY_SHEETS, TRIALS
 from pipeline.data.splits import Split
 from pipeline.model import multirate
@@ -20,7 +20,7 @@ from pipeline.model.density import Densities, Density
 from pipeline.model.multirate import MultiRate, Told
 from pipeline.model.samples import strip, symmetric_root
 from pipeline.show.page import page, png, steps, text
-from pipeline.stages.saved import check_curve, load_curve, load_cvae, load_densities, load_json, load_splits, load_table
+from pipeline.stages.saved import check_curve, load_curve, load_cvae, load_json, load_splits, load_table
 
 TERMS = 20  # polynomials: what a layer is told is then right to 3e-4
 OF_DECODER, OF_ENCODER, OF_DENSITY = 15, 11, 12  # bits of a number: pixels to 1e-3, reconstructions to 1e-2
@@ -45,10 +45,7 @@ def network(model: MultiRate) -> dict[str, Any]:
     What a layer is told of the KL weight is a sum of Chebyshev polynomials in log β.
     """
     cvae, (architecture, likelihood, _) = model.cvae, model.settings
-    found = {
-        "model.architecture": architecture.architecture, "model.prior": architecture.prior,
-        "objective.likelihood": likelihood,
-    }  # fmt: skip
+    found = flat({"model": architecture, "objective": {"likelihood": likelihood}})
     for key, needed in CAN_SHOW.items():
         if found[key] != needed:
             raise NotShown(f"the page can't show a network with {key} {found[key]}: it needs {needed}")
@@ -149,12 +146,12 @@ def write_page(out: Path, more: Mapping[str, Path] | None = None) -> None:
     """Writes the page with the study's trials, and with more models: files by name. Raises UserError."""
     best = load_json(BEST, "run `dvc repro tune` first")
     check_curve(CURVE, best.get("data"), BEST)
-    model, _ = load_curve(CURVE)
+    model, fitted = load_curve(CURVE)
     others = [_of_model(name, path, model.latent_size) for name, path in (more or {}).items()]
     (validation,) = load_splits(PREPARED, "validation")
     curve = load_table(CURVE_TABLE, "run `dvc repro curve` first", "kl_weight", *FIGURES)
     spectrum = load_json(SPECTRUM, "run `dvc repro spectrum` first")
-    html = page(content(model, load_densities(CURVE), validation, curve, spectrum, best, [*of_study(), *others]))
+    html = page(content(model, fitted, validation, curve, spectrum, best, [*of_study(), *others]))
     write_text(out, html)
     print(f"{out} written, {len(html) / 1e6:.1f} MB: open it in a browser")
 

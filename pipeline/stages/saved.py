@@ -125,27 +125,23 @@ def save_curve(path: Path, model: "MultiRate", params: Mapping[str, Any], densit
     _write(path, "curve", {"model": model.state_dict(), "density": densities.tensors() if densities else {}}, params)
 
 
-def load_curve(path: Path) -> "tuple[MultiRate, dict[str, Any]]":
-    """The multi-rate CVAE, whose `at(kl_weight)` is an ordinary CVAE, and its params. Raises UserError."""
+def load_curve(path: Path) -> "tuple[MultiRate, Densities]":
+    """The multi-rate CVAE, whose `at(kl_weight)` is an ordinary CVAE, and the densities fitted to its latents.
+
+    Both on the CPU. Raises UserError.
+    """
     from pipeline.base.params import parse
     from pipeline.model.cvae import ModelParams
+    from pipeline.model.density import Densities, Density
     from pipeline.training.objective import ObjectiveParams
     from pipeline.weight.curve import WeightParams, build
 
     with _opened(path, "curve") as (file, params):
         aim = parse(ObjectiveParams, params["objective"], "objective")
         weight = parse(WeightParams, params["weight"], "weight")
-        model = build(parse(ModelParams, params["model"], "model"), aim, weight, seed=0)
-        return _loaded(model, _groups(file)["model"], "cpu"), params
-
-
-def load_densities(path: Path) -> "Densities":
-    """The densities fitted to a curve's latents, on the CPU. Raises UserError."""
-    from pipeline.model.density import Densities, Density
-
-    with _opened(path, "curve") as (file, _):
-        tensors = _groups(file)["density"]
-        return Densities(tensors.pop("kl_weights"), Density(**tensors))
+        model, groups = build(parse(ModelParams, params["model"], "model"), aim, weight, seed=0), _groups(file)
+        tensors = groups["density"]
+        return _loaded(model, groups["model"], "cpu"), Densities(tensors.pop("kl_weights"), Density(**tensors))
 
 
 def save_completer(path: Path, model: "Completer") -> None:
@@ -216,28 +212,31 @@ def load_table(path: Path, remedy: str, *columns: str) -> "pd.DataFrame":
     """These columns of a CSV table of ours, or all, with a number in every row. Raises UserError."""
     import pandas as pd
 
-    try:
+    with _readable(path, remedy):
         table = pd.read_csv(path)
         table = table[list(columns)] if columns else table
         if table.empty or table.isna().any(axis=None) or not all(map(pd.api.types.is_numeric_dtype, table.dtypes)):
             raise ValueError("it has no rows of numbers")
         return table
-    except FileNotFoundError:
-        raise UserError(f"{path} not found: {remedy}") from None
-    except (OSError, ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
-        raise UserError(f"{path} can't be read ({_first_line(error)}): {remedy}") from None
 
 
 def load_json(path: Path, remedy: str, *keys: str) -> dict[str, Any]:
     """A JSON file of ours that has at least these keys. Raises UserError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    with _readable(path, remedy):
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not content.keys() >= set(keys):
             raise ValueError(f"it lacks {', '.join(keys)}")
         return content
+
+
+@contextmanager
+def _readable(path: Path, remedy: str) -> Iterator[None]:
+    """Turns every error of reading a report into one line with the remedy."""
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(f"{path} not found: {remedy}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:  # pandas' own errors are ValueErrors
         raise UserError(f"{path} can't be read ({_first_line(error)}): {remedy}") from None
 
 

@@ -38,9 +38,7 @@ def main() -> None:
         print(f"{SPECTRUM}: {error}")
         return
     found = solved(aim, latents)
-    rows = spectrum.expected(found, spectrum.WEIGHTS, latents)
-    collapse = found.collapse(latents)
-    by_class = found.collapses(latents).tolist()
+    rows, by_class, collapse = spectrum.expected(found, spectrum.WEIGHTS), found.collapses().tolist(), found.collapse()
     write_json(SPECTRUM, about | {"collapse": collapse, "collapse_by_class": by_class, "expected": rows})
     save(spectrum_figure(pd.DataFrame(rows), collapse), SPECTRUM_FIGURE)
     print(f"{SPECTRUM}: above β = {collapse:.3g}, no latent can pay for itself in any class")

@@ -20,7 +20,7 @@ from optuna.storages import fail_stale_trials
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.base.addresses import for_reading, identity, shown, sqlite_path
+from pipeline.base.addresses import identity, shown, sqlite_path
 from pipeline.base.errors import UserError
 from pipeline.base.files import home, png
 from pipeline.base.paths import WORKERS
@@ -202,8 +202,7 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
     unless `create`.
     """
     url = storage.storage_url(root, environment)
-    if not create and (path := sqlite_path(url)):
-        url = f"sqlite:///{for_reading(path)}"
+    url = url if create else storage.to_be_read(url)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with storage.one_line(url), quiet():
         if not storage.has_studies(url) and not create:
@@ -215,13 +214,12 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
 
 def read_study(name: str, root: Path, environment: Mapping[str, str] = os.environ) -> optuna.Study:
     """A study by its name, to be read. Raises UserError where the database can't be used, NoStudy where it has none."""
-    own = url = storage.storage_url(root, environment)
-    if path := sqlite_path(own):
-        url = f"sqlite:///{for_reading(path)}"
+    own = storage.storage_url(root, environment)
+    url = storage.to_be_read(own)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with storage.one_line(own), quiet(), suppress(KeyError):
         if storage.has_studies(url):
-            return optuna.load_study(study_name=name, storage=storage.open_storage(url, retry))
+            return optuna.load_study(study_name=name, storage=storage.open_storage(url))
     raise NoStudy(f"there is no study {name} in {shown(own)}: name its database in OPTUNA_STORAGE, or run `cvae tune`")
 
 

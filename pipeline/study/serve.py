@@ -30,7 +30,7 @@ def main() -> None:
     with storage.one_line(url), storage.quiet():
         storage.has_studies(url)  # raises UserError for MLflow's database
         with storage.turn(url):
-            database = get_storage(storage.open_storage(url, lambda *_: None))
+            database = get_storage(storage.open_storage(url))
         print(f"{shown(url)} is served on grpc://{options.host}:{options.port}; Ctrl-C ends it", flush=True)
         try:
             run_grpc_proxy_server(database, host=options.host, port=options.port)

@@ -68,7 +68,7 @@ def storage_url(root: Path, environment: Mapping[str, str] = os.environ) -> str:
     )
 
 
-def open_storage(url: str, retry: Callable[[optuna.Study, FrozenTrial], None]) -> Storage:
+def open_storage(url: str, retry: Callable[[optuna.Study, FrozenTrial], None] | None = None) -> Storage:
     """Optuna's storage at `url`, whose tables are made where there are none. Call it inside `turn` and `one_line`.
 
     `retry` is called for each trial whose heartbeats have stopped.
@@ -95,6 +95,12 @@ def open_storage(url: str, retry: Callable[[optuna.Study, FrozenTrial], None]) -
     return storage
 
 
+def to_be_read(url: str) -> str:
+    """The database itself, or a copy of a SQLite file that can't be written."""
+    path = sqlite_path(url)
+    return f"sqlite:///{for_reading(path)}" if path else url
+
+
 def has_studies(url: str) -> bool:
     """Whether the database has Optuna's tables; a SQLite file is not created. Raises UserError for MLflow's."""
     path = sqlite_path(url)
@@ -111,14 +117,11 @@ def has_studies(url: str) -> bool:
 
 def health(root: Path) -> str:
     """What is right with the server or file of studies, in words; raises UserError with what is wrong."""
-    url = storage_url(root)
-    path = sqlite_path(url)
-    if path is not None:
-        url = f"sqlite:///{for_reading(path)}"
+    url = to_be_read(storage_url(root))
     with one_line(url), quiet():
         if not has_studies(url):
             return f"{shown(url)} has no tables yet: the first `cvae tune` makes them"
-        count = len(open_storage(url, lambda *_: None).get_all_studies())
+        count = len(open_storage(url).get_all_studies())
     return f"{shown(url)} has {count} {'study' if count == 1 else 'studies'}"
 
 
@@ -211,10 +214,10 @@ def is_dead(name: str | None) -> bool | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hides Optuna's warnings about experimental features, and about heartbeats, which we send ourselves."""
+    """Hides Optuna's warnings about experimental features, heartbeats, which we send ourselves, and a low target."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.filterwarnings("ignore", message="Heartbeat of storage")
+        warnings.filterwarnings("ignore", message="Heartbeat of storage|PedAnovaImportanceEvaluator")
         yield
 
 

@@ -30,65 +30,60 @@ HALVINGS = 100  # of an interval that holds a solution: its ends then meet in fl
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues by class, of the covariance of images in the likelihood's metric.
+    """What models of so many latent dimensions can give.
 
-    eigenvalues: (classes, directions) float64, each row from the largest to the smallest. shares: (classes,), of all
-    images. pixels: None, or with a σ that training chooses, the number of pixels that share it. The eigenvalues are
-    then those of the covariance itself, and σ² depends on the weight: it is the mean squared error. excess: (classes,
-    KNOTS), what a Bernoulli's own cross entropy adds to the kl of `latents` dimensions. unsettled: classes and knots
-    where it was not solved well.
-
-    Methods take β and the number of latent dimensions; None is as many as there are directions.
+    eigenvalues: (classes, directions) float64, each row from the largest to the smallest, of the covariance of a
+    class's images in the likelihood's metric. shares: (classes,), of all images. pixels: None, or with a σ that
+    training chooses, the number of pixels that share it. The eigenvalues are then those of the covariance itself, and
+    σ² depends on the weight: it is the mean squared error. excess: (classes, KNOTS), what a Bernoulli's own cross
+    entropy adds to the kl. unsettled: classes and knots where it was not solved well.
     """
 
     eigenvalues: Tensor
     shares: Tensor
+    latents: int
     pixels: int | None = None
     excess: Tensor | None = None
-    latents: int | None = None
     unsettled: tuple[tuple[int, float], ...] = ()
 
-    def rates(self, beta: float, latents: int | None = None) -> Tensor:
+    def rates(self, beta: float) -> Tensor:
         """The expected kl of each class, (classes,) nats per image."""
-        rates = self._rates(self._level(beta, latents), latents)
-        return rates if self.excess is None or latents != self.latents else rates + self._excess(self.excess, beta)
+        rates = 0.5 * (self.eigenvalues[:, : self.latents] / self._level(beta)).log().clamp(min=0).sum(1)
+        return rates if self.excess is None else rates + self._excess(self.excess, beta)
 
-    def rate(self, beta: float, latents: int | None = None) -> float:
+    def rate(self, beta: float) -> float:
         """The expected kl, nats per image: the mean over all images."""
-        return float(self.shares @ self.rates(beta, latents))
+        return float(self.shares @ self.rates(beta))
 
-    def actives(self, beta: float, latents: int | None = None) -> Tensor:
+    def actives(self, beta: float) -> Tensor:
         """The number of latent dimensions that each class can use, (classes,)."""
-        return (self.eigenvalues[:, :latents] > self._level(beta, latents)).sum(1)
+        return (self.eigenvalues[:, : self.latents] > self._level(beta)).sum(1)
 
-    def active(self, beta: float, latents: int | None = None) -> int:
+    def active(self, beta: float) -> int:
         """The number of latent dimensions that a model can use: that of the class with the most."""
-        return int(self.actives(beta, latents).max())
+        return int(self.actives(beta).max())
 
-    def collapses(self, latents: int | None = None) -> Tensor:
+    def collapses(self) -> Tensor:
         """The weight above which each class has collapsed, (classes,)."""
-        return self.shares.new_tensor([self._weight(level, latents) for level in self.eigenvalues[:, 0].tolist()])
+        return self.shares.new_tensor([self._weight(level) for level in self.eigenvalues[:, 0].tolist()])
 
-    def collapse(self, latents: int | None = None) -> float:
+    def collapse(self) -> float:
         """The weight above which every class has collapsed."""
-        return float(self.collapses(latents).max())
+        return float(self.collapses().max())
 
-    def weight_for(self, nats: float, latents: int | None = None) -> float:
+    def weight_for(self, nats: float) -> float:
         """The weight at which the expected kl is so many nats per image. Raises UserError where no weight gives it."""
         if not 0 < nats < math.inf:
             raise UserError(f"a budget must be a positive number of nats per image, not {nats}")
-        low = high = self.collapse(latents)
+        low = high = self.collapse()
         if low == 0:
             raise UserError("no weight gives any kl, because the images of each digit are all alike: use other data")
-        while self.rate(low, latents) < nats:
+        while self.rate(low) < nats:
             low, high = low / 10, low
-        return _solved(lambda beta: self.rate(beta, latents) - nats, low, high)
+        return _solved(lambda beta: self.rate(beta) - nats, low, high)
 
     # Water-filling knows a level θ, below which no direction is seen: β times the variance that the likelihood assumes,
     # which is 1 in its own metric.
-
-    def _rates(self, level: float, latents: int | None) -> Tensor:
-        return 0.5 * (self.eigenvalues[:, :latents] / level).log().clamp(min=0).sum(1)
 
     def _excess(self, excess: Tensor, beta: float) -> Tensor:
         """Between knots linear in log β, and 0 from the collapse on. Below the first knot it stays the same."""
@@ -99,47 +94,43 @@ class Spectrum:
             found.append(np.interp(math.log(beta), np.log(at), nats))
         return self.shares.new_tensor(found)
 
-    def _level(self, beta: float, latents: int | None) -> float:
+    def _level(self, beta: float) -> float:
         """θ at a weight. Raises UserError unless the weight is positive."""
         if not 0 < beta < math.inf:
             raise UserError(f"the spectrum needs a KL weight above 0, not {beta}")
         if self.pixels is None:
             return beta
         top = float(self.eigenvalues.max())
-        if beta >= self._weight(top, latents):
-            return beta * self._variance(top, latents)
-        return _solved(lambda level: beta * self._variance(level, latents) - level, 0.0, top)
+        if beta >= self._weight(top):
+            return beta * self._variance(top)
+        return _solved(lambda level: beta * self._variance(level) - level, 0.0, top)
 
-    def _weight(self, level: float, latents: int | None) -> float:
+    def _weight(self, level: float) -> float:
         """The weight at a level θ."""
-        return level if self.pixels is None else level / self._variance(level, latents)
+        return level if self.pixels is None else level / self._variance(level)
 
-    def _variance(self, level: float, latents: int | None) -> float:
+    def _variance(self, level: float) -> float:
         """σ²: the mean squared error of a pixel if every direction that pays keeps an error of θ, all others theirs."""
-        errors = self.eigenvalues[:, :latents].clamp(max=level).sum(1)
-        if latents is not None:
-            errors = errors + self.eigenvalues[:, latents:].sum(1)
+        errors = self.eigenvalues[:, : self.latents].clamp(max=level).sum(1)
+        errors = errors + self.eigenvalues[:, self.latents :].sum(1)
         return max(float(self.shares @ errors) / (self.pixels or 1), LEAST_VARIANCE)
 
 
-def of_split(
-    train: Split, likelihood: str, pixels: Pixels = "grey", sigma: float | None = None, latents: int | None = None
-) -> Spectrum:
+def of_split(train: Split, likelihood: str, pixels: Pixels, sigma: float, latents: int, solve: bool = True) -> Spectrum:
     """The spectrum of a split's images. sigma: of the gaussian likelihood.
 
-    latents: of a Bernoulli, how many dimensions its own cross entropy is solved for, in some seconds on two cores.
-    Without, its kl is that of the rule. Raises UserError where a class has no image, or the likelihood has no closed
-    form.
+    solve: a Bernoulli's own cross entropy, in some seconds on two cores. Without, its kl is that of the rule. Raises
+    UserError where a class has no image, or the likelihood has no closed form.
     """
     check(likelihood)
     counts = torch.bincount(train.labels, minlength=CLASSES).tolist()
     for digit in (digit for digit, count in enumerate(counts) if count == 0):
         raise UserError(f"digit {digit} has no training images, so its spectrum is unknown: add some, or more data")
-    variance = None if likelihood == "bernoulli" else torch.tensor(1.0 if sigma is None else sigma**2)
-    latents = latents if likelihood == "bernoulli" else None
+    variance = None if likelihood == "bernoulli" else torch.tensor(sigma**2)
+    solved = latents if solve and variance is None else None
 
     def of(digit: int) -> OfClass:
-        return of_class(train.of_class(digit).images, pixels, variance, latents)
+        return of_class(train.of_class(digit).images, pixels, variance, solved)
 
     # On a CPU a thread for each class. On a GPU one: two must not load torch's linear algebra there at the same time.
     threads = torch.get_num_threads() if train.images.device.type == "cpu" else 1
@@ -148,19 +139,16 @@ def of_split(
     return Spectrum(
         torch.stack([part.eigenvalues for part in found]),
         torch.tensor(counts, dtype=torch.float64) / len(train),
-        PIXELS if likelihood.startswith("sigma_") else None,
-        torch.stack([part.excess for part in found]) if latents else None,
         latents,
+        PIXELS if likelihood.startswith("sigma_") else None,
+        torch.stack([part.excess for part in found]) if solved else None,
         tuple((digit, knot) for digit, part in enumerate(found) for knot in part.unsettled),
     )
 
 
-def expected(spectrum: Spectrum, weights: Sequence[float], latents: int) -> list[dict[str, float]]:
-    """A row for each weight: `kl_weight`, `kl` (nats per image) and `active_units` of a model with so many latents."""
-    return [
-        {"kl_weight": beta, "kl": spectrum.rate(beta, latents), "active_units": spectrum.active(beta, latents)}
-        for beta in weights
-    ]
+def expected(spectrum: Spectrum, weights: Sequence[float]) -> list[dict[str, float]]:
+    """A row for each weight: `kl_weight`, `kl` (nats per image) and `active_units`."""
+    return [{"kl_weight": beta, "kl": spectrum.rate(beta), "active_units": spectrum.active(beta)} for beta in weights]
 
 
 def check(likelihood: str) -> None:

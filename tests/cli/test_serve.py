@@ -15,7 +15,7 @@ from pipeline.cli.serve import Served
 from pipeline.completion import model as completion
 from pipeline.completion.masks import named_masks
 from pipeline.model.samples import sample
-from pipeline.stages.saved import load_completer, load_curve, load_densities
+from pipeline.stages.saved import load_completer, load_curve
 
 TOP = named_masks()["top"].numpy()
 COMPLETION = {"image": IMAGE.tolist(), "mask": "top", "seed": 1}
@@ -50,7 +50,8 @@ def test_a_seeded_request_has_one_answer_whatever_the_others_are(served: Served)
 
 def test_a_weight_is_that_of_the_curve_and_its_density(served: Served, folder: Path) -> None:
     path = folder / "curve.safetensors"
-    model, density = load_curve(path)[0].at(0.5), load_densities(path).at(0.5)
+    network, densities = load_curve(path)
+    model, density = network.at(0.5), densities.at(0.5)
     for sampler in ("prior", "fitted"):
         found = served.answers([{"digit": 3, "seed": 5, "kl_weight": 0.5, "sampler": sampler, "count": 2}])[0]
         assert np.array_equal(found, sample(model, density, torch.tensor([3, 3]), sampler, 5).squeeze(1))

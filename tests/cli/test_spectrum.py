@@ -30,7 +30,7 @@ def add_data(project: Path) -> None:
 
 @pytest.fixture(scope="module")
 def found() -> Spectrum:
-    return of_split(TRAIN, "bernoulli", latents=3)
+    return of_split(TRAIN, "bernoulli", "grey", 1.0, 3)
 
 
 def test_the_command_says_where_all_collapses_which_weight_meets_a_budget_and_what_did_not_settle(
@@ -43,7 +43,7 @@ def test_the_command_says_where_all_collapses_which_weight_meets_a_budget_and_wh
     assert f"{found.collapse():.4g}" in settled.out
     assert "With 3 latents, bernoulli on grey pixels" in settled.out
     assert settled.err == ""
-    assert f"at β = {found.weight_for(2, 3):.3g}, with 3 latents" in cvae("spectrum --latents 3 --nats 2").out
+    assert f"at β = {found.weight_for(2):.3g}, with 3 latents" in cvae("spectrum --latents 3 --nats 2").out
     assert_refused(project, cvae, "spectrum --nats 0", "a budget must be a positive number of nats")
     monkeypatch.setattr("pipeline.weight.spectrum.of_split", lambda *_: replace(found, unsettled=((4, 0.3),)))
     off = cvae("spectrum --latents 3")
@@ -63,7 +63,7 @@ def test_the_stage_writes_what_the_command_prints_and_a_figure(
     assert written["latent_size"] == 3
     assert written["collapse"] == max(written["collapse_by_class"]) == pytest.approx(found.collapse())
     for row in written["expected"]:
-        assert row["kl"] == pytest.approx(found.rate(row["kl_weight"], 3))
+        assert row["kl"] == pytest.approx(found.rate(row["kl_weight"]))
     assert SPECTRUM_FIGURE.exists()
 
 

@@ -20,7 +20,7 @@ from pipeline.base.paths import EXPLORE
 from pipeline.data.splits import Split
 from pipeline.model import multirate
 from pipeline.model.cvae import resolve
-from pipeline.model.density import Densities, Density, fit_density, stacked
+from pipeline.model.density import Densities, Density
 from pipeline.model.multirate import MultiRate
 from pipeline.show.page import page, png
 from pipeline.stages import explore, playing
@@ -47,9 +47,9 @@ def told(**changes: Any) -> MultiRate:
     return model.requires_grad_(requires_grad=False)
 
 
-def digits(rows: int) -> Split:
-    images = (normal(rows, 1, 28, 28).sigmoid() * 255).byte()
-    return Split(images, torch.arange(rows) % 10)
+def digits() -> Split:
+    """One picture of each."""
+    return Split((normal(10, 1, 28, 28).sigmoid() * 255).byte(), torch.arange(10))
 
 
 def contents(model: MultiRate, fitted: Densities) -> dict[str, Any]:
@@ -58,11 +58,13 @@ def contents(model: MultiRate, fitted: Densities) -> dict[str, Any]:
     best = {"uses": {"draw_fitted": {"interval": [0.1, 0.5]}}}
     picture = png(np.zeros((28, 280), np.uint8))
     runs = [{"name": f"β = {weight}", "words": "", "png": picture} for weight in WEIGHTS]
-    return playing.content(model, fitted, digits(10), table, {"collapse": 45.2}, best, runs)
+    return playing.content(model, fitted, digits(), table, {"collapse": 45.2}, best, runs)
 
 
-def fitted_at(model: MultiRate, weight: float) -> Density:
-    return fit_density(model.at(weight), digits(400), "grey", 10, seed=0)
+def density(*shape: int) -> Density:
+    """Densities of as many components as the last number of the shape says, of each class and what is before."""
+    roots = 0.2 * normal(*shape, LATENTS, LATENTS, seed=1).tril(-1) + torch.eye(LATENTS)
+    return Density(torch.full(shape, 1 / shape[-1]), normal(*shape, LATENTS).float(), roots.float())
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def model() -> MultiRate:
 @pytest.fixture(scope="module")
 def file(model: MultiRate, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "explore.html"
-    fitted = stacked([fitted_at(model, weight) for weight in WEIGHTS], WEIGHTS)
+    fitted = Densities(torch.tensor(WEIGHTS), density(len(WEIGHTS), 10, 2))
     path.write_text(page(contents(model, fitted)), encoding="utf-8")
     return path
 
@@ -123,7 +125,7 @@ Z = normal(10, LATENTS).float()
 DECODE = "([z, weight]) => Array.from(network.decode(new Float32Array(z), digitLabels, weight))"
 RECONSTRUCT = """([x, weight]) => Array.from(network.decode(
     network.encode(new Float32Array(x), digitLabels, weight).mu, digitLabels, weight))"""
-BETWEEN = [0.01, 0.013, 0.04, 0.1, 0.25, 0.7, 1.0, 2.2, 7.3, 20.0, 30.0]  # the measured weights are six others
+BETWEEN = [0.01, 0.013, 0.25, 2.2, 20.0, 30.0]  # four of them are not among the measured ones
 
 
 def torch_s_pixels(model: MultiRate, weight: float) -> np.ndarray:
@@ -150,7 +152,7 @@ def test_the_network_is_torch_s_at_every_weight(shown: "Page", model: MultiRate)
 def test_other_conditions_are_torch_s(conditioning: str, browser: "Browser", tmp_path: Path) -> None:
     """Also where the encoder sees no label, as in the article's network."""
     model = told(conditioning=conditioning, encoder_sees_label=False)
-    fitted = stacked([fitted_at(model, 1.0)] * 2, WEIGHTS[:2])
+    fitted = Densities(torch.tensor(WEIGHTS[:2]), density(2, 10, 1))
     (tmp_path / "page.html").write_text(page(contents(model, fitted)), encoding="utf-8")
     with page_of(browser) as opened:
         opened.goto((tmp_path / "page.html").as_uri())
@@ -189,8 +191,8 @@ def test_firefox_slides_and_draws_as_chromium_does(
     assert firefox.said(file.as_uri()) == []
 
 
-def test_a_latent_is_one_of_the_fitted_density_s(shown: "Page", model: MultiRate) -> None:
-    fitted = fitted_at(model, WEIGHTS[0])
+def test_a_latent_is_one_of_the_fitted_density_s(shown: "Page") -> None:
+    fitted = Density(*(part[0] for part in density(len(WEIGHTS), 10, 2)))
     noise = normal(LATENTS).float()
     script = "([w, noise]) => [...densities.at(w).sample(3, 0, new Float32Array(noise))]"
     ours = np.array(shown.evaluate(script, [WEIGHTS[0], noise.tolist()]))
@@ -228,7 +230,7 @@ def test_the_weight_the_sampler_the_seed_and_latents_change_the_digits(shown: "P
     assert (z == z[0]).all()
 
 
-def test_the_track_shows_the_study_s_interval_and_the_words_the_collapse(shown: "Page") -> None:
+def test_the_study_s_interval_its_runs_and_the_collapse_are_shown(shown: "Page") -> None:
     assert shown.locator("#marks .band").count() == 1
     words = text(shown, "#marks-words")
     assert "0.1 to 0.5" in words
@@ -236,6 +238,11 @@ def test_the_track_shows_the_study_s_interval_and_the_words_the_collapse(shown: 
     assert shown.locator("#marks .beyond").count() == 1
     shown.check("input[value=prior]")  # whose interval this study does not have
     assert shown.locator("#marks .band").count() == 0
+    visible = shown.locator("#runs figure:visible")
+    count = visible.count()
+    assert 0 < count < len(WEIGHTS)
+    shown.locator("#run-choices input:not(:checked)").first.check()
+    assert visible.count() == count + 1
 
 
 def test_a_drawing_is_read_again_and_its_hidden_part_completed(shown: "Page") -> None:
@@ -296,14 +303,6 @@ def test_it_works_by_keyboard(shown: "Page") -> None:
     assert shown.evaluate("() => state.ink.some(value => value > 0.5)")
 
 
-def test_runs_stand_side_by_side_as_ticked(shown: "Page") -> None:
-    visible = shown.locator("#runs figure:visible")
-    count = visible.count()
-    assert 0 < count < len(WEIGHTS)
-    shown.locator("#run-choices input:not(:checked)").first.check()
-    assert visible.count() == count + 1
-
-
 @needs_firefox
 @pytest.mark.parametrize(("width", "scheme"), [(375, "dark"), (1600, "light")])
 def test_it_fits_firefox_too(firefox: Firefox, file: Path, width: int, scheme: str) -> None:
@@ -337,8 +336,8 @@ def test_the_page_of_the_default_network_is_one_file_of_4_mb() -> None:
     network = curve.build(model_params(), aim, weight, seed=0)
     shape = len(weights), 10, components, network.latent_size
     roots = torch.eye(network.latent_size).expand(*shape, -1)
-    density = Density(torch.full(shape[:-1], 1 / components), normal(*shape).float(), roots)
-    html = page(contents(network.requires_grad_(requires_grad=False), Densities(torch.tensor(weights), density)))
+    every = Density(torch.full(shape[:-1], 1 / components), normal(*shape).float(), roots)
+    html = page(contents(network.requires_grad_(requires_grad=False), Densities(torch.tensor(weights), every)))
     assert 3_000_000 < len(html) < 3_900_000
 
 

@@ -1,14 +1,16 @@
 """What the study says: sentences and tables made from figures, and the weight that is written into params.yaml."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from studies import SETTING, having, refused
+from studies import SETTING, finished, having, refused
 
 from pipeline.base import console
-from pipeline.base.paths import CURVE_TABLE
+from pipeline.base.paths import BEST, CURVE_TABLE, STUDY_FIGURES
 from pipeline.stages.study import files, words
 from pipeline.stages.study.files import Results, read_curve
 from pipeline.stages.study.promotion import promotion, rounded
@@ -95,18 +97,12 @@ def test_the_table_has_a_row_for_each_weight_with_errors_and_marks() -> None:
 def test_a_round_weight_from_the_interval_is_promoted_unless_todays_is_inside(
     use: str | None, today: float, written: float | None
 ) -> None:
-    setting, seeds = with_weight(today), figures()
+    setting, seeds = replace(SETTING, aim=replace(SETTING.aim, kl_weight=today)), figures()
     chosen, why = promotion(setting, Results(None, seeds, table(seeds), "from a file"), None, use)
     assert (None if chosen is None else chosen.params) == (
         None if written is None else {"objective.kl_weight": written}
     )
     assert ("every other weight that was tried is worse" if use == "draw_prior" else "can't be told apart") in why
-
-
-def with_weight(weight: float) -> Setting:
-    from dataclasses import replace
-
-    return replace(SETTING, aim=replace(SETTING.aim, kl_weight=weight))
 
 
 def test_what_cannot_be_promoted_is_refused_in_one_line() -> None:
@@ -141,3 +137,16 @@ def test_the_curves_best_weights_are_read_unless_its_table_is_broken(
     CURVE_TABLE.write_text("kl_weight\n", encoding="utf-8")
     with refused("curve.csv can't be read .*: run `dvc repro curve`"):
         read_curve("ours")
+
+
+@pytest.mark.slow
+def test_a_study_of_several_objectives_and_parameters_exports_its_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wide = having(objectives=("reconstruction", "kl"), latent_size=(2, 4), trials=4, epochs=1, seeds=1)
+    files.export(finished(tmp_path, wide), {})
+    best = json.loads(BEST.read_text(encoding="utf-8"))
+    assert best["trial"] in best["front"]
+    assert best["params"].keys() == {"objective.kl_weight", "model.latent_size"}
+    assert {"pareto.png", "importances.png"} < {path.name for path in STUDY_FIGURES.iterdir()}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipelines import BUSY, INTERRUPTIBLE, SETTINGS, Project
+from pipelines import BUSY, SETTINGS, Project
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,9 @@ def test_two_repros_and_a_study_at_once_damage_nothing(project: Project, tmp_pat
     here = project.copy(tmp_path / "copy")
     for path in here.folder.glob("optuna.db*"):
         path.unlink()  # the study begins anew
-    here.change("tune", population=2)
+    former = next(here.folder.glob(".checkpoints/kl-weight-*/*.safetensors"))
+    former.rename(former.with_name("99.safetensors"))
+    here.change("tune", population=2, trials=4)
     others = ("train", "evaluate")
 
     def start(*command: str) -> "subprocess.Popen[str]":
@@ -69,19 +71,13 @@ def test_two_repros_and_a_study_at_once_damage_nothing(project: Project, tmp_pat
             stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def rest(process: "subprocess.Popen[str]") -> str:
-        assert process.stdout is not None
-        said = process.stdout.read()
-        process.wait()
-        return said
-
     processes = [start("dvc", "repro", "--force", "--single-item", "tune", *others)]
     assert processes[0].stdout is not None
     assert any("Running stage 'tune'" in line for line in processes[0].stdout)  # and DVC has deleted what was there
     processes.append(start("dvc", "repro", "--force", "--single-item", *others))
     processes.append(start("python", "-m", "pipeline.stages.tune"))
     with ThreadPoolExecutor() as pool:
-        said = list(pool.map(rest, processes))
+        said = list(pool.map(lambda process: process.communicate()[0], processes))
     *repros, study = (process.returncode for process in processes)
     assert study == 0, said
     assert not any("Traceback" in text for text in said)
@@ -90,7 +86,7 @@ def test_two_repros_and_a_study_at_once_damage_nothing(project: Project, tmp_pat
     assert here.repro("--single-item", "tune", *others) == []
     for name in ("models/cvae.safetensors", "reports/per_class.csv"):
         assert (here.folder / name).read_bytes() == (project.folder / name).read_bytes()
-    assert list(here.csv("reports/study/trials.csv")["state"]) == ["COMPLETE"] * SETTINGS["tune"]["trials"]
+    assert list(here.csv("reports/study/trials.csv")["state"]) == ["COMPLETE"] * 4
     assert {run["status"] for run in here.runs().values()} == {"FINISHED"}
     assert here.query("SELECT key FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1") == []
     broken = [line for line in here.cvae("verify", status=2).splitlines() if line.startswith("✗")]
@@ -130,21 +126,12 @@ def test_a_clone_without_the_database_answers_from_the_exported_files(project: P
 def test_a_machine_that_trained_no_trial_of_a_complete_study_exports_it(project: Project, tmp_path: Path) -> None:
     project = project.copy(tmp_path / "copy")
     shutil.rmtree(project.folder / "optuna_artifacts")  # the trials' pictures stay where they were trained
-    assert project.repro("--force", "--single-item", "tune") == ["tune"]
+    project.cvae("tune")
     assert project.files("reports/study/sheets") == set()
 
 
-def test_a_study_of_several_objectives_and_parameters_draws_its_front(project: Project, tmp_path: Path) -> None:
-    project = project.copy(tmp_path / "copy")
-    project.change("tune", objectives=["reconstruction", "kl"], latent_size=[2, 4], trials=4, epochs=1, seeds=1)
-    project.cvae("tune")
-    best, trials = project.json("reports/study/best.json"), project.csv("reports/study/trials.csv")
-    assert set(trials["state"]) == {"COMPLETE"}
-    assert best["trial"] in best["front"]
-    assert set(best["params"]) == {"objective.kl_weight", "model.latent_size"}
-    assert {"pareto.png", "importances.png"} < project.files("reports/study/figures")
-
-
+# A shell that starts tests in the background makes them, and what they start, ignore Ctrl-C.
+HEARING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
 STUDY = """
 from pipeline.base import console
 from pipeline.stages import tune
@@ -155,7 +142,7 @@ console.run(tune.main)
 def test_ctrl_c_ends_a_study_cleanly(project: Project, tmp_path: Path) -> None:
     project = project.copy(tmp_path / "copy")
     project.change("tune", trials=200)
-    known, tune = project.runs(), [sys.executable, "-u", "-c", INTERRUPTIBLE + STUDY]
+    known, tune = project.runs(), [sys.executable, "-ISc", HEARING, "python", "-c", STUDY]
     with subprocess.Popen(
         tune, cwd=project.folder, env=project.environment, encoding="utf-8", stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -190,12 +177,12 @@ def test_the_branch_of_completions(project: Project, tmp_path: Path) -> None:
         one, two, three = (figures[pixels][number] for number in "123")
         assert one.keys() == {"cvae", "cvae_label", "network"}
         assert one["network"] > two["network"] > three["network"] > 0
-    assert figures["protocol"]["images"] == 497  # all there are
+    assert figures["protocol"]["images"] == SETTINGS["evaluate_completion"]["images"]
     runs, run_id = project.runs(), project.json("models/completion_run.json")["run_id"]
     assert len(runs) == before + 2
     assert runs[run_id]["status"] == "FINISHED"
     history = project.csv("reports/completion_history.csv")
-    assert history.groupby("model")["epoch"].max().to_dict() == {"cvae": 8, "network": 4}
+    assert history.groupby("model")["epoch"].max().to_dict() == {"cvae": 4, "network": 3}
 
     eight, out = str(tmp_path / "eight.png"), str(tmp_path / "out.png")
     project.cvae("sample", "8", "--count", "1", "--out", eight)
@@ -205,10 +192,7 @@ def test_the_branch_of_completions(project: Project, tmp_path: Path) -> None:
     words = ("--mask", "top", "--count", "4", "--out", out, "--model", f"runs:/{run_id}")
     project.cvae("complete", eight, *words)
     assert Path(out).read_bytes() == kept
-    project.cvae("export", "--model", "models/completer.safetensors", "--out", str(tmp_path / "onnx"))
-    assert (tmp_path / "onnx/completer.onnx").exists()
     assert "up to date" in project.run("dvc", "repro", "completion/dvc.yaml")
-    project.run("dvc", "checkout")
 
 
 def test_a_recipe_leaves_its_results_beside_the_defaults(project: Project, tmp_path: Path) -> None:

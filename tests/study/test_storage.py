@@ -4,7 +4,6 @@ import gc
 import os
 import socket
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -24,49 +23,34 @@ def test_the_database_is_a_file_in_the_users_own_folder(tmp_path: Path) -> None:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-@pytest.mark.parametrize(
-    ("given", "used"),
-    [
-        ("postgres://host/db", "postgresql+psycopg://host/db"),
-        ("postgresql://u:a/{b}@host/db?sslmode=require", "postgresql+psycopg://u:a%2F%7Bb%7D@host/db?sslmode=require"),
-        ("postgresql://u@/db?host=/run/pg", "postgresql+psycopg://u@/db?host=%2Frun%2Fpg"),
-    ],
-)
-def test_optuna_storage_names_another_database(given: str, used: str) -> None:
-    assert storage.storage_url(Path(), {"OPTUNA_STORAGE": given}) == used
-
-
-def of_mlflow(path: Path) -> str:
-    with closing(sqlite3.connect(path)) as database:
-        database.execute("CREATE TABLE experiments (name TEXT)")
-    return f"sqlite:///{path}"
-
-
-def no_database(path: Path) -> str:
-    path.write_text("no database" * 100)
-    return f"sqlite:///{path}"
+def test_optuna_storage_names_another_database() -> None:
+    for given, used in {
+        "postgres://host/db": "postgresql+psycopg://host/db",
+        "postgresql://u:a/{b}@host/db?sslmode=require": "postgresql+psycopg://u:a%2F%7Bb%7D@host/db?sslmode=require",
+        "postgresql://u@/db?host=/run/pg": "postgresql+psycopg://u@/db?host=%2Frun%2Fpg",
+    }.items():
+        assert storage.storage_url(Path(), {"OPTUNA_STORAGE": given}) == used
 
 
 # Optuna leaves the connections of a storage that it refuses to the garbage collector, which says so.
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        (of_mlflow, "is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE"),
-        (no_database, "can't be used .*file is not a database"),
-        (lambda _: "mysql://me:secret@host/db", "OPTUNA_STORAGE mysql://host/db is not sqlite:///FILE, postg"),
-        (lambda _: "postgresql://me:secret@host:x/db", "OPTUNA_STORAGE postgresql://host:x/db is not sqlite"),
-        (lambda _: "grpc://me:secret@host:x", "OPTUNA_STORAGE grpc://host:x is not sqlite"),
-        (lambda _: "grpc://127.0.0.1:9", "grpc://127.0.0.1:9 can't be used .unavailable: .*refused"),
-        (lambda _: "postgresql://me:a@secret@host/db", "OPTUNA_STORAGE postgresql://host/db: write an @ in .* as %40"),
-        (lambda _: "postgresql://me:secret@127.0.0.1:9/db", "postgresql.psycopg://127.0.0.1:9/db can't be used"),
-        (lambda _: "postgresql://me:100%secret@127.0.0.1:9/db", "postgresql.psycopg://127.0.0.1:9/db can't be used"),
-        (lambda _: "postgresql://127.0.0.1:9/db?password=secret", "postgresql.psycopg://127.0.0.1:9/db can't be used"),
-    ],
-)
-def test_a_database_that_cannot_be_used_is_one_line(url: Callable[[Path], str], message: str, tmp_path: Path) -> None:
-    with refused(message):
-        open_study(SETTING, tmp_path, create=True, environment={"OPTUNA_STORAGE": url(tmp_path / "optuna.db")})
+def test_a_database_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database" * 100)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("CREATE TABLE experiments (name TEXT)")
+    for url, message in {
+        f"sqlite:///{tmp_path}/mlflow.db": "is MLflow's database: Optuna needs one of its own, see OPTUNA_STORAGE",
+        f"sqlite:///{tmp_path}/text": "can't be used .*file is not a database",
+        "mysql://me:secret@host/db": "OPTUNA_STORAGE mysql://host/db is not sqlite:///FILE, postg",
+        "postgresql://me:secret@host:x/db": "OPTUNA_STORAGE postgresql://host:x/db is not sqlite",
+        "postgresql://me:a@secret@host/db": "OPTUNA_STORAGE postgresql://host/db: write an @ in .* as %40",
+        "postgresql://me:100%secret@127.0.0.1:9/db": "postgresql.psycopg://127.0.0.1:9/db can't be used",
+        "postgresql://127.0.0.1:9/db?password=secret": "postgresql.psycopg://127.0.0.1:9/db can't be used",
+        "grpc://me:secret@host:x": "OPTUNA_STORAGE grpc://host:x is not sqlite",
+        "grpc://127.0.0.1:9": "grpc://127.0.0.1:9 can't be used .unavailable: .*refused",
+    }.items():
+        with refused(message):
+            open_study(SETTING, tmp_path, create=True, environment={"OPTUNA_STORAGE": url})
     gc.collect()
 
 

@@ -19,6 +19,7 @@ from torch.distributions.multivariate_normal import MultivariateNormal
 from torch.distributions.normal import Normal
 
 from pipeline.base.errors import UserError
+from pipeline.data.splits import Split
 from pipeline.model.likelihood import LIKELIHOODS
 from pipeline.weight.spectrum import SOLVED, Spectrum, of_class, of_split
 
@@ -34,14 +35,21 @@ def pictures(pixels: int, sizes: tuple[float, ...] = SIZES) -> Tensor:
     return (torch.linspace(0.3, 0.6, pixels, dtype=torch.float64) + places @ directions.T).clamp(0, 1)
 
 
+def bands(per_class: int) -> Split:
+    """Pictures of a quarter of the pixels, whose covariance is solved in no time."""
+    data = banded(per_class, 0)
+    return replace(data, images=data.images[..., ::2, ::2])
+
+
 @cache
-def of_bands(likelihood: str = "bernoulli") -> Spectrum:
-    return of_split(banded(12, 0), likelihood, "grey", SIGMA)
+def of_bands(likelihood: str = "bernoulli", latents: int = LATENTS) -> Spectrum:
+    """By the rule alone."""
+    return of_split(bands(12), likelihood, "grey", SIGMA, latents, solve=False)
 
 
 def one_class(images: Tensor, variance: float | None, pixels: int | None = None) -> Spectrum:
     eigenvalues = of_class(images, "grey", None if variance is None else torch.tensor(variance)).eigenvalues
-    return Spectrum(eigenvalues[None], torch.ones(1, dtype=torch.float64), pixels)
+    return Spectrum(eigenvalues[None], torch.ones(1, dtype=torch.float64), LATENTS, pixels)
 
 
 def to_the_end(weights: list[Tensor], terms: Callable[[], tuple[Tensor, Tensor]], beta: float, **limits: Any) -> None:
@@ -123,10 +131,10 @@ def test_a_linear_vae_is_foretold(
 ) -> None:
     """Its kl, its active latents, and the weight at which it collapses; share: of that weight."""
     spectrum = one_class(images, variance, pixels)
-    beta = share * spectrum.collapse(LATENTS)
+    beta = share * spectrum.collapse()
     kl, active = trained(images, error(images), beta)
-    assert kl == pytest.approx(spectrum.rate(beta, LATENTS), rel=off, abs=1e-4)
-    assert active == spectrum.active(beta, LATENTS)
+    assert kl == pytest.approx(spectrum.rate(beta), rel=off, abs=1e-4)
+    assert active == spectrum.active(beta)
 
 
 def black_and_white(count: int, pixels: int) -> Tensor:
@@ -164,12 +172,12 @@ def test_a_linear_bernoulli_decoder_is_foretold_where_pixels_are_black_and_white
     """share: of the weight of collapse. The rule to second order is off by a fifth and more."""
     x = black_and_white(200, 40)
     of_rule = one_class(x, None)
-    beta = share * of_rule.collapse(LATENTS)
+    beta = share * of_rule.collapse()
     monkeypatch.setattr("pipeline.weight.spectrum.KNOTS", (beta,))
-    solved = replace(of_rule, excess=of_class(x, "grey", None, LATENTS).excess[None], latents=LATENTS)
+    solved = replace(of_rule, excess=of_class(x, "grey", None, LATENTS).excess[None])
     kl = trained_posteriors(x, beta)
-    assert solved.rate(beta, LATENTS) == pytest.approx(kl, rel=0.05)
-    assert of_rule.rate(beta, LATENTS) < 0.8 * kl
+    assert solved.rate(beta) == pytest.approx(kl, rel=0.05)
+    assert of_rule.rate(beta) < 0.8 * kl
 
 
 def test_classes_are_solved_side_by_side_with_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +191,7 @@ def test_classes_are_solved_side_by_side_with_one_thread_each(monkeypatch: pytes
     monkeypatch.setattr("pipeline.weight.bernoulli.rate", rate)
     try:
         torch.set_num_threads(2)
-        of_split(banded(4, 0), "bernoulli", latents=LATENTS)
+        of_split(bands(4), "bernoulli", "grey", SIGMA, LATENTS)
         assert set(used) == {1}
         assert torch.get_num_threads() == 2
     finally:
@@ -201,35 +209,35 @@ def test_weights_whose_solution_does_not_settle_are_named(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("likelihood", SOLVED)
 def test_a_class_collapses_where_the_weight_crosses_its_largest_eigenvalue(likelihood: str) -> None:
     spectrum = of_bands(likelihood)
-    for digit, weight in enumerate(spectrum.collapses(LATENTS).tolist()[:3]):
-        below, above = (spectrum.rates(weight * (1 + change), LATENTS)[digit] for change in (-1e-6, 1e-6))
-        assert 0 < below < 1e-4
-        assert above == 0
-        assert spectrum.actives(weight * (1 - 1e-6), LATENTS)[digit] >= 1
-        assert spectrum.actives(weight * (1 + 1e-6), LATENTS)[digit] == 0
-    assert spectrum.rate(1.001 * spectrum.collapse(LATENTS), LATENTS) == 0
+    for digit, weight in enumerate(spectrum.collapses().tolist()[:3]):
+        below, above = weight * (1 - 1e-6), weight * (1 + 1e-6)
+        assert 0 < spectrum.rates(below)[digit] < 1e-4
+        assert spectrum.actives(below)[digit] >= 1
+        assert spectrum.rates(above)[digit] == spectrum.actives(above)[digit] == 0
+    assert spectrum.rate(1.001 * spectrum.collapse()) == 0
     if likelihood in ("bernoulli", "gaussian"):
         assert torch.equal(spectrum.collapses(), spectrum.eigenvalues[:, 0])
 
 
 @pytest.mark.parametrize(("likelihood", "latents"), [("bernoulli", 1), ("gaussian", LATENTS), ("sigma_optimal", 1)])
 def test_a_budget_of_nats_has_its_weight(likelihood: str, latents: int) -> None:
-    spectrum = of_bands(likelihood)
-    weights = [spectrum.weight_for(nats, latents) for nats in (0.1, 1.0, 5.0)]
-    assert [spectrum.rate(weight, latents) for weight in weights] == pytest.approx([0.1, 1, 5], rel=1e-9)
+    spectrum = of_bands(likelihood, latents)
+    weights = [spectrum.weight_for(nats) for nats in (0.1, 1.0, 5.0)]
+    assert [spectrum.rate(weight) for weight in weights] == pytest.approx([0.1, 1, 5], rel=1e-9)
     assert weights == sorted(weights, reverse=True)
 
 
 def test_each_further_latent_carries_less_and_those_that_do_not_pay_carry_nothing() -> None:
-    spectrum, beta = of_bands(), 2.0
-    rates = [spectrum.rate(beta, latents) for latents in range(1, 12)]
+    beta = 2.0
+    rates = [of_bands(latents=latents).rate(beta) for latents in range(1, 12)]
     gains = [later - rate for rate, later in pairwise(rates)]
     assert gains == sorted(gains, reverse=True)
-    assert spectrum.rate(beta, spectrum.active(beta)) == spectrum.rate(beta)
+    every = of_bands(latents=196)
+    assert of_bands(latents=every.active(beta)).rate(beta) == every.rate(beta)
 
 
 def test_half_the_sigma_acts_like_a_quarter_of_the_weight() -> None:
-    half = of_split(banded(12, 0), "gaussian", "grey", SIGMA / 2)
+    half = of_split(bands(12), "gaussian", "grey", SIGMA / 2, LATENTS)
     assert half.rate(4 * 2.0) == pytest.approx(of_bands("gaussian").rate(2.0))
 
 
@@ -242,9 +250,9 @@ def test_binary_pixels_have_the_spectrum_of_their_draws() -> None:
 
 
 def test_classes_count_by_their_images() -> None:
-    data = banded(12, 0)
+    data = bands(12)
     few = data[(data.labels != 3) | (torch.arange(len(data)) < 40)]
-    spectrum = of_split(few, "bernoulli")
+    spectrum = of_split(few, "bernoulli", "grey", SIGMA, LATENTS, solve=False)
     assert spectrum.shares[3] == pytest.approx(4 / 112)
     assert spectrum.rate(1.0) == pytest.approx(float(spectrum.shares @ spectrum.rates(1.0)))
     torch.testing.assert_close(spectrum.rates(1.0)[4], of_bands().rates(1.0)[4])
@@ -258,24 +266,23 @@ def test_a_pixel_that_never_changes_counts_for_nothing() -> None:
 
 
 def test_a_class_whose_images_are_all_alike_carries_nothing() -> None:
-    data = banded(4, 0)
+    data = bands(4)
     alike = torch.where(data.labels == 7, (data.labels == 7).int().argmax(), torch.arange(len(data)))
-    spectrum = of_split(data[alike], "bernoulli", latents=LATENTS)
-    rates = spectrum.rates(0.5, LATENTS)
+    rates = of_split(data[alike], "bernoulli", "grey", SIGMA, LATENTS).rates(0.5)
     assert rates[7] == 0
     assert all(rate > 0 for digit, rate in enumerate(rates) if digit != 7)
     first = [int((data.labels == label).int().argmax()) for label in data.labels]
     with pytest.raises(UserError, match="no weight gives any kl"):
-        of_split(data[torch.tensor(first)], "bernoulli").weight_for(1.0)
+        of_split(data[torch.tensor(first)], "bernoulli", "grey", SIGMA, LATENTS).weight_for(1.0)
 
 
 def test_what_has_no_spectrum_is_refused_by_name() -> None:
-    data = banded(4, 0)
+    data = bands(4)
     with pytest.raises(UserError, match="digit 7 has no training images"):
-        of_split(data[data.labels != 7], "bernoulli")
+        of_split(data[data.labels != 7], "bernoulli", "grey", SIGMA, LATENTS)
     for name in LIKELIHOODS.keys() - set(SOLVED):
         with pytest.raises(UserError, match=f"no closed form for objective.likelihood {name}: it knows bernoulli, "):
-            of_split(data, name)
+            of_split(data, name, "grey", SIGMA, LATENTS)
     spectrum = of_bands()
     for weight in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(UserError, match="needs a KL weight above 0"):

@@ -104,9 +104,10 @@ class Records:
 
     def _keep_models(self, trials: set[int], is_up: bool) -> None:
         """Packs the models of the best trials into their runs. What other processes trained is theirs to add."""
+        attributes = {trial.number: trial.user_attrs for trial in self.study.trials()}
         for path in sorted(self._file(0).parent.glob("*.safetensors")):
             number = int(path.stem)
-            known = self.study.trials()[number].user_attrs
+            known = attributes.get(number, {})  # none: of a study of that name whose database was deleted
             if number in trials and number in self.ended:
                 with self.ended[number].again() as run:
                     run.model(path)

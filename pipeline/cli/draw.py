@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.base import terminal
 from pipeline.base.errors import UserError
 from pipeline.base.paths import MODEL
 from pipeline.cli import options
@@ -64,7 +63,7 @@ def sample(
         return
     # One row per digit. A single digit fills rows of ten, or of as many as fit the terminal.
     names = [str(digit) for digit in wanted] if len(wanted) > 1 else []
-    fit = options.ROW if out is not None else fitting(options.ROW, 0, terminal.width()).columns
+    fit = options.ROW if out is not None else fitting(1, options.ROW, (), (), wraps=False).columns
     columns = count if names else min(count, fit)
     blank = torch.zeros(-len(images) % columns, *images.shape[1:])
     rows = torch.cat([images, blank]).view(-1, columns, *images.shape[2:])

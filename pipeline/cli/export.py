@@ -1,5 +1,6 @@
 """`cvae export` writes trained models as ONNX files, for other programs and languages."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +10,6 @@ from pipeline.base.errors import UserError
 from pipeline.base.paths import COMPLETER, CURVE, MODEL
 
 MODELS = "a safetensors file, or runs:/RUN_ID of MLflow; several are possible"
-NEEDED = "pip install -e '.[onnx]'"
 
 
 def export(
@@ -28,12 +28,9 @@ def export(
     cvae export
     cvae export --model models/curve.safetensors --out elsewhere
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"the export needs {error.name}, which is not installed: `{NEEDED}`") from None
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        if find_spec(name) is None:
+            raise UserError(f"the export needs {name}, which is not installed: `pip install -e '.[onnx]'`")
 
     from pipeline.base.files import replacing
     from pipeline.cli.graphs import OPSET, graph, parts_of

@@ -40,19 +40,8 @@ Train a conditional VAE on MNIST and find out which KL weight, and why.
   cvae report                         the headline figures; --html: a page
   cvae doctor                         what is wrong, and what to change
   cvae sample 0-9 --seed 1            samples on the terminal, or in a PNG
-  cvae interpolate 3 8 --out way.gif  also: traverse, morph
-  cvae complete INPUT.png --mask top  what the hidden half could be
-  cvae weight --like keras            β of another loss's KL weight
-  cvae spectrum                       what each KL weight can give, untrained
-  cvae curve                          what one training says of every weight
-  cvae explore                        a page for the browser: slide the weight
-  cvae export                         the models as ONNX files
   cvae study                          the trials; `promote` takes the best
-  cvae reproduce article              the collapse that the article avoids
   cvae ui                             compare runs in the browser
-  cvae sync                           send MLflow what it could not take
-  cvae verify                         whether files, runs and trials match
-  cvae restore RUN_ID                 a run's params and weights, back
 """
 STAGES = {
     "download": "Fetch and check the four files of MNIST.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from pipeline.base import console, terminal
+from pipeline.base import console
 from pipeline.base.errors import UserError
 from pipeline.base.paths import MODEL, SMALL
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 WORKSPACE = "workspace"
 ROW = 10  # pictures of a row
-AFTER = 4  # lines of a terminal that images leave to what is said of them, and to the prompt
 FRAME_MILLISECONDS = 60
 
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 2, metavar="N", help="the same seed gives the same pictures")]
@@ -147,22 +146,17 @@ def show(ink: "np.ndarray", labels: Labels) -> str:
 
     from pipeline.show import pictures
 
-    (rows, count), label = ink.shape[:2], max(map(len, labels.rows), default=0)
-    width, height = terminal.width(), terminal.height() - AFTER
-    fit = pictures.fitting(count, label, width)
-    if rows > pictures.rows_fitting(fit, count, bool(labels.columns), height):
-        fit = pictures.fitting(count, label, width, [pictures.HALVED])
-    columns, above = np.arange(count), labels.columns
-    if labels.too_wide != "wrap":
-        last = fit.columns if labels.too_wide == "cut" else count
+    (rows, count), left, above, too_wide = ink.shape[:2], labels.rows, labels.columns, labels.too_wide
+    fit = pictures.fitting(rows, count, left, above, too_wide == "wrap")
+    if fit.rows < rows and too_wide == "cut" and left:  # digits side by side, fewer samples of each
+        ink, rows, count, left, above, too_wide = ink.swapaxes(0, 1), count, rows, (), left, "wrap"
+        fit = pictures.fitting(rows, count, left, above, wraps=True)
+    columns = np.arange(count)
+    if too_wide != "wrap":
+        last = fit.columns if too_wide == "cut" else count
         columns = np.linspace(0, last - 1, fit.columns).round().astype(int)
         above = [above[place] for place in columns.tolist() if above]
-    left, kept = labels.rows, pictures.rows_fitting(fit, len(columns), bool(above), height)
-    if rows > kept and labels.too_wide == "cut" and left:  # digits side by side, fewer samples of each
-        ink, rows, count, left, above = ink.swapaxes(0, 1), count, rows, (), left
-        fit, columns = pictures.fitting(count, 0, width, [pictures.HALVED]), np.arange(count)
-        kept = pictures.rows_fitting(fit, count, True, height)
-    print(pictures.screen(ink[:kept, columns], fit, left[:kept], above, pictures.has_colours()), flush=True)
-    some = [(min(kept, rows), rows, "rows"), (len(columns), count, "in a row")]
+    print(pictures.screen(ink[: fit.rows, columns], fit, left, above, pictures.has_colours()), flush=True)
+    some = [(fit.rows, rows, "rows"), (len(columns), count, "in a row")]
     missing = " and ".join(f"{shown} of {every} {what}" for shown, every, what in some if shown < every)
     return f"; {missing} are shown, a larger terminal or --out shows all" if missing else ""

@@ -18,6 +18,7 @@ MOST_PIXELS, USUAL_PIXELS = 100_000_000, 30_000_000  # of a picture: with --scal
 TEXT = 27  # nearly black
 HALVED = 14  # the smaller side of an image on a terminal
 BETWEEN = 1  # columns between images on a terminal
+AFTER = 4  # lines of a terminal that images leave to what is said of them, and to the prompt
 RAMP = " .:-=+*#%@"  # from no ink to full ink
 
 
@@ -109,25 +110,26 @@ def characters(ink: np.ndarray, colours: bool) -> str:
 
 
 class Fit(NamedTuple):
-    """How a row of images fits a terminal: the side of an image in columns, and how many images of a row fit."""
+    """What fits a terminal: the side of an image in columns, at least one image of a row, and at least one row."""
 
     side: int
     columns: int
+    rows: int
 
 
-def fitting(columns: int, label: int, width: int, sides: Sequence[int] = (SIDE, HALVED)) -> Fit:
-    """Rows of `columns` images beside labels of `label` characters: full size, or else half, and as many as fit."""
-    for side in sides:
-        fit = max((width - label - bool(label) + BETWEEN) // (side + BETWEEN), 1)
-        if fit >= columns:
-            return Fit(side, columns)
-    return Fit(HALVED, fit)
+def fitting(rows: int, columns: int, left: Sequence[str], above: Sequence[str], wraps: bool) -> Fit:
+    """How many images of so many rows and columns fit with their labels: at full size, if all do, or else at half.
 
-
-def rows_fitting(fit: Fit, columns: int, captions: bool, height: int) -> int:
-    """How many rows of `columns` images fit, at least one. A row that goes on below needs its lines once more."""
-    blocks = -(-columns // fit.columns)
-    return max((height // blocks - captions) // (fit.side // 2), 1)
+    wraps: whether a row that is too wide goes on below, and needs its lines once more.
+    """
+    width, height = terminal.width() - max((len(label) + 1 for label in left), default=0), terminal.height() - AFTER
+    for side in (SIDE, HALVED):
+        across = min(max((width + BETWEEN) // (side + BETWEEN), 1), columns)
+        blocks = -(-columns // across) if wraps else 1
+        down = max((height // blocks - bool(above)) // (side // 2), 1)
+        if across == columns and down >= rows:
+            break
+    return Fit(side, across, min(down, rows))
 
 
 def screen(images: np.ndarray, fit: Fit, left: Sequence[str], above: Sequence[str], colours: bool) -> str:
@@ -144,7 +146,7 @@ def screen(images: np.ndarray, fit: Fit, left: Sequence[str], above: Sequence[st
         if any(captions):
             cells = [f"{text:^{side}}" for text in captions]
             lines.append(" " * margin + (" " * BETWEEN).join(cells).rstrip())
-        for row, label in zip_longest(block, left, fillvalue=""):
+        for row, label in zip_longest(block, left[: len(block)], fillvalue=""):
             strip = np.concatenate([np.pad(image, ((0, 0), (0, BETWEEN))) for image in row], 1)[:, :-BETWEEN]
             drawn = characters(strip, colours).split("\n")
             for place, line in enumerate(drawn):

@@ -96,11 +96,9 @@ def _flattened(image: "Image") -> "tuple[Image, str]":
 
 def _scaled(grey: "Image") -> "Image":
     """A grey picture in the middle of a square, by the mean of the pixels that become one."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    pixels = np.asarray(grey)
+    pixels, long = np.asarray(grey), max(grey.size)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    long = max(grey.size)
-    square = Image.new("L", (long, long), int(np.median(border)))
-    square.paste(grey, ((long - grey.width) // 2, (long - grey.height) // 2))
+    square = ImageOps.pad(grey, (long, long), color=int(np.median(border)))
     return square.resize((SIDE, SIDE), Image.Resampling.BOX)

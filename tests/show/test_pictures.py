@@ -33,17 +33,25 @@ def test_half_blocks_need_an_encoding_that_has_them(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("width", "fit"), [(5 * 29 - 1 + 3, (28, 5)), (80, (14, 5)), (79, (14, 5)), (60, (14, 3)), (1, (14, 1))]
-)
-def test_a_row_fits_the_terminal_at_full_or_half_size(width: int, fit: tuple[int, int]) -> None:
-    assert pictures.fitting(5, 2, width) == fit
-    drawn = pictures.screen(IMAGES, pictures.Fit(*fit), ["z0", "z1"], [], colours=False)
+    ("width", "height", "expected"),
+    [
+        (5 * 29 - 1 + 3, 32, (28, 5, 2)), (5 * 29 - 1 + 3, 31, (14, 5, 2)), (79, 18, (14, 5, 2)), (79, 17, (14, 5, 1)),
+        (60, 90, (14, 3, 2)), (1, 1, (14, 1, 1)),
+    ],
+)  # fmt: skip
+def test_rows_fit_the_terminal_at_full_or_half_size(
+    width: int, height: int, expected: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("LINES", str(height))
+    fit = pictures.fitting(2, 5, ["z0", "z1"], [], wraps=True)
+    assert fit == expected
+    drawn = pictures.screen(IMAGES, fit, ["z0", "z1"], [], colours=False)
     assert max(map(len, drawn.splitlines())) <= max(width, 14 + 3)
 
 
 def test_a_screen_holds_every_pixel_beside_its_label_and_below_its_caption() -> None:
-    fit = pictures.fitting(5, 2, 200)
-    lines = pictures.screen(IMAGES, fit, ["z0", "z1"], list("abcde"), colours=False).splitlines()
+    lines = pictures.screen(IMAGES, pictures.Fit(28, 5, 2), ["z0", "z1"], list("abcde"), colours=False).splitlines()
     assert lines[0].split() == list("abcde")
     assert [line[:2] for line in lines if line[:2].strip()] == ["z0", "z1"]
     for row, column in np.ndindex(2, 5):
@@ -53,7 +61,7 @@ def test_a_screen_holds_every_pixel_beside_its_label_and_below_its_caption() -> 
 
 
 def test_a_wide_row_goes_on_below_with_its_own_captions() -> None:
-    lines = pictures.screen(IMAGES, pictures.Fit(14, 3), [], list("abcde"), colours=False).splitlines()
+    lines = pictures.screen(IMAGES, pictures.Fit(14, 3, 2), [], list("abcde"), colours=False).splitlines()
     assert [line.split() for line in lines[:: 2 * 7 + 1]] == [["a", "b", "c"], ["d", "e"]]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from drills import Zygote, digits, publish, real_path
+from drills import Zygote, digits, publish
 from imports import ROOT
 from stores import forget
 
@@ -44,11 +44,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 UNSET = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME")
 # What DVC says when another of its programs has held the project for three seconds, or one of a stage's files
 BUSY = re.compile("Unable to acquire lock|is busy")
-# A shell that starts tests in the background makes them, and what they start, ignore Ctrl-C.
-INTERRUPTIBLE = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-"""
+# Starts a program. A shell that starts tests in the background makes them, and what they start, ignore Ctrl-C.
+HEARING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
 
 
 @dataclass(frozen=True)
@@ -62,11 +59,6 @@ class Project:
     @property
     def environment(self) -> dict[str, str]:
         return {**self.programs, "PYTHONPATH": str(self.folder), "CVAE_MNIST_MIRROR": str(self.mirror)}
-
-    @property
-    def real(self) -> "Project":
-        """The same, but each program starts by itself."""
-        return replace(self, programs={**self.programs, "PATH": real_path()})
 
     def run(self, *command: str, status: int = 0) -> str:
         """What the command prints; its exit status must be `status`."""

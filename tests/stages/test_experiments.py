@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pipelines import BUSY, INTERRUPTIBLE, Project, restored_files
+from pipelines import BUSY, HEARING, Project, restored_files
 
 pytestmark = pytest.mark.slow
 
@@ -49,19 +49,18 @@ def test_a_refused_value_leaves_model_params_and_runs(project: Project, tmp_path
     assert project.repro() in ([], ["check"])
 
 
-TRY = """
-from pipeline.cli.main import main
-sys.argv = ["cvae", "try", "objective.kl_weight=0.9", "train.epochs=1000"]
-main()
-"""
-
-
 def test_ctrl_c_ends_an_experiment_cleanly(project: Project, tmp_path: Path) -> None:
-    project = project.copy(tmp_path / "copy").real
+    """DVC starts by itself, so that it is in the process group of what a terminal interrupts."""
+    project = project.copy(tmp_path / "copy")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/dvc").symlink_to(Path(sys.executable).with_name("dvc"))
+    environment = project.environment
+    environment["PATH"] = os.pathsep.join([str(tmp_path / "bin"), environment["PATH"]])
     params, model = ((project.folder / path).read_bytes() for path in ("params.yaml", "models/cvae.safetensors"))
+    words = ("-um", "pipeline.cli", "try", "objective.kl_weight=0.9", "train.epochs=1000")
     with subprocess.Popen(
-        [sys.executable, "-u", "-c", INTERRUPTIBLE + TRY], cwd=project.folder, env=project.environment,
-        encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        [sys.executable, "-c", HEARING, sys.executable, *words], cwd=project.folder, env=environment, encoding="utf-8",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert any(line.startswith("train 1/") for line in process.stdout)
@@ -117,9 +116,6 @@ def test_experiments_that_differ_in_their_evaluation_alone_have_runs_of_their_ow
     assert fewer["tags.evaluated_with"] == "nll_draws 3, seed 0, sample_sets 2"
     assert before[trained]["tags.evaluated_with"] == "nll_draws 20, seed 0, sample_sets 2"
     assert runs[trained]["metrics.test/nll"] == before[trained]["metrics.test/nll"] != fewer["metrics.test/nll"]
-    project.run("dvc", "exp", "apply", "fewer")
-    assert project.json("reports/validation.json")["protocol"]["nll_draws"] == 3
-    assert project.run("dvc", "checkout") == ""
 
 
 def test_two_experiments_at_once_share_no_run_and_are_compared(project: Project, tmp_path: Path) -> None:
@@ -163,6 +159,7 @@ def test_every_treatment_is_reached_from_params(project: Project, tmp_path: Path
                    free_bits=0.1)  # fmt: skip
     project.change("train", ema=0.9, clip=100, epochs=2)
     project.change("sample", shown="draw")
+    project.change("evaluate", nll_draws=3, sample_sets=1)
     project.cvae("train")
     project.cvae("evaluate")
     (run,) = (run for run_id, run in project.runs().items() if run_id not in before)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipelines import BUSY, SETTINGS, Project
+from pipelines import BUSY, HEARING, SETTINGS, Project
 
 pytestmark = pytest.mark.slow
 
@@ -130,8 +130,6 @@ def test_a_machine_that_trained_no_trial_of_a_complete_study_exports_it(project:
     assert project.files("reports/study/sheets") == set()
 
 
-# A shell that starts tests in the background makes them, and what they start, ignore Ctrl-C.
-HEARING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
 STUDY = """
 from pipeline.base import console
 from pipeline.stages import tune

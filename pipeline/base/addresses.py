@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
@@ -31,26 +30,26 @@ def shown(url: str) -> str:
     return url if sqlite_path(url) else re.sub(r"//.*@", "//", url, flags=re.DOTALL).partition("?")[0]
 
 
-def address(url: str, root: Path) -> str:
+def address(url: str) -> str:
     """`shown`, for files: a SQLite file in the project folder is relative to it, so that the project may move."""
     path = sqlite_path(url)
     if path is None:
         return shown(url)
-    path, base = home(root) / path, home(root)
-    return f"sqlite:///{path.relative_to(base) if path.is_relative_to(base) else path}"
+    path = home() / path
+    return f"sqlite:///{path.relative_to(home()) if path.is_relative_to(home()) else path}"
 
 
-def hide(text: str, environment: Mapping[str, str] = os.environ) -> str:
+def hide(text: str) -> str:
     """The text with *** for the passwords that the environment's addresses and tokens hold, however they are quoted."""
-    for secret in sorted(_secrets(environment), key=len, reverse=True):
+    for secret in sorted(_secrets(), key=len, reverse=True):
         text = text.replace(secret, "***") if len(secret) >= 4 else text.replace(f":{secret}@", ":***@")
     return text
 
 
-def _secrets(environment: Mapping[str, str]) -> set[str]:
-    found = {environment.get(name, "") for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")}
+def _secrets() -> set[str]:
+    found = {os.environ.get(name, "") for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")}
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "OPTUNA_STORAGE"):
-        address = environment.get(name, "")
+        address = os.environ.get(name, "")
         login = re.match(r"[^/]*//[^:]*:(.*)@", address, re.DOTALL)
         if login:
             found.add(login[1])

@@ -120,7 +120,7 @@ def write_tensors(path: Path | str, tensors: "Mapping[str, Tensor]", notes: Mapp
         part.write_bytes(len(text).to_bytes(8, "little") + text + file[end:])
 
 
-def home(root: Path) -> Path:
+def home(root: Path = Path()) -> Path:
     """The user's project folder, absolute: `root`, or the project of which `root` is DVC's temporary copy.
 
     `dvc exp run --temp` and `--queue` work in `<project>/.dvc/tmp/exps/…`, which DVC deletes afterwards.
@@ -132,7 +132,6 @@ def home(root: Path) -> Path:
     return root
 
 
-def at_home(path: Path, root: Path = Path()) -> Path:
+def at_home(path: Path) -> Path:
     """A path in the user's project folder: relative in the current one, so that it is right if that is renamed."""
-    place = home(root)
-    return path if place == Path.cwd() else place / path
+    return path if home() == Path.cwd() else home() / path

@@ -150,7 +150,7 @@ def of_run(uri: str) -> Gathered:
     from pipeline.tracking.local import history_of, named, params_of
     from pipeline.training.objective import ObjectiveParams
 
-    run, store = named(uri, Path())
+    run, store = named(uri)
     params, metrics, name = params_of(run, store), run.data.metrics, f"run {run.info.run_name}"
     history = [row for _, row in history_of(run, store, CURVES)]
     if "objective" not in params:

@@ -179,7 +179,7 @@ def _side_of(run: str) -> Side:
     from pipeline.tracking.local import find, reading_uri
 
     pointer = of_revision(run, RUN)
-    found = find(reading_uri(Path()), pointer.get("run_id", ""), pointer.get("run_key", "")) if pointer else None
+    found = find(reading_uri(), pointer.get("run_id", ""), pointer.get("run_key", "")) if pointer else None
     if found is None:
         raise UserError(f"{run} has no run in MLflow: give its safetensors file, or `dvc exp run` it again")
     return _other(f"runs:/{found.info.run_id}", run)
@@ -210,7 +210,7 @@ def _other(run: str, name: str = "") -> Side:
         return Side(doctor.of_file(path), load_cvae(path), {}, {"weights": _weights(path)})
     from pipeline.tracking.local import artifact, named
 
-    known, (found, store) = doctor.of_run(run), named(run, Path())
+    known, (found, store) = doctor.of_run(run), named(run)
     tags = found.data.tags
     origin = {kind.replace("_", " "): tags[kind] for kind in ("data_hash", "params_hash") if kind in tags}
     origin |= {"MLflow run": found.info.run_id, "code": tags.get("mlflow.source.git.commit", "not recorded")}

@@ -73,7 +73,7 @@ def model_file(name: str) -> Path:
         return Path(name)
     from pipeline.tracking.package import download_model
 
-    return download_model(name, Path())
+    return download_model(name)
 
 
 def of_revision(name: str, path: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def restore(run: Annotated[str, typer.Argument(metavar="RUN", help="the id of a 
     from pipeline.base.params import write
     from pipeline.tracking.local import named
 
-    found, store = named(f"runs:/{run.removeprefix('runs:/')}", Path())
+    found, store = named(f"runs:/{run.removeprefix('runs:/')}")
     with tempfile.TemporaryDirectory(prefix="cvae-") as folder, alone(CHECKPOINTS / "train.lock"):
         files, source = _from_dvc(found), "DVC's cache"
         if not files:
@@ -108,7 +108,7 @@ def _from_mlflow(run: Any, store: str, folder: Path) -> dict[Path, Path]:
     with packaged(run, store) as weights:
         shutil.copyfile(weights, files[MODEL])
     hashes = {"data": tags.get("data_hash", ""), "params": digest(params_of(files[MODEL]))}
-    uri = address(tracking_uri(Path()), Path())
+    uri = address(tracking_uri())
     pointer = {"run_id": run.info.run_id, "run_key": tags.get(KEY, ""), "tracking_uri": uri, "hashes": hashes}
     write_json(files[RUN], pointer)
     if artifact(run, store, HISTORY.name, folder) is None:  # a trial's

@@ -25,7 +25,7 @@ def ui(
     from pipeline.tracking import server
     from pipeline.tracking.runs import TrackingParams
 
-    server.ui(Path(), port, not no_browser, load(TrackingParams, "tracking").experiment, compare)
+    server.ui(port, not no_browser, load(TrackingParams, "tracking").experiment, compare)
 
 
 def sync() -> None:
@@ -37,8 +37,8 @@ def sync() -> None:
     from pipeline.tracking.local import tracking_uri
     from pipeline.tracking.outbox import sync as send
 
-    count = send(Path())
-    print(f"{count} records sent to MLflow at {shown(tracking_uri(Path()))}" if count else "nothing waits for MLflow")
+    count = send()
+    print(f"{count} records sent to MLflow at {shown(tracking_uri())}" if count else "nothing waits for MLflow")
 
 
 def services() -> bool:
@@ -48,7 +48,7 @@ def services() -> bool:
 
     good = True
     checks = {
-        "MLflow": lambda: local.health(Path()) + _default("MLFLOW_TRACKING_URI"),
+        "MLflow": lambda: local.health() + _default("MLFLOW_TRACKING_URI"),
         "Optuna": lambda: storage.health(Path()) + _default("OPTUNA_STORAGE"),
         "DVC": _dvc,
     }

@@ -120,7 +120,7 @@ def promote(
     if results.study is not None:  # Optuna takes no notes on a trial that has ended
         results.study.inner.set_user_attr("promoted", chosen.number)
     if chosen.run_id and chosen.tracking_uri:
-        stores = dict.fromkeys([tracking_uri(Path()), chosen.tracking_uri])  # the folder may have moved
+        stores = dict.fromkeys([tracking_uri(), chosen.tracking_uri])  # the folder may have moved
         tracking.tag(chosen.run_id, {"promoted": "true"}, list(stores))
     print(f"{why} `dvc repro` trains with it; on validation: {console.figures(chosen.values)}.")
     is_registered = _register(chosen.run_id)

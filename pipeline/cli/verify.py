@@ -33,7 +33,7 @@ def verify() -> None:
     """
     from pipeline.tracking.local import reading_uri
 
-    links = Links(reading_uri(Path()))
+    links = Links(reading_uri())
     for part in (_files, _training, _study, _registry, _outbox):
         with links.reading():
             part(links)
@@ -340,7 +340,7 @@ def _outbox(links: Links) -> None:
     from pipeline.base.files import home
     from pipeline.tracking.journal import OUTBOX, waiting
 
-    found = waiting(home(Path()) / OUTBOX)
+    found = waiting(home() / OUTBOX)
     for store, count in found.items():
         links.broken.append(f"{count} records in {OUTBOX} wait for MLflow at {store}: `cvae sync` sends them")
     links.held += not found

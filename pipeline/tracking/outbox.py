@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from pipeline.base import console
@@ -42,12 +41,12 @@ class Outbox:
 
     _open: dict[str, "Outbox"] = {}  # noqa: RUF012 (by URI)
 
-    def __init__(self, uri: str, root: Path) -> None:
+    def __init__(self, uri: str) -> None:
         self.uri = uri
         self.users = 0  # open runs
         self.client: Any = None
-        self.folder = at_home(OUTBOX, root)
-        self.address = address(uri, root)
+        self.folder = at_home(OUTBOX)
+        self.address = address(uri)
         self._path = sqlite_path(uri)
         self._is_local = self._path is not None
         self._folder = identity(self._path and self._path.parent)  # of the SQLite file
@@ -68,11 +67,11 @@ class Outbox:
         threading.Thread(target=self._work, name="outbox", daemon=True).start()
 
     @classmethod
-    def at(cls, uri: str, root: Path = Path()) -> "Outbox":
+    def at(cls, uri: str) -> "Outbox":
         """The outbox of the store at `uri`. Raises UserError if this is the first use of a store that does not work."""
         if uri not in cls._open:
             check(uri)
-            cls._open[uri] = cls(uri, root)
+            cls._open[uri] = cls(uri)
         return cls._open[uri]
 
     def journal(self, target: Target, ends: bool) -> Journal:
@@ -239,17 +238,17 @@ class Outbox:
         self._failures = 0
 
 
-def sync(root: Path = Path()) -> int:
+def sync() -> int:
     """Sends what processes that have ended left for today's store; returns the number of records.
 
     A warning names other stores for which something waits. Raises UserError for what can't be sent now.
     """
-    uri = tracking_uri(root)
-    found = waiting(at_home(OUTBOX, root))
-    count = found.pop(address(uri, root), 0)
+    uri = tracking_uri()
+    found = waiting(at_home(OUTBOX))
+    count = found.pop(address(uri), 0)
     for store, number in found.items():
         console.warn(f"{number} records wait for MLflow at {store}: set MLFLOW_TRACKING_URI to it and run `cvae sync`")
-    left = Outbox.at(uri, root).flush(patient=True) if count else 0
+    left = Outbox.at(uri).flush(patient=True) if count else 0
     if left:
         raise UserError(f"MLflow at {shown(uri)} didn't take {left} records: they stay in {OUTBOX}, try again later")
     return count

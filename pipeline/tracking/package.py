@@ -142,14 +142,14 @@ def requests_in(body: bytes, content_type: str) -> list[Any]:
     return found
 
 
-def download_model(uri: str, root: Path) -> Path:
+def download_model(uri: str) -> Path:
     """Fetches the weights of the run at `runs:/<run id>` to `models/<run id>.safetensors` in the user's project folder.
 
     Raises UserError if there is no such run, or no model in it.
     """
-    run, store = named(uri, root)
+    run, store = named(uri)
     run_id = run.info.run_id
-    target = home(root) / "models" / f"{run_id}.safetensors"
+    target = home() / "models" / f"{run_id}.safetensors"
     with packaged(run, store) as weights, replacing(target) as part:
         shutil.copy(weights, part)
     return target

@@ -12,13 +12,13 @@ NAME = NAMES["samples"]
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 
-def crown(run_id: str, root: Path = Path(), beside: Sequence[Path] = ()) -> str | None:
+def crown(run_id: str, beside: Sequence[Path] = ()) -> str | None:
     """Registers the model of a run in today's store, and says what was done; None if there is no such run or model.
 
     beside: files that are copied into the model's folder, where cli/serve.py finds them. Raises UserError if the store
     cannot be used.
     """
-    uri = tracking_uri(root)
+    uri = tracking_uri()
     run = find(uri, run_id)
     if run is None or not (run.outputs and run.outputs.model_outputs):
         return None

@@ -61,7 +61,6 @@ def start(
     about: str = "",
     key: str = "",
     wait: bool = True,
-    root: Path = Path(),
 ) -> "Run":
     """A new run, to be ended by `with` or `end`.
 
@@ -70,12 +69,12 @@ def start(
     empty at first, and an error that shows late is a warning.
     Raises UserError if the store cannot be used.
     """
-    uri = tracking_uri(root)
+    uri = tracking_uri()
     if wait:
         with one_line(uri):  # an error of the experiment is raised here
             within(FIRST_SECONDS, lambda: experiment_id(connect(uri), experiment))
-    run = Run(Outbox.at(uri, root), Target(name, key or uuid4().hex), goes_on=bool(key))
-    texts = {name: str(value) for name, value in (_context(root) | dict(tags or {})).items()}
+    run = Run(Outbox.at(uri), Target(name, key or uuid4().hex), goes_on=bool(key))
+    texts = {name: str(value) for name, value in (_context() | dict(tags or {})).items()}
     if about:
         texts[DESCRIPTION] = about
     run._put("open", experiment=experiment, tags=texts, goes_on=bool(key), at=_now())
@@ -86,7 +85,7 @@ def start(
     return run
 
 
-def add_to(pointer: Mapping[str, Any], name: str, experiment: str, root: Path = Path(), how: str = "") -> "Run":
+def add_to(pointer: Mapping[str, Any], name: str, experiment: str, how: str = "") -> "Run":
     """Opens a run that has ended, to add to it; its status stays. `pointer` is what `Run.pointer` gave.
 
     how: in which way an evaluation measured, in words. A run that was evaluated in another way keeps those figures, and
@@ -97,7 +96,7 @@ def add_to(pointer: Mapping[str, Any], name: str, experiment: str, root: Path = 
     Raises UserError if today's store cannot be used.
     """
     run_id, key, place = pointer["run_id"], pointer.get("run_key", ""), str(pointer.get("tracking_uri", ""))
-    uri = today = tracking_uri(root)
+    uri = today = tracking_uri()
     found = find(today, run_id, key)
     is_elsewhere = place.startswith("http") and place != shown(today)
     if found is None and is_elsewhere:
@@ -106,14 +105,14 @@ def add_to(pointer: Mapping[str, Any], name: str, experiment: str, root: Path = 
     if found is None:
         where = f"{shown(today)} or {place}" if is_elsewhere else shown(today)
         console.warn(f"MLflow run {run_id or key} is not at {where}: a new run takes the records")
-        return start(name, experiment, root=root)
+        return start(name, experiment)
     tags = found.data.tags
     if how and (tags.get(EVALUATED, how) != how or tags.get("kind") == "trial"):
         own = {EVALUATED: how, "kind": "evaluation", "mlflow.parentRunId": found.info.run_id}
-        return start(f"{name}, {how}", experiment, tags=own, root=root)
+        return start(f"{name}, {how}", experiment, tags=own)
     target = Target(found.info.run_name, key or tags.get(KEY, run_id))
     target.know(found)
-    run = Run(Outbox.at(uri, root), target, adds=True)
+    run = Run(Outbox.at(uri), target, adds=True)
     run.about = tags.get(DESCRIPTION, "")
     if how:
         run.tags({EVALUATED: how})
@@ -300,14 +299,14 @@ def tag(run_id: str, values: Mapping[str, Any], uris: Sequence[str]) -> None:
     console.warn(f"MLflow run {run_id} is not at {' or '.join(map(shown, uris))}: it gets no tag")
 
 
-def _context(root: Path) -> dict[str, Any]:
+def _context() -> dict[str, Any]:
     """Tags: who runs what from which commit, and for which stage and experiment of DVC."""
     tags = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
     with suppress(KeyError, OSError, ImportError):  # a container's user may have no name
         tags["mlflow.user"] = getpass.getuser()
     command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     with suppress(OSError, subprocess.SubprocessError):
-        lines = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
         commit = re.search(r"^# branch\.oid ([0-9a-f]+)$", lines, re.MULTILINE)
         if commit:
             dirty = any(not line.startswith("#") for line in lines.splitlines())

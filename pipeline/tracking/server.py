@@ -24,13 +24,13 @@ from pipeline.tracking.page import best_first, comparison
 START_SECONDS = 120.0
 
 
-def ui(root: Path, port: int, open_browser: bool, experiment: str, study: str = "") -> None:
+def ui(port: int, open_browser: bool, experiment: str, study: str = "") -> None:
     """Shows the runs of `experiment` in a browser, or a comparison of the trials of `study`.
 
     Serves this machine only, on `port` or the next free one. If MLFLOW_TRACKING_URI names a server, it only opens that
     one. Raises UserError if there is no such study, or if the server does not start.
     """
-    uri, own = reading_uri(root), tracking_uri(root)
+    uri, own = reading_uri(), tracking_uri()
     if uri != own:
         console.warn(f"{shown(own)} can't be written: a copy is shown, as it is now")
     client = connect(uri)

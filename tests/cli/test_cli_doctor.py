@@ -85,9 +85,10 @@ def store(project: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @pytest.mark.slow
-def test_a_run_is_read_as_far_as_it_goes(store: Path, cvae: Cvae) -> None:
+@pytest.mark.usefixtures("store")
+def test_a_run_is_read_as_far_as_it_goes(cvae: Cvae) -> None:
     params = flat({"objective": objective_params(kl_weight=2.0), "model": resolve(model_params())})
-    with tracking.start("a training", "e", params=params, root=store) as one:
+    with tracking.start("a training", "e", params=params) as one:
         for epoch, loss in enumerate(LOSSES, 1):
             one.metrics({"validation/reconstruction": loss, "validation/kl": 5.0}, step=10 * epoch)
     out = one_line(cvae(f"doctor runs:/{one.run_id}").out)
@@ -95,17 +96,17 @@ def test_a_run_is_read_as_far_as_it_goes(store: Path, cvae: Cvae) -> None:
     for words in (about, "under_trained (warning)", "lacks prior/frechet", "objective.kl_weight=2"):
         assert words in out
 
-    with tracking.add_to(one.pointer(), "a training", "e", store) as one:
+    with tracking.add_to(one.pointer(), "a training", "e") as one:
         figures = {"kl": 5.0, "prior/class_accuracy": 0.5, "prior/frechet": 90.0, "fitted/frechet": 3.0}
         one.metrics({f"validation/{name}": value for name, value in figures.items()}, step=0)
     out = one_line(cvae(f"doctor runs:/{one.run_id}/").out)
     assert "recorded on validation" in out
     assert "verdict: prior_hole, under_trained" in out
 
-    with tracking.start("an older version", "e", params=params, root=store) as old:
+    with tracking.start("an older version", "e", params=params) as old:
         old.metrics({"validation_kl": 5.0}, step=1)
     assert "has none of this version's figures" in cvae(f"doctor runs:/{old.run_id}").err
-    with tracking.start("a study", "e", root=store) as other:
+    with tracking.start("a study", "e") as other:
         pass
     assert "is no training of this project" in cvae(f"doctor runs:/{other.run_id}").err
 

@@ -189,7 +189,7 @@ def test_a_runs_model_is_fetched_and_used(drawer: Path, monkeypatch: pytest.Monk
     fetch = Mock(return_value=drawer / "models/completer.safetensors")
     monkeypatch.setattr("pipeline.tracking.package.download_model", fetch)
     of_run = drawn(cvae, "complete bar.png --mask top --model runs:/0123abcd")
-    fetch.assert_called_once_with("runs:/0123abcd", Path())
+    fetch.assert_called_once_with("runs:/0123abcd")
     assert cvae("complete bar.png --mask top").status == 0  # without a terminal, into the usual file
     assert np.array_equal(of_run, picture("completions.png"))
 

@@ -207,8 +207,9 @@ def test_progress_is_told_and_an_interrupt_leaves_whole_files_alone(raw: Path, t
     assert told == [(name, 2000) for name in NAMES[:2]]
 
 
-def test_mirrors_come_in_the_order_variable_params_defaults_each_once() -> None:
-    assert download.mirrors(["/b", "/a", ""], {"CVAE_MNIST_MIRROR": "/a"}) == ["/a", "/b", TORCHVISION, NPM]
+def test_mirrors_come_in_the_order_variable_params_defaults_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CVAE_MNIST_MIRROR", "/a")
+    assert download.mirrors(["/b", "/a", ""]) == ["/a", "/b", TORCHVISION, NPM]
 
 
 def test_of_torchvisions_mirrors_the_https_ones_are_asked(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:

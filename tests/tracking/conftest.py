@@ -31,10 +31,11 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project folder with an empty MLflow database. Further databases are copies of it, too."""
+    """The current folder: a project with an empty MLflow database. Further databases are copies of it, too."""
     for variable in ("MLFLOW_TRACKING_URI", "DVC_STAGE", "DVC_EXP_NAME"):
         monkeypatch.delenv(variable, raising=False)
     shutil.copy(database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
 
     def create(path: Path) -> None:
         path.parent.mkdir(exist_ok=True)

@@ -17,21 +17,27 @@ from pipeline.tracking import local, package, runs
 @pytest.mark.parametrize(
     ("variable", "expected"),
     [
-        ("", "sqlite:////p/mlflow.db"),
-        ("sqlite:///runs/other.db", "sqlite:////p/runs/other.db"),
+        ("", "sqlite:///{}/mlflow.db"),
+        ("sqlite:///runs/other.db", "sqlite:///{}/runs/other.db"),
         ("http://team:5000", "http://team:5000"),
     ],
 )
-def test_uri_is_the_users_or_a_file_in_the_project(variable: str, expected: str) -> None:
-    assert local.tracking_uri(Path("/p/.dvc/tmp/exps/tmpab12"), {"MLFLOW_TRACKING_URI": variable}) == expected
+def test_uri_is_the_users_or_a_file_in_the_project(
+    variable: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".dvc/tmp/exps/tmpab12").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / ".dvc/tmp/exps/tmpab12")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+    assert local.tracking_uri() == expected.format(tmp_path)
 
 
-def test_a_deleted_experiment_is_an_error_with_its_remedy(root: Path) -> None:
-    client = local.connect(local.tracking_uri(root))
+@pytest.mark.usefixtures("root")
+def test_a_deleted_experiment_is_an_error_with_its_remedy() -> None:
+    client = local.connect(local.tracking_uri())
     number = local.experiment_id(client, "gone")
     client.delete_experiment(number)
     with pytest.raises(UserError, match=rf"restore -x {number}"):
-        runs.start("train", "gone", root=root)
+        runs.start("train", "gone")
 
 
 def test_a_file_that_cannot_be_used_is_an_error_in_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +46,7 @@ def test_a_file_that_cannot_be_used_is_an_error_in_one_line(root: Path, monkeypa
 
     def refused(words: str) -> None:
         with pytest.raises(UserError, match=rf"{path}.*{words}.*MLFLOW_TRACKING_URI$"):
-            runs.start("train", "e", wait=False, root=root)
+            runs.start("train", "e", wait=False)
 
     with closing(sqlite3.connect(path)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -76,11 +82,10 @@ def test_a_database_that_another_process_makes_is_waited_for(tmp_path: Path, dat
 
 TRAINING = """
 import sys
-from pathlib import Path
 from pipeline.tracking import outbox
 from pipeline.tracking.runs import start
 outbox.FIRST_SECONDS = outbox.LOCAL_PATIENCE = outbox.FIRST_ANSWER = 600.0
-with start("r", "e", wait=False, root=Path()) as run:
+with start("r", "e", wait=False) as run:
     for step in range(20):
         run.metrics({"kl": step}, step)
     sys.exit(0)
@@ -109,17 +114,17 @@ def test_programs_that_start_together_and_end_at_once_leave_whole_runs_in_one_ne
 
 
 def test_a_database_that_cannot_be_written_can_be_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (root / "w.safetensors").write_bytes(b"weights")
-    with runs.start("train", "e", params={"epochs": 3}, root=root) as run:
+    Path("w.safetensors").write_bytes(b"weights")
+    with runs.start("train", "e", params={"epochs": 3}) as run:
         run.metrics({"kl": 1.0}, step=1)
-        run.model(root / "w.safetensors")
+        run.model("w.safetensors")
     wal = root / "mlflow.db-wal"
     assert wal.stat().st_size > 0  # what was written last is not in the database's own file yet
     before = [path.read_bytes() for path in (root / "mlflow.db", wal)]
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != root / "mlflow.db" and access(path, mode))
-    found, store = local.named(f"runs:/{run.run_id}", root)
+    found, store = local.named(f"runs:/{run.run_id}")
     assert found.data.params == {"epochs": "3"}
     assert local.history_of(found, store, ["kl"]) == [(1, {"kl": 1.0})]
-    assert package.download_model(f"runs:/{run.run_id}", root).read_bytes() == b"weights"
+    assert package.download_model(f"runs:/{run.run_id}").read_bytes() == b"weights"
     assert [path.read_bytes() for path in (root / "mlflow.db", wal)] == before

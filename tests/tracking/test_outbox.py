@@ -16,12 +16,14 @@ from stores import client, deliver, forget, history, kept
 from waiting import until
 
 from pipeline.tracking import journal, outbox, runs
-from pipeline.tracking.journal import Journal
+from pipeline.tracking.journal import OUTBOX, Journal
 from pipeline.tracking.local import connect
 
+pytestmark = pytest.mark.usefixtures("root")
 
-def test_a_refused_record_is_reported_and_delays_no_other(root: Path, warnings: list[str]) -> None:
-    with runs.start("train", "e", params={"epochs": 1}, root=root) as run:
+
+def test_a_refused_record_is_reported_and_delays_no_other(warnings: list[str]) -> None:
+    with runs.start("train", "e", params={"epochs": 1}) as run:
         run.params({"epochs": 2})
         run.metrics({"kl": 1.0}, step=1)
     assert history(run, "kl") == [(1, 1.0)]
@@ -30,13 +32,13 @@ def test_a_refused_record_is_reported_and_delays_no_other(root: Path, warnings: 
 
 
 def test_asking_whether_a_database_is_locked_makes_none(tmp_path: Path) -> None:
-    assert not outbox._is_locked(f"sqlite:///{tmp_path}/mlflow.db")
-    assert not (tmp_path / "mlflow.db").exists()
+    assert not outbox._is_locked(f"sqlite:///{tmp_path}/none.db")
+    assert not (tmp_path / "none.db").exists()
 
 
-def test_a_store_that_hangs_ends_no_run_late(root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_hangs_ends_no_run_late(warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
-    with runs.start("train", "e", root=root) as run:
+    with runs.start("train", "e") as run:
         monkeypatch.setattr(client(run), "log_batch", lambda *_given, **_named: ended.wait(600))
         monkeypatch.setattr(outbox, "LOCAL_PATIENCE", 0.2)
         run.metrics({"kl": 1.0}, step=1)
@@ -61,11 +63,11 @@ def test_the_end_waits_a_tenth_for_a_server_that_had_its_time(
 
 
 def test_a_call_has_a_deadline_as_a_whole_and_what_arrived_is_not_sent_again(
-    root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+    warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server may answer by the drop, so that no timeout for each read ever ends."""
     sent, ended = threading.Event(), threading.Event()
-    with runs.start("train", "e", root=root) as run:
+    with runs.start("train", "e") as run:
         store, send = client(run), client(run).log_image
 
         def hang(*given: Any, **named: Any) -> None:
@@ -93,14 +95,14 @@ def killed(run: runs.Run) -> None:
         forget()
 
 
-def outbox_files(root: Path) -> list[str]:
-    return sorted(path.name for path in (root / ".cvae/outbox").iterdir())
+def outbox_files() -> list[str]:
+    return sorted(path.name for path in OUTBOX.iterdir())
 
 
 def test_what_a_killed_process_could_not_send_is_sent_by_the_next(
-    root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+    warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = runs.start("train", "e", root=root)
+    run = runs.start("train", "e")
     run.metrics({"kl": 1.0}, step=1)
     store, send = client(run), client(run).log_batch
 
@@ -116,52 +118,51 @@ def test_what_a_killed_process_could_not_send_is_sent_by_the_next(
         run.metrics({"kl": float(step)}, step)
     run.image("samples", np.zeros((28, 28), np.uint8), step=4)
     killed(run)
-    assert len(outbox_files(root)) == 2  # the records, and the folder of the picture
-    with (root / ".cvae/outbox" / outbox_files(root)[1]).open("a") as file:
+    assert len(outbox_files()) == 2  # the records, and the folder of the picture
+    with (OUTBOX / outbox_files()[1]).open("a") as file:
         file.write('{"do": "metr')  # the kill came in the middle of a line
 
-    with runs.start("other", "e", root=root) as other:
+    with runs.start("other", "e") as other:
         pass
     assert history(run, "kl") == [(step, float(step)) for step in (1, 2, 3, 4)]
     assert kept(run).info.status == "FAILED"  # and not RUNNING for ever
     assert len(client(other).list_artifacts(run.run_id, "images")) == 2  # the picture and its thumbnail
     assert kept(other).info.status == "FINISHED"
-    assert outbox_files(root) == []
+    assert outbox_files() == []
 
 
-def test_a_run_that_another_process_went_on_with_stays_finished(root: Path) -> None:
-    first = runs.start("trial", "e", root=root)
+def test_a_run_that_another_process_went_on_with_stays_finished() -> None:
+    first = runs.start("trial", "e")
     first.wait_for_id()
-    lost = Journal.new(root / ".cvae/outbox", first._journal.head)  # a third process had it, too, and was killed
+    lost = Journal.new(OUTBOX, first._journal.head)  # a third process had it, too, and was killed
     killed(first)
-    with runs.start("trial", "e", key=first.key, root=root) as second:
+    with runs.start("trial", "e", key=first.key) as second:
         pass
     assert kept(second).info.status == "FINISHED"
     lost.release()
-    with runs.start("other", "e", root=root):
+    with runs.start("other", "e"):
         pass
     assert second.run_id == first.run_id
     assert kept(second).info.status == "FINISHED"
-    assert outbox_files(root) == []
+    assert outbox_files() == []
 
 
-def test_a_run_of_a_living_process_is_left_alone(root: Path) -> None:
-    run = runs.start("train", "e", root=root)
-    (held,) = (name for name in outbox_files(root) if name.endswith(".jsonl"))
-    assert Journal.adopt(root / ".cvae/outbox" / held) is None
-    assert journal.waiting(root / ".cvae/outbox") == {}
+def test_a_run_of_a_living_process_is_left_alone() -> None:
+    run = runs.start("train", "e")
+    (held,) = (name for name in outbox_files() if name.endswith(".jsonl"))
+    assert Journal.adopt(OUTBOX / held) is None
+    assert journal.waiting(OUTBOX) == {}
     run.end()
 
 
-def test_a_file_that_is_no_outbox_stops_nothing(root: Path) -> None:
-    folder = root / ".cvae/outbox"
-    folder.mkdir(parents=True)
+def test_a_file_that_is_no_outbox_stops_nothing() -> None:
+    OUTBOX.mkdir(parents=True)
     for number, content in enumerate(("", "\0\0\n", "[]\n", "{}\n", '{"store": 1}\n', "null\n")):
-        (folder / f"x-{number}.jsonl").write_text(content)
-    with runs.start("train", "e", root=root) as run:
+        (OUTBOX / f"x-{number}.jsonl").write_text(content)
+    with runs.start("train", "e") as run:
         pass
     assert kept(run).info.status == "FINISHED"
-    assert outbox_files(root) == [f"x-{number}.jsonl" for number in range(1, 6)]  # of the empty one, nothing is lost
+    assert outbox_files() == [f"x-{number}.jsonl" for number in range(1, 6)]  # of the empty one, nothing is lost
 
 
 def test_a_full_disk_leaves_no_half_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,32 +181,30 @@ def test_a_full_disk_leaves_no_half_line(root: Path, monkeypatch: pytest.MonkeyP
     assert [record["do"] for record in again.waiting.values()] == ["first", "third"]
 
 
-def test_a_database_that_is_deleted_during_a_run_is_reported_and_a_new_one_takes_the_rest(
-    root: Path, warnings: list[str]
-) -> None:
-    with runs.start("train", "e", params={"epochs": 3}, root=root) as run:
+def test_a_database_that_is_deleted_during_a_run_is_reported_and_a_new_one_takes_the_rest(warnings: list[str]) -> None:
+    with runs.start("train", "e", params={"epochs": 3}) as run:
         run.metrics({"kl": 1.0}, step=1)
         assert run._outbox.flush() == 0
         for suffix in ("", "-wal", "-shm"):
-            (root / f"mlflow.db{suffix}").unlink(missing_ok=True)
+            Path(f"mlflow.db{suffix}").unlink(missing_ok=True)
         run.metrics({"kl": 2.0}, step=2)
     assert ["was deleted or replaced: what it held is lost" in warning for warning in warnings] == [True]
     forget()
     assert kept(run).info.status == "FINISHED"
     assert history(run, "kl") == [(2, 2.0)]
-    assert outbox_files(root) == []
+    assert outbox_files() == []
 
 
 def test_an_artifact_that_cannot_be_written_holds_nothing_up(
-    root: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+    warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_given: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with runs.start("train", "e", root=root) as run:
+    with runs.start("train", "e") as run:
         store, send = client(run), client(run).log_artifact
         monkeypatch.setattr(store, "log_artifact", full)
-        run.artifact(root / "mlflow.db")
+        run.artifact("mlflow.db")
         run.metrics({"kl": 1.0}, step=1)
         until(lambda: warnings)  # the end of the run tries it once more
     assert history(run, "kl") == [(1, 1.0)]
@@ -214,12 +213,12 @@ def test_an_artifact_that_cannot_be_written_holds_nothing_up(
     monkeypatch.setattr(store, "log_artifact", send)
     assert run._outbox.flush() == 0
     assert [one.path for one in store.list_artifacts(run.run_id)] == ["mlflow.db"]
-    assert outbox_files(root) == []
+    assert outbox_files() == []
 
 
-def test_a_model_and_a_run_stand_once_however_often_they_are_sent(root: Path, warnings: list[str]) -> None:
-    (root / "w.safetensors").write_bytes(b"weights")
-    with runs.start("train", "e", root=root) as run:
+def test_a_model_and_a_run_stand_once_however_often_they_are_sent(warnings: list[str]) -> None:
+    Path("w.safetensors").write_bytes(b"weights")
+    with runs.start("train", "e") as run:
         run._goes_on = True
         for _ in range(2):
             run._put("open", experiment="e", tags={}, goes_on=False, at=1)
@@ -228,7 +227,7 @@ def test_a_model_and_a_run_stand_once_however_often_they_are_sent(root: Path, wa
         store, experiment = client(run), kept(run).info.experiment_id
         pending = store.create_logged_model(experiment, "model", run.run_id)  # its process was killed here
         for _ in range(2):
-            run.model(root / "w.safetensors")
+            run.model("w.safetensors")
     assert len(store.search_runs([experiment])) == 1
     assert history(run, "kl") == [(1, 1.0)]
     assert len(store.list_artifacts(run.run_id, "images")) == 2
@@ -241,21 +240,21 @@ def test_an_unusable_store_ends_no_run(root: Path, warnings: list[str], monkeypa
     path = root / "file/mlflow.db"
     path.parent.write_text("where a folder should be")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-    with runs.start("train", "e", wait=False, root=root) as run:
+    with runs.start("train", "e", wait=False) as run:
         assert run.wait_for_id() == ""
     assert [str(path) in warning and "\n" not in warning for warning in warnings] == [True] * 2
 
 
-def test_an_interrupted_run_goes_on_by_its_key(root: Path, warnings: list[str]) -> None:
-    with runs.start("train", "e", root=root) as run:
+def test_an_interrupted_run_goes_on_by_its_key(warnings: list[str]) -> None:
+    with runs.start("train", "e") as run:
         run.metrics({"kl": 1.0}, step=1)
-    with runs.start("train", "e", key=run.key, wait=False, root=root) as again:
+    with runs.start("train", "e", key=run.key, wait=False) as again:
         again.metrics({"kl": 1.0}, step=1)  # as the checkpoint has it
         again.metrics({"kl": 2.0}, step=2)
         assert again.wait_for_id() == run.run_id
     assert history(run, "kl") == [(1, 1.0), (2, 2.0)]
     assert warnings == []
-    with runs.start("train", "e", key="0" * 32, root=root) as other:
+    with runs.start("train", "e", key="0" * 32) as other:
         pass
     assert other.run_id != run.run_id
     assert ["is no longer" in warning for warning in warnings] == [True]
@@ -298,4 +297,4 @@ def test_a_folder_that_is_renamed_keeps_all_records_until_the_next_command(
     (found,) = store.search_runs(["1"])
     assert (found.info.status, found.data.metrics) == ("FINISHED", {"kl": 1.0})
     assert len(store.list_artifacts(found.info.run_id, "images")) == 2
-    assert outbox_files(moved) == []
+    assert outbox_files() == []

@@ -32,10 +32,10 @@ print(json.dumps([found.shape, float(found[:, :, :14].min()), float(found[:, :, 
 
 @pytest.mark.slow
 def test_packaged_models_sample_and_complete_without_pickle(root: Path, tmp_path: Path) -> None:
-    with runs.start("train", "e", root=root) as run:
+    with runs.start("train", "e") as run:
         run.model(save_cvae_in(tmp_path))
         run.metrics({"nll": 80.0}, step=1, of_model=True)
-    with runs.add_to(run.pointer(), "train", "e", root) as again:
+    with runs.add_to(run.pointer(), "train", "e") as again:
         again.metrics({"frechet": 2.0}, step=1, of_model=True)
     model = client(run).get_logged_model(kept(run).outputs.model_outputs[-1].model_id)
     assert {metric.key: metric.value for metric in model.metrics} == {"nll": 80.0, "frechet": 2.0}
@@ -44,7 +44,7 @@ def test_packaged_models_sample_and_complete_without_pickle(root: Path, tmp_path
     assert suffixes <= {"", ".py", ".json", ".txt", ".yaml", ".safetensors", ".html", ".md", ".css", ".js"}
     assert re.search(r"^torch==[\d.]+$", (folder / "requirements.txt").read_text(), re.MULTILINE)
     save_completer(tmp_path / "completer.safetensors", completion.build(2, 8, 0))
-    with runs.start("completion cvae", "e", root=root) as completer:
+    with runs.start("completion cvae", "e") as completer:
         completer.model(tmp_path / "completer.safetensors", "completions")
 
     environment = os.environ | {"MLFLOW_TRACKING_URI": run.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
@@ -58,10 +58,11 @@ def test_packaged_models_sample_and_complete_without_pickle(root: Path, tmp_path
     assert hidden > 0 == seen
 
 
-def test_a_run_without_a_model_is_an_error_in_one_line(root: Path) -> None:
-    with runs.start("train", "e", root=root) as run:
+@pytest.mark.usefixtures("root")
+def test_a_run_without_a_model_is_an_error_in_one_line() -> None:
+    with runs.start("train", "e") as run:
         pass
     none = "has no model: it ended without one"
     for uri, words in ((f"runs:/{run.run_id}", none), (f"runs:/{'0' * 32}", "no run"), ("x", "names no")):
         with pytest.raises(UserError, match=words):
-            package.download_model(uri, root)
+            package.download_model(uri)

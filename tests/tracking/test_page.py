@@ -28,20 +28,20 @@ WIDTH, HEIGHT = 1280, 900  # pixels: a small laptop's window
 SECONDS = 120_000  # milliseconds: a busy machine
 
 
-def recorded(root: Path) -> runs.Run:
+def recorded() -> runs.Run:
     """A study of three trials and a training, as the stages record them."""
     tags = {"study": STUDY, "group": f"study {STUDY}"}
-    with runs.start(f"study {STUDY}", "e", tags=tags | {"kind": "study"}, about="The **answer**.", root=root) as study:
+    with runs.start(f"study {STUDY}", "e", tags=tags | {"kind": "study"}, about="The **answer**.") as study:
         for number, (weight, frechet) in enumerate([(0.1, 9.0), (1.0, 4.0), (10.0, 16.0)]):
             about = tags | {"kind": "trial", "mlflow.parentRunId": study.run_id}
             given = {"objective.kl_weight": weight, "train.epochs": 2}
-            with runs.start(f"trial {number}", "e", tags=about, params=given, root=root) as trial:
+            with runs.start(f"trial {number}", "e", tags=about, params=given) as trial:
                 for step in (1, 2):
                     trial.metrics({"train/kl": 30.0 / step, "train/kl_weight": weight}, step)
                 figures = {"validation/fitted/frechet": frechet, "validation/fitted/class_accuracy": 0.9}
                 trial.metrics(figures | {"validation/fitted/diversity": 0.8, "validation/prior/frechet": 99.0}, 2)
                 trial.samples(np.full((58, 298), 200, np.uint8))
-    with runs.start("training", "e", tags={"group": "trainings"}, root=root) as training:
+    with runs.start("training", "e", tags={"group": "trainings"}) as training:
         training.metrics({"validation/fitted/frechet": 2.0}, 0)
     return study
 
@@ -52,7 +52,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[
     shutil.copy(database, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield recorded(folder)
+        patch.chdir(folder)
+        yield recorded()
     forget()
 
 
@@ -108,14 +109,14 @@ def test_nothing_is_lost_when_the_server_comes_back(
     weights.write_bytes(b"weights")
     with failing(address, "expired") as (proxy, fails):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy)
-        with runs.start("study", "away", root=root) as run:
+        with runs.start("study", "away") as run:
             run.metrics({"kl": 0.0}, step=0)
             deliver(run)
             fails.set()
             for step in range(1, 50):
                 run.metrics({"kl": float(step)}, step)
             run.model(weights)
-            with runs.start("trial", "away", wait=False, root=root) as trial:
+            with runs.start("trial", "away", wait=False) as trial:
                 trial.metrics({"kl": 1.0}, step=1)
             weights.write_bytes(b"others")
             until(lambda: warnings)
@@ -125,7 +126,7 @@ def test_nothing_is_lost_when_the_server_comes_back(
         assert kept(run).info.status == kept(trial).info.status == "FINISHED"
         assert history(trial, "kl") == [(1, 1.0)]
         assert ["answers again" in warning for warning in warnings] == [False, True]
-        copy = package.download_model(f"runs:/{run.run_id}", root)
+        copy = package.download_model(f"runs:/{run.run_id}")
         assert (copy.name, copy.read_bytes()) == (f"{run.run_id}.safetensors", b"weights")
 
 

@@ -14,15 +14,16 @@ from stores import client, forget, history, kept
 from pipeline.base import console
 from pipeline.tracking import package, runs
 
+pytestmark = pytest.mark.usefixtures("root")
 PICTURE = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
 
 
 def test_records_arrive(root: Path, warnings: list[str]) -> None:
-    figure = root / "latent.png"
+    figure = Path("latent.png")
     figure.write_bytes(b"png")
     params = {"train.epochs": 2, "note": "x" * 7000}
     frame = pd.DataFrame({"digit": [0, 1], "frechet": [1.5, None]})
-    with runs.start("train", "e", params=params, root=root) as run:
+    with runs.start("train", "e", params=params) as run:
         run.metrics({"kl": 20.5, "elbo": -101.0}, step=1)
         run.metrics({"kl": 21.5, "elbo": -100.0}, step=2)
         run.tags({"digits": 10})
@@ -48,8 +49,8 @@ def test_records_arrive(root: Path, warnings: list[str]) -> None:
     assert warnings == []
 
 
-def test_values_that_are_not_finite_leave_a_gap_and_one_warning(root: Path, warnings: list[str]) -> None:
-    with runs.start("train", "e", root=root) as run:
+def test_values_that_are_not_finite_leave_a_gap_and_one_warning(warnings: list[str]) -> None:
+    with runs.start("train", "e") as run:
         run.metrics({"kl": 1.0, "elbo": 2.0}, step=1)
         run.metrics({"kl": float("nan"), "elbo": 3.0}, step=2)
         run.metrics({"kl": float("inf"), "elbo": float("-inf")}, step=3)
@@ -59,25 +60,25 @@ def test_values_that_are_not_finite_leave_a_gap_and_one_warning(root: Path, warn
     assert len(warnings) == 1
 
 
-def test_a_run_says_where_it_comes_from(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (root / "file").write_text("a")
+def test_a_run_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").write_text("a")
     author = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "-f", "file"], [*author, "commit", "-qm", "first"]):
-        subprocess.run(["git", *command], cwd=root, check=True)
-    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=root, text=True).strip()
+        subprocess.run(["git", *command], check=True)
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
     monkeypatch.setenv("DVC_STAGE", "train")
     monkeypatch.setenv("DVC_EXP_NAME", "bumpy-lion")
-    with runs.start("clean", "e", root=root) as run:
+    with runs.start("clean", "e") as run:
         pass
     tags = kept(run).data.tags
     assert tags["mlflow.source.git.commit"] == commit
     assert (tags["git_dirty"], tags["dvc_stage"], tags["dvc_exp_name"]) == ("false", "train", "bumpy-lion")
-    (root / "file").write_text("b")
-    assert runs._context(root)["git_dirty"] == "true"
+    Path("file").write_text("b")
+    assert runs._context()["git_dirty"] == "true"
 
 
-def test_sigterm_ends_the_run_as_killed_and_the_program(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = runs.start("train", "e", root=root)
+def test_sigterm_ends_the_run_as_killed_and_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs.start("train", "e")
 
     def train() -> None:
         with run:
@@ -94,10 +95,10 @@ def test_sigterm_ends_the_run_as_killed_and_the_program(root: Path, monkeypatch:
     assert kept(run).info.status == "KILLED"
 
 
-def test_runs_that_are_open_at_once_end_each_in_its_own_way(root: Path, warnings: list[str]) -> None:
-    parent = runs.start("study", "e", root=root)
+def test_runs_that_are_open_at_once_end_each_in_its_own_way(warnings: list[str]) -> None:
+    parent = runs.start("study", "e")
     with pytest.raises(KeyboardInterrupt), parent, ExitStack() as stack:  # noqa: PT012
-        begun = [stack.enter_context(runs.start(f"trial {n}", "e", wait=False, root=root)) for n in range(4)]
+        begun = [stack.enter_context(runs.start(f"trial {n}", "e", wait=False)) for n in range(4)]
         for step in range(3):
             for number in (1, 2):
                 begun[number].metrics({"kl": number + step}, step)
@@ -111,7 +112,7 @@ def test_runs_that_are_open_at_once_end_each_in_its_own_way(root: Path, warnings
 
 
 def test_a_run_that_has_ended_is_tagged(root: Path, warnings: list[str]) -> None:
-    with runs.start("r", "e", root=root) as run:
+    with runs.start("r", "e") as run:
         pass
     runs.tag(run.run_id, {"promoted": "true"}, [f"sqlite:///{root}/moved.db", run.uri])
     assert kept(run).data.tags["promoted"] == "true"
@@ -121,28 +122,28 @@ def test_a_run_that_has_ended_is_tagged(root: Path, warnings: list[str]) -> None
     assert ["gets no tag" in warning for warning in warnings] == [True]
 
 
-def test_a_finished_run_gets_more_and_stays_finished(root: Path, warnings: list[str]) -> None:
+def test_a_finished_run_gets_more_and_stays_finished(warnings: list[str]) -> None:
     """An evaluation that fails or is killed says nothing about the training."""
-    with runs.start("train", "e", root=root) as run:
+    with runs.start("train", "e") as run:
         run.metrics({"kl": 1.0}, step=1)
-    with pytest.raises(ValueError, match="evaluation"), runs.add_to(run.pointer(), "train", "e", root) as more:  # noqa: PT012
+    with pytest.raises(ValueError, match="evaluation"), runs.add_to(run.pointer(), "train", "e") as more:  # noqa: PT012
         more.metrics({"nll": 80.0}, step=1)
         raise ValueError("evaluation")
     assert more.run_id == run.run_id
     assert kept(run).data.metrics == {"kl": 1.0, "nll": 80.0}
-    with runs.add_to(run.pointer() | {"run_id": ""}, "train", "e", root) as more:  # the store was down at the end
+    with runs.add_to(run.pointer() | {"run_id": ""}, "train", "e") as more:  # the store was down at the end
         more.metrics({"nll": 81.0}, step=2)
     assert kept(run).data.metrics == {"kl": 1.0, "nll": 81.0}
     assert kept(run).info.status == "FINISHED"
     assert warnings == []
 
 
-def test_todays_store_takes_over_where_the_run_is_gone(root: Path, warnings: list[str]) -> None:
-    with runs.start("train", "e", root=root) as run:
+def test_todays_store_takes_over_where_the_run_is_gone(warnings: list[str]) -> None:
+    with runs.start("train", "e") as run:
         pass
     client(run).delete_run(run.run_id)
     for place in ("sqlite:////nowhere/mlflow.db", "http://127.0.0.1:9", "http://["):
-        with runs.add_to({"run_id": run.run_id, "tracking_uri": place}, "train", "e", root) as other:
+        with runs.add_to({"run_id": run.run_id, "tracking_uri": place}, "train", "e") as other:
             other.metrics({"nll": 80.0}, step=1)
         assert other.run_id != run.run_id
         assert kept(other).data.metrics == {"nll": 80.0}
@@ -150,12 +151,15 @@ def test_todays_store_takes_over_where_the_run_is_gone(root: Path, warnings: lis
     assert [run.run_id in warning for warning in warnings] == [True] * 3
 
 
-def test_a_copied_or_moved_project_keeps_its_own_records(tmp_path: Path, database: Path, warnings: list[str]) -> None:
+def test_a_copied_or_moved_project_keeps_its_own_records(
+    tmp_path: Path, database: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     old, new = tmp_path / "old", tmp_path / "new # % place"
     old.mkdir()
     shutil.copy(database, old / "mlflow.db")
+    monkeypatch.chdir(old)
     (old / "w.safetensors").write_bytes(b"weights")
-    with runs.start("train", "e", root=old) as run:
+    with runs.start("train", "e") as run:
         run.model(old / "w.safetensors")
         run.artifact(old / "w.safetensors")
     pointer = run.pointer() | {"tracking_uri": run.uri}  # as older versions wrote it
@@ -163,13 +167,14 @@ def test_a_copied_or_moved_project_keeps_its_own_records(tmp_path: Path, databas
     forget()
     shutil.copytree(old, new)
     before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
-    with runs.add_to(pointer, "train", "e", new) as more:
+    monkeypatch.chdir(new)
+    with runs.add_to(pointer, "train", "e") as more:
         more.artifact(new / "w.safetensors", "more")
     assert more.run_id == run.run_id
     assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
     forget()
     shutil.rmtree(old)
-    assert package.download_model(f"runs:/{run.run_id}", new).read_bytes() == b"weights"
+    assert package.download_model(f"runs:/{run.run_id}").read_bytes() == b"weights"
     listed = [entry.path for entry in client(more).list_artifacts(run.run_id)]
     assert {"more", "w.safetensors"} <= set(listed)
     assert not old.exists()

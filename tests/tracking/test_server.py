@@ -27,7 +27,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 def test_the_ui_takes_a_free_port_opens_the_experiment_and_ends_with_all_its_processes(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with runs.start("train", "e", root=root) as run:
+    with runs.start("train", "e") as run:
         pass
     opened: list[str] = []
 
@@ -45,7 +45,7 @@ def test_the_ui_takes_a_free_port_opens_the_experiment_and_ends_with_all_its_pro
         taken.bind(("127.0.0.1", server._free_port(7600)))  # no port that the system gives to others
         taken.listen()
         port = taken.getsockname()[1]
-        server.ui(root, port, open_browser=True, experiment="e")
+        server.ui(port, open_browser=True, experiment="e")
     address, _, page = opened[0].partition("/#")
     assert page.startswith(f"/experiments/{kept(run).info.experiment_id}/runs?viewStateShareKey=")
     other = int(address.removeprefix("http://127.0.0.1:"))

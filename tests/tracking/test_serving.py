@@ -38,10 +38,11 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     save_three(folder)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        with runs.start("train", "e", root=folder) as run:
+        patched.chdir(folder)
+        with runs.start("train", "e") as run:
             run.model(folder / "cvae.safetensors")
         beside = [folder / "curve.safetensors", folder / "completer.safetensors"]
-        assert crown(run.run_id, folder, beside) == "models:/cvae-mnist@champion is now version 1"
+        assert crown(run.run_id, beside) == "models:/cvae-mnist@champion is now version 1"
         forget()
         command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/cvae-mnist@champion"]
         command += ["--env-manager", "local", "--port", str(port)]

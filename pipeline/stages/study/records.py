@@ -84,7 +84,7 @@ class Records:
         """Ends the runs of finished trials whose process was killed before it could: MLflow has them as FAILED."""
         for trial in self.study.trials():
             key = trial.user_attrs.get("run_key", "")
-            run = find(tracking_uri(Path()), "", key) if key and state(trial) == "COMPLETE" else None
+            run = find(tracking_uri(), "", key) if key and state(trial) == "COMPLETE" else None
             if run is not None and run.info.status != "FINISHED":
                 with tracking.start(run.info.run_name, self.experiment, key=key) as again:
                     again.metrics(means(of_seeds(trial.user_attrs)), self.step)

@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 # took sixty times as long. It must be set before torch is imported; the programs that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("MPLBACKEND", None)  # a notebook's; matplotlib reads it when it is imported
+gc.disable()  # the tests import a million objects, which stay: to look through them again and again takes seconds
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported is left out of all later collections."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -93,7 +94,9 @@ def test_bfloat16_multiplies_in_bfloat16() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # warnings of the compiler's own libraries
-def test_compiled_members_are_solo_runs_too_beside_one_that_diverges() -> None:
+def test_compiled_members_are_solo_runs_too_beside_one_that_diverges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's compiler traces them; test_compiled.py has a run that it makes C++ of."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     case = treatment(replace(CASE.architecture, prior="class"), compile="always", clip=3.0)
     members, records = train(case, with_a_sick_one(case, torch.float64))
     assert all(epoch[1].diverged for epoch in records)

@@ -46,7 +46,7 @@ def main() -> None:
         points = list(curve.measured(training.model, curve.measured_weights(weight), evaluator, components))
         save_curve(CURVE, training.model, saved | {"data": hashes["data"]}, curve.densities(points))
         for step, point in enumerate(points):
-            run.metrics(point.figures(), step)
+            run.metrics({f"curve/{name}": value for name, value in point.row.items()}, step)
         write_table(CURVE_TABLE, table := pd.DataFrame([point.row for point in points]))
         run.image("curve", save(curve_figure(table, real, expected), CURVE_FIGURE), 0)
         for sampler in SAMPLERS:

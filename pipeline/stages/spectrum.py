@@ -18,7 +18,6 @@ from pipeline.weight import bernoulli, spectrum
 
 def solved(aim: ObjectiveParams, latents: int) -> spectrum.Spectrum:
     """The spectrum of the training images; warns where it may be off. Raises UserError."""
-    spectrum.check(aim.likelihood)
     (train,) = load_splits(PREPARED, "train", device=pick_device(load_key(str, "train", "device")))
     found = spectrum.of_split(train, aim.likelihood, aim.pixels, aim.sigma, latents)
     for digit, weight in found.unsettled:

@@ -72,7 +72,7 @@ def answers(seeds: pd.DataFrame, setting: Setting) -> dict[str, Answer]:
     seeds: a row for each trial and seed, as Study.seeds gives it.
     """
     found = {}
-    for name, use in _uses(seeds, setting).items():
+    for name, use in uses_of(seeds, setting).items():
         answer = _answer(seeds, *_losses(seeds, use, setting), setting)
         tolerant = use._replace(figure=f"{use.figure}_tolerant")
         if tolerant.figure in seeds:
@@ -91,7 +91,7 @@ def main_answer(found: Mapping[str, Answer], setting: Setting) -> Answer | None:
 
 def undecided(seeds: pd.DataFrame, setting: Setting) -> set[int]:
     """The trials that another seed could decide about: not yet worse for some use, and not alone in that."""
-    uses = _uses(seeds, setting)
+    uses = uses_of(seeds, setting)
     tables = [_losses(seeds, use, setting)[0] for use in uses.values()]
     if uses.keys() >= USES.keys():
         tables.append(_worst(seeds))
@@ -117,15 +117,15 @@ def summary(seeds: pd.DataFrame, setting: Setting) -> pd.DataFrame:
     return pd.concat([count.rename("seeds"), params, groups[figures].mean(), errors], axis=1)
 
 
-def _uses(seeds: pd.DataFrame, setting: Setting) -> dict[str, Use]:
-    """The uses that all trials have figures for, and the objectives that are not among them."""
+def uses_of(figures: pd.DataFrame, setting: Setting) -> dict[str, Use]:
+    """The uses that a table has figures for, and the objectives that are not among them, by their full names."""
     known = {use.figure for use in USES.values()}
     others = {
         figure: Use(figure, setting.tune.sampler_of_latents, lower_is_better)
         for figure, lower_is_better in setting.objectives().items()
         if figure not in known
     }
-    return {name: use for name, use in (USES | others).items() if use.figure in seeds}
+    return {name: use for name, use in (USES | others).items() if use.figure in figures}
 
 
 def _losses(seeds: pd.DataFrame, use: Use, setting: Setting) -> tuple[pd.DataFrame, bool]:

@@ -101,10 +101,6 @@ class Point(NamedTuple):
     samples: dict[str, Tensor]
     density: Density
 
-    def figures(self) -> dict[str, float]:
-        """The row's figures as MLflow has them, apart from those of an epoch: `curve/validation/kl`."""
-        return {f"curve/{name}": value for name, value in self.row.items()}
-
 
 def measured(model: MultiRate, weights: Iterable[float], evaluator: Evaluator, components: int) -> Iterator[Point]:
     """Each weight on the evaluator's split, which must be validation. Names of figures: `validation/prior/frechet`."""

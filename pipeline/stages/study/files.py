@@ -1,6 +1,7 @@
 """What a study starts from, and what it leaves in reports/study: its table, its best trial and its figures."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -153,19 +154,9 @@ def export(study: Study, real: Mapping[str, float]) -> dict[str, Answer]:
     figures = study_figures(table, objectives, real, spans, list(front), study.importances(), study.strip)
     spectrum = load_json(paths.SPECTRUM, "run `dvc repro spectrum`") if paths.SPECTRUM.exists() else {}
     save_all(chain(figures, spectrum_of_trials(spectrum, table)), paths.STUDY_FIGURES)
-    _save_sheets(study)
-    return found
-
-
-def _save_sheets(study: Study) -> None:
-    """Each trained trial's digits as NUMBER_WEIGHT.png; pictures of former studies go."""
-    paths.STUDY_SHEETS.mkdir(parents=True, exist_ok=True)  # DVC wants it, and other machines may have all pictures
-    stale = set(paths.STUDY_SHEETS.glob("*.png"))
+    shutil.rmtree(paths.STUDY_SHEETS, ignore_errors=True)  # with pictures of former studies
+    paths.STUDY_SHEETS.mkdir(exist_ok=True)  # DVC wants it, and other machines may have all pictures
     for trial in study.trials():
-        sheet = study.strip(trial.number)
-        if sheet is not None:
-            path = paths.STUDY_SHEETS / f"{trial.number}_{trial.params['kl_weight']:.4g}.png"
-            save_png(path, sheet)
-            stale.discard(path)
-    for path in stale:
-        path.unlink()
+        if (sheet := study.strip(trial.number)) is not None:
+            save_png(paths.STUDY_SHEETS / f"{trial.number}_{trial.params['kl_weight']:.4g}.png", sheet)
+    return found

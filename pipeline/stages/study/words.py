@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.study.space import Setting
-from pipeline.study.uses import BALANCE, USES, Answer, summary
+from pipeline.study.uses import BALANCE, USES, Answer, summary, uses_of
 
 FOR = {
     "draw_fitted": "For drawing with the fitted density",
@@ -125,10 +125,7 @@ def table(found: Mapping[str, Answer], frame: pd.DataFrame, setting: Setting) ->
 
     ★ marks the best weight of a use, ≈ those that can't be told apart from it. frame: as Study.table gives it.
     """
-    deciding = {name: use.figure for name, use in USES.items() if use.figure in frame}
-    deciding |= {name.removeprefix("validation/"): name for name in setting.objectives() if name in frame}
-    known = {use.figure for use in USES.values()}
-    deciding = {name: figure for name, figure in deciding.items() if name in USES or figure not in known}
+    deciding = {name: use.figure for name, use in uses_of(frame, setting).items()}
     others = [name for name in setting.space() if name != "kl_weight"]
     rows = []
     for trial in frame.sort_values("kl_weight").to_dict("records"):
@@ -138,11 +135,10 @@ def table(found: Mapping[str, Answer], frame: pd.DataFrame, setting: Setting) ->
             rows.append([*row, trial["state"].lower(), *[""] * (len(deciding) - 1)])
             continue
         for name, figure in deciding.items():
-            answer = found.get(name, found.get(figure))
-            mark = "" if answer is None else _mark(answer, trial)
+            mark = _mark(found[name], trial) if name in found else ""
             row.append(plus_minus(trial[figure], trial[f"{figure}_error"]) + mark)
         rows.append(row)
-    return ["β", "trial", "seeds", *others, *deciding], rows
+    return ["β", "trial", "seeds", *others, *(name.removeprefix("validation/") for name in deciding)], rows
 
 
 def _mark(answer: Answer, trial: Mapping[Any, Any]) -> str:

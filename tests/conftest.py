@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dvc.logger  # noqa: F401  here: DVC's log keeps the stdout of its first import, and a test's own is closed after it
@@ -73,6 +74,16 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[drills.Zygote]
 
     with drills.zygote(tmp_path_factory.mktemp("zygote")) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making one takes longer than most tests."""
+    from pipeline.tracking import local
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    local.connect(f"sqlite:///{path}")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from pipeline.cli.main import main
 from pipeline.model.cvae import build, resolve
 from pipeline.model.density import Density
 from pipeline.stages.saved import save_cvae
-from pipeline.tracking.local import connect
 
 
 @pytest.fixture
@@ -33,14 +32,6 @@ def cvae(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return Answer(int(end.value.code or 0), *capsys.readouterr())
 
     return run
-
-
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: making one takes longer than most tests."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture

@@ -7,24 +7,12 @@ from pathlib import Path
 
 import drills
 import pytest
-from stores import forget
-
-from pipeline.tracking import local
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    local.connect(f"sqlite:///{path}")
-    forget()
-    return path
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory, zygote: drills.Zygote, empty_database: Path) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory, zygote: drills.Zygote, database: Path) -> Path:
     """A project that has not trained yet."""
-    folder = drills.make_project(tmp_path_factory.mktemp("faults") / "project", empty_database, *drills.digits())
+    folder = drills.make_project(tmp_path_factory.mktemp("faults") / "project", database, *drills.digits())
     for stage in ("prepare", "spectrum", "judge"):
         ended = zygote.run(folder, stage)
         assert ended.status == 0, ended.said

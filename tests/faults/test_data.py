@@ -43,11 +43,11 @@ def ten_images() -> Data:
 
 @pytest.mark.parametrize("make", [black, nearly_black, constant, a_class_is_missing, ten_images])
 def test_odd_data_is_measured_or_refused_in_one_line(
-    tmp_path: Path, zygote: Zygote, empty_database: Path, make: Callable[[], Data]
+    tmp_path: Path, zygote: Zygote, database: Path, make: Callable[[], Data]
 ) -> None:
     images, labels = make()
     train = 10 if make is ten_images else 360
-    folder = make_project(tmp_path / "project", empty_database, images, labels, train)
+    folder = make_project(tmp_path / "project", database, images, labels, train)
     for stage in ("prepare", "judge", "train", "evaluate"):
         ended = zygote.run(folder, stage)
         assert_words(ended)

@@ -44,9 +44,9 @@ def arguments(draw: st.DrawFn, name: str) -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with a model and without data, in which we are."""
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    shutil.copy(database, tmp_path / "mlflow.db")
     shutil.copy(Path(cli.__file__).parents[2] / "params.yaml", tmp_path)
     (tmp_path / "models").mkdir()
     shutil.copy(OLD / "cvae.safetensors", tmp_path / "models")

@@ -54,9 +54,9 @@ def test_a_locked_database_of_studies_is_waited_for(project: Path, zygote: Zygot
 
 
 @pytest.fixture
-def tracking(empty_database: Path, tmp_path: Path) -> Iterator[Tracking]:
+def tracking(database: Path, tmp_path: Path) -> Iterator[Tracking]:
     """A server whose database is tmp_path/mlflow.db."""
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    shutil.copy(database, tmp_path / "mlflow.db")
     made = Tracking(tmp_path)
     made.start()
     yield made

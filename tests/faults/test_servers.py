@@ -21,9 +21,9 @@ USER, PASSWORD = "anna", "geheim/9 ä"
 
 
 @pytest.fixture(scope="module")
-def tracking(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Tracking]:
+def tracking(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[Tracking]:
     folder = tmp_path_factory.mktemp("server")
-    shutil.copy(empty_database, folder / "mlflow.db")
+    shutil.copy(database, folder / "mlflow.db")
     made = Tracking(folder)
     made.start()
     yield made

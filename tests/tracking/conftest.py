@@ -21,14 +21,6 @@ def patient() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database, made once."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    local.connect(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
 def root(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder: a project with an empty MLflow database. Further databases are copies of it, too."""

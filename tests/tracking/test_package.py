@@ -1,11 +1,10 @@
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from drills import Zygote
 from packaged import save_cvae_in
 from stores import client, kept
 
@@ -17,6 +16,8 @@ from pipeline.tracking import package, runs
 # A program that knows nothing of this project, and may load no pickle.
 PROGRAM = """
 import json, mlflow, numpy, pandas, sys
+for name in [name for name in sys.modules if name.partition(".")[0] == "pipeline"]:
+    del sys.modules[name]
 model = mlflow.pyfunc.load_model(f"runs:/{sys.argv[1]}/cvae-mnist")
 images = numpy.stack(model.predict(pandas.DataFrame({"digit": [3, 7, 3], "seed": [1, 1, 1]})))
 import pipeline.cli.serve
@@ -31,9 +32,9 @@ print(json.dumps([found.shape, float(found[:, :, :14].min()), float(found[:, :, 
 
 
 @pytest.mark.slow
-def test_packaged_models_sample_and_complete_without_pickle(root: Path, tmp_path: Path) -> None:
+def test_packaged_models_sample_and_complete_without_pickle(root: Path, zygote: Zygote) -> None:
     with runs.start("train", "e") as run:
-        run.model(save_cvae_in(tmp_path))
+        run.model(save_cvae_in(root))
         run.metrics({"nll": 80.0}, step=1, of_model=True)
     with runs.add_to(run.pointer(), "train", "e") as again:
         again.metrics({"frechet": 2.0}, step=1, of_model=True)
@@ -43,13 +44,13 @@ def test_packaged_models_sample_and_complete_without_pickle(root: Path, tmp_path
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert suffixes <= {"", ".py", ".json", ".txt", ".yaml", ".safetensors", ".html", ".md", ".css", ".js"}
     assert re.search(r"^torch==[\d.]+$", (folder / "requirements.txt").read_text(), re.MULTILINE)
-    save_completer(tmp_path / "completer.safetensors", completion.build(2, 8, 0))
+    save_completer(root / "completer.safetensors", completion.build(2, 8, 0))
     with runs.start("completion cvae", "e") as completer:
-        completer.model(tmp_path / "completer.safetensors", "completions")
+        completer.model(root / "completer.safetensors", "completions")
 
-    environment = os.environ | {"MLFLOW_TRACKING_URI": run.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    command = [sys.executable, "-c", PROGRAM, run.run_id, completer.run_id]
-    said = subprocess.check_output(command, cwd=root, env=environment, text=True)
+    settings = {"MLFLOW_TRACKING_URI": run.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    command = ["python", "-c", PROGRAM, run.run_id, completer.run_id]
+    said = subprocess.check_output(command, env=zygote.environment() | settings, text=True)
     (shape, same, most, file), (completed, hidden, seen) = map(json.loads, said.splitlines())
     assert (shape, same) == ([3, 28, 28], True)
     assert 0 < most <= 1

@@ -337,10 +337,9 @@ def _registry(links: Links) -> None:
 
 
 def _outbox(links: Links) -> None:
-    from pipeline.base.files import home
     from pipeline.tracking.journal import OUTBOX, waiting
 
-    found = waiting(home() / OUTBOX)
+    found = waiting()
     for store, count in found.items():
         links.broken.append(f"{count} records in {OUTBOX} wait for MLflow at {store}: `cvae sync` sends them")
     links.held += not found

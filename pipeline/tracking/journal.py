@@ -9,11 +9,13 @@ import fcntl
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from pipeline.base import console
+from pipeline.base.files import at_home
 
 OUTBOX = Path(".cvae/outbox")
 
@@ -128,12 +130,12 @@ class Journal:
                 os.ftruncate(self._descriptor, size)
 
 
-def waiting(folder: Path) -> dict[str, int]:
+def waiting() -> dict[str, int]:
     """How many records wait for each store in journals of processes that have ended."""
-    counts: dict[str, int] = {}
-    for path in sorted(folder.glob("*.jsonl")):
+    counts = Counter[str]()
+    for path in sorted(at_home(OUTBOX).glob("*.jsonl")):
         journal = Journal.adopt(path)
         if journal is not None:
-            counts[journal.head["store"]] = counts.get(journal.head["store"], 0) + max(len(journal.waiting), 1)
+            counts[journal.head["store"]] += max(len(journal.waiting), 1)
             journal.release()
     return counts

@@ -244,7 +244,7 @@ def sync() -> int:
     A warning names other stores for which something waits. Raises UserError for what can't be sent now.
     """
     uri = tracking_uri()
-    found = waiting(at_home(OUTBOX))
+    found = waiting()
     count = found.pop(address(uri), 0)
     for store, number in found.items():
         console.warn(f"{number} records wait for MLflow at {store}: set MLFLOW_TRACKING_URI to it and run `cvae sync`")

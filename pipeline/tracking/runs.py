@@ -126,7 +126,7 @@ class Run:
     """
 
     def __init__(self, outbox: Outbox, target: Target, *, adds: bool = False, goes_on: bool = False) -> None:
-        self.name, self.key, self.about = target.name, target.key, ""  # key: ours, known at once; a tag of the run
+        self.key, self.about = target.key, ""  # key: ours, known at once; a tag of the run
         self.uri = shown(outbox.uri)
         self.address = outbox.address  # for files: without a password, and without the project's folder
         self._outbox = outbox

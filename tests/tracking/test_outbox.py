@@ -151,7 +151,7 @@ def test_a_run_of_a_living_process_is_left_alone() -> None:
     run = runs.start("train", "e")
     (held,) = (name for name in outbox_files() if name.endswith(".jsonl"))
     assert Journal.adopt(OUTBOX / held) is None
-    assert journal.waiting(OUTBOX) == {}
+    assert journal.waiting() == {}
     run.end()
 
 

@@ -1,8 +1,6 @@
 import re
 import shutil
-import signal
 import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import pandas as pd
 import pytest
 from stores import client, forget, history, kept
 
-from pipeline.base import console
 from pipeline.tracking import package, runs
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -75,24 +72,6 @@ def test_a_run_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None
     assert (tags["git_dirty"], tags["dvc_stage"], tags["dvc_exp_name"]) == ("false", "train", "bumpy-lion")
     Path("file").write_text("b")
     assert runs._context()["git_dirty"] == "true"
-
-
-def test_sigterm_ends_the_run_as_killed_and_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = runs.start("train", "e")
-
-    def train() -> None:
-        with run:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # `console.run` sets it
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with pytest.raises(SystemExit, match=r"^143$"):
-            console.run(train)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    assert kept(run).info.status == "KILLED"
 
 
 def test_runs_that_are_open_at_once_end_each_in_its_own_way(warnings: list[str]) -> None:

@@ -15,7 +15,7 @@ from studies import having
 
 from benchmarks import treatments, treatments_report
 from benchmarks.results import between
-from benchmarks.treatments import CHOICE, SETUP, TABLE, Budget, Treatment
+from benchmarks.treatments import CHOICE, TABLE, Budget, Treatment
 from pipeline.base.errors import UserError
 from pipeline.data.splits import Split
 from pipeline.measure.evaluator import Evaluator
@@ -94,11 +94,3 @@ def test_the_page_agrees_with_the_published_tables() -> None:
     assert between(page, treatments_report.BEGIN, treatments_report.END, inside) == page.read_text(encoding="utf-8")
     assert set(results.rows["sampler"]) == set(SAMPLERS)
     assert (ROOT / treatments_report.DOC).with_name("treatments.png").exists()
-
-
-def test_tables_of_another_set_up_are_refused(tmp_path: Path) -> None:
-    for name in (TABLE, CHOICE, SETUP):
-        (tmp_path / name).write_bytes((ROOT / "benchmarks" / name).read_bytes())
-    (tmp_path / SETUP).write_text('{"setup": "other"}')
-    with pytest.raises(UserError, match="another set-up"):
-        treatments_report.read(tmp_path)

@@ -1,7 +1,6 @@
 """The command line: help, reports, and errors in one line with exit status 2."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 from commands import Cvae, assert_refused, one_line
 from imports import ROOT
 
-from pipeline.base import console
 from pipeline.base.files import write_json
 from pipeline.base.paths import METRICS, SPECTRUM
 from pipeline.cli.main import COMMANDS, STAGES
@@ -91,13 +89,6 @@ def test_cvae_alone_shows_help_and_every_command_has_its_own(cvae: Cvae, monkeyp
         assert max(map(len, own.splitlines())) <= 80
     assert "..." not in alone.out.partition("Commands:")[2]  # every summary is whole
     assert cvae("--version").out.startswith("cvae 0.")
-
-
-def test_a_stage_says_how_long_it_took(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["pipeline/stages/check.py"])
-    with pytest.raises(SystemExit):
-        console.run(lambda: None)
-    assert re.fullmatch(r"check took \d+(\.\d)? s\n", capsys.readouterr().out)
 
 
 def test_a_shell_can_complete_commands(cvae: Cvae, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,10 +106,9 @@ def test_a_graph_that_differs_from_torch_is_refused(
 ) -> None:
     wrong = onnx.ModelProto()
     wrong.CopyFrom(made["completer"].model)
-    for tensor in wrong.graph.initializer:
-        values = onnx.numpy_helper.to_array(tensor)
-        if values.dtype == np.float32:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values * np.float32(1.01), tensor.name))
+    for tensor in (one for one in wrong.graph.initializer if one.data_type == onnx.TensorProto.FLOAT):
+        values = onnx.numpy_helper.to_array(tensor) * np.float32(1.01)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(model_proto=wrong))
     with pytest.raises(UserError, match="completer: onnxruntime's outputs differ from torch's by"):
         graphs.graph(parts["completer"])

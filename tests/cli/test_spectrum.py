@@ -11,7 +11,6 @@ import pytest
 from bands import banded
 from commands import Cvae, assert_refused
 
-from pipeline.base.errors import UserError
 from pipeline.base.files import sha256, write_json
 from pipeline.base.params import write
 from pipeline.base.paths import BEST, CURVE, CURVE_TABLE, JUDGE, PREPARED, SEEDS, SPECTRUM, SPECTRUM_FIGURE
@@ -97,14 +96,6 @@ def test_a_curve_is_drawn_beside_a_study_of_the_same_data_alone(beside: Path, cv
     for words in ("study", "promote", "tune", "curve --out curve.png", "explore --out page.html"):
         assert_refused(beside, cvae, words, f"{CURVE} is the curve of other data than ")
     assert cvae("curve").status == 0  # without a study
-
-
-def test_a_digit_without_images_is_refused_and_nothing_is_written(project: Path, cvae: Cvae) -> None:
-    save_splits(project / PREPARED, {"train": TRAIN[TRAIN.labels != 7]})
-    assert_refused(project, cvae, "spectrum", "digit 7 has no training images")
-    with pytest.raises(UserError, match="digit 7 has no training images"):
-        stage.main()
-    assert not SPECTRUM.exists()
 
 
 def test_a_study_draws_its_complete_trials_over_the_spectrum() -> None:

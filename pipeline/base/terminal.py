@@ -15,7 +15,7 @@ SPELLED = {
     "β": "beta", "σ": "sigma", "λ": "lambda", "μ": "mu", "η": "eta", "∣": "|", "−": "-", "–": "-", "·": "-", "×": "x",
     "÷": "/", "±": "+-", "→": "->", "★": "*", "✗": "x", "≤": "<=", "≥": ">=", "≈": "~", "○": "o",
 }  # fmt: skip
-COLOURS = {"red": 31, "green": 32, "yellow": 33, "bold": 1, "dim": 2}
+COLOURS = {"red": 31, "yellow": 33, "bold": 1}
 
 
 def spell_out() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.base.errors import UserError
 from pipeline.base.params import did_you_mean, digest
 
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # not MLflow's view for language models
+KIND, KIND_OF_TRAINING = "mlflow.experimentKind", "custom_model_development"  # not the view for language models
 GROUP = "group"  # the tag by which the list groups runs: a study with its trials, or trainings
 WEIGHT = "objective.kl_weight"
 FRECHET = "validation/fitted/frechet"
@@ -41,8 +41,7 @@ Client = Any
 def best_first(client: Client, experiment: str) -> str:
     """The address of all runs of an experiment (its id), best first, each study's trials together."""
     grouping = {"aggregateFunction": "min", "groupByKeys": [{"mode": "tag", "groupByData": GROUP}]}
-    view = _save(client, experiment, "Best first", _state("", grouping))
-    return f"/#/experiments/{experiment}/runs?viewStateShareKey={view}&workflowType=machine_learning"
+    return _save(client, experiment, "Best first", _state("", grouping))
 
 
 def comparison(client: Client, experiment: str, study: str) -> str:
@@ -54,17 +53,14 @@ def comparison(client: Client, experiment: str, study: str) -> str:
         raise UserError(f"there is no study {study} in this experiment{close}")
     only = f"tags.study = '{study}' and tags.kind = 'trial'"
     state = _state(only, None) | {"runListHidden": True}  # room for the charts
-    view = _save(client, experiment, f"Trials of {study}", state)
-    query = f"viewStateShareKey={view}&compareRunsMode=CHART&workflowType=machine_learning"
-    return f"/#/experiments/{experiment}/runs?{query}"
+    return _save(client, experiment, f"Trials of {study}", state) + "&compareRunsMode=CHART"
 
 
 def _save(client: Client, experiment: str, name: str, state: Mapping[str, Any]) -> str:
-    """Writes a view if it is not there yet, and returns its id. A view of that name from another version goes."""
+    """Writes a view if it is not there yet, and returns its address. One of that name from another version goes."""
     tags = client.get_experiment(experiment).tags
-    for key, value in KIND.items():
-        if tags.get(key) != value:
-            client.set_experiment_tag(experiment, key, value)
+    if tags.get(KIND) != KIND_OF_TRAINING:
+        client.set_experiment_tag(experiment, KIND, KIND_OF_TRAINING)
     identity = f"cvae-{digest(name)[:6]}-"
     view = identity + digest(state)[:6]
     for key in tags:
@@ -74,11 +70,11 @@ def _save(client: Client, experiment: str, name: str, state: Mapping[str, Any]) 
         now = int(time.time() * 1000)
         content = {"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state, ensure_ascii=False)}
         client.set_experiment_tag(experiment, PREFIX + view, json.dumps(content, ensure_ascii=False))
-    return view
+    return f"/#/experiments/{experiment}/runs?viewStateShareKey={view}&workflowType=machine_learning"
 
 
 def _state(only: str, grouping: Mapping[str, Any] | None) -> dict[str, Any]:
-    """only: MLflow's filter on runs."""
+    """only: MLflow's filter on runs. The page has defaults for what is not said."""
     return {
         "searchFilter": only,
         "orderByKey": f"metrics.`{FRECHET}`",
@@ -87,14 +83,8 @@ def _state(only: str, grouping: Mapping[str, Any] | None) -> dict[str, Any]:
         "columnOrder": list(COLUMNS),
         "columnWidths": COLUMNS,
         "groupBy": grouping,
-        "groupsExpanded": {},
         "useGroupedValuesInCharts": False,
         "runsHiddenMode": "SHOW_ALL",
-        "runsHidden": [],
-        "runsPinned": [],
-        "runsExpanded": {},
-        "hideEmptyCharts": True,
-        "autoRefreshEnabled": True,
         # The page adds a chart for every other metric, in the section that its name begins with.
         "compareRunCharts": [
             _against_weight(FRECHET),

@@ -26,6 +26,7 @@ from pipeline.tracking.page import best_first
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 KEY = "run_key"  # the tag by which a run is found whose id nobody has been told
+LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LOCATIONS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0  # the deadline of a look-up
@@ -108,6 +109,10 @@ def health() -> str:
         place = experiments[0].artifact_location if experiments else ""
         if place and not place.startswith(("/", "file:")):
             within(READ_SECONDS, lambda: list_artifacts(place, tracking_uri=uri))
+    if uri.startswith("http") and not all(os.environ.get(name, "").isascii() for name in LOGIN):
+        raise UserError(
+            f"MLflow at {shown(uri)} takes no artifacts: user and password must be ASCII ({', '.join(LOGIN)})"
+        )
     files = f", artifacts at {shown(place)} can be read" if place else ""
     return f"{shown(uri)} has {len(experiments)} experiment{'s' * (len(experiments) != 1)}{files}"
 
@@ -189,19 +194,21 @@ def one_line(uri: str) -> Iterator[None]:
         if sqlite_path(uri) is None:
             otherwise = "start the server or unset MLFLOW_TRACKING_URI"
         said = reason(error)
-        todo = remedy(said, "MLFLOW_TRACKING_URI", "mlflow db upgrade ADDRESS", otherwise)
+        login = " and ".join(LOGIN) if uri.startswith("http") and "@" not in uri else ""
+        todo = remedy(said, "MLFLOW_TRACKING_URI", "mlflow db upgrade ADDRESS", otherwise, login)
         raise UserError(f"MLflow at {shown(uri)} can't be used ({said}): {todo}") from error
 
 
 def reason(error: Exception) -> str:
     """What went wrong, in a few words. MLflow's own messages contain the whole request."""
-    text = hide(" ".join(str(error).split()))
-    system = re.search(r"\[Errno -?\d+\] ([^'\")\]]+)", text)
+    text = hide(" ".join(str(error).split())).replace(" != 200. Response body", "")
+    system = re.search(r"\[Errno -?\d+\] ([^'\")\]>]+)|\[SSL: \w+\] (.+?)\.? \(_ssl", text)
     if system:
-        return system[1]
+        return system[1] or system[2]
     if isinstance(error, TimeoutError) or "timed out" in text or "timeout" in text:
         return "no answer in time"
-    return text[:200] or type(error).__name__
+    inner = re.search(r"\(Caused by (.+)\)|failed with (?:exception )?(.+)", text)
+    return (inner[1] or inner[2] if inner else text)[:200] or type(error).__name__
 
 
 # Experiments and runs

@@ -26,6 +26,7 @@ PAUSE_SECONDS = 10.0  # how long a store that failed is left alone; twice as lon
 LONGEST_PAUSE_SECONDS = 300.0  # up to this
 CALL_SECONDS = 20.0  # the deadline of one record at a server
 BYTES_PER_SECOND = 200_000  # and longer for a file
+MODEL_SECONDS = 180.0  # and for a model: a hundred files, with a request for each
 FIRST_SECONDS = 120.0  # how long the end of a run waits while mlflow is imported and a database created
 OWN_SECONDS = 3.0  # how long a record of ours may lock the store's file before another program is taken to hold it
 LOCAL_PATIENCE = 30.0  # how long it waits for each record, if the store is a file here that no other program holds
@@ -208,7 +209,8 @@ class Outbox:
         if self._is_local:  # SQLite has deadlines of its own
             self._send(line)
         else:
-            within(CALL_SECONDS + line.record.get("bytes", 0) / BYTES_PER_SECOND, lambda: self._send(line))
+            seconds = CALL_SECONDS + line.record.get("bytes", 0) / BYTES_PER_SECOND
+            within(seconds + MODEL_SECONDS * (line.record["do"] == "model"), lambda: self._send(line))
 
     def _pause(self, failure: Exception) -> None:
         self._failures += 1
@@ -220,7 +222,7 @@ class Outbox:
         self._changed.wait_for(lambda: self._hurried, pause)
 
     def _put_aside(self, line: Line, failure: Exception) -> None:
-        if not self._is_full:
+        if not self._is_full and threading.main_thread().is_alive():  # at its end a program deletes what is temporary
             self._is_full = True
             what = line.record.get("name", line.record["do"])
             console.warn(f"{what} of run {line.to.name} can't be stored yet ({reason(failure)}); the rest goes on")

@@ -128,3 +128,37 @@ def test_a_database_that_cannot_be_written_can_be_read(root: Path, monkeypatch: 
     assert local.history_of(found, store, ["kl"]) == [(1, {"kl": 1.0})]
     assert package.download_model(f"runs:/{run.run_id}").read_bytes() == b"weights"
     assert [path.read_bytes() for path in (root / "mlflow.db", wal)] == before
+
+
+@pytest.mark.parametrize(
+    ("said", "why", "todo"),
+    [
+        (
+            "HTTPSConnectionPool(host='h', port=443): Max retries exceeded with url: /api/2.0 (Caused by SSLError("
+            "SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has "
+            "expired (_ssl.c:1006)')))",
+            "certificate verify failed: certificate has expired",
+            "renew the server's certificate",
+        ),
+        (
+            "API request failed with exception (Caused by SSLError(1, '[SSL: X] certificate verify failed: unable to "
+            "get local issuer certificate (_ssl.c:1006)'))",
+            "certificate verify failed: unable to get local issuer certificate",
+            "name the file of the CA",
+        ),
+        (
+            "API request to endpoint /api/2.0 failed with error code 401 != 200. Response body: 'No.'",
+            "error code 401: 'No.'",
+            "correct user and password in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        ),
+        (
+            "API request to endpoint /api/2.0 failed with error code 403 != 200. Response body: 'Permission denied'",
+            "error code 403: 'Permission denied'",
+            "grant the user of MLFLOW_TRACKING_USERNAME",
+        ),
+    ],
+)
+def test_of_a_long_message_the_reason_is_said_with_what_to_do(said: str, why: str, todo: str) -> None:
+    with pytest.raises(UserError) as refused, local.one_line("https://h"):
+        raise ValueError(said)
+    assert f"({why}): {todo}" in str(refused.value)

@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "train": {"epochs": EPOCHS, "batch_size": 64, "learning_rate": 0.005, "precision": "float32", "device": "cpu"},
     "sample": {"components": 2},
     "evaluate": {"nll_draws": 20, "sample_sets": 2},
-    "weight": {"epochs": 5, "batch_size": 64, "learning_rate": 0.005, "points": 5},
+    "weight": {"epochs": 5, "batch_size": 64, "learning_rate": 0.005, "points": 3},
     "completion": {"latent_size": 4, "hidden": 64, "epochs": 4, "network_epochs": 3, "batch_size": 32},
     "evaluate_completion": {"images": 200, "draws": 10},
     "tune": {"trials": 5, "epochs": 2, "seeds": 2, "kl_weight": [0.1, 10], "least_class_accuracy": None},

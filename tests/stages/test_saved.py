@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pipeline.base.errors import UserError
 from pipeline.base.params import plain
-from pipeline.completion import model as completion
 from pipeline.data.splits import Split
 from pipeline.measure import judge
 from pipeline.model.cvae import build, resolve
@@ -71,13 +70,6 @@ def test_a_cvae_comes_back_with_its_density_and_params(tmp_path: Path) -> None:
     assert saved.params == params
     assert all(map(torch.equal, saved.density, density()))
     assert same(saved.model.state_dict(), model.state_dict())
-
-
-def test_a_completer_comes_back(tmp_path: Path) -> None:
-    model = completion.build(3, 16, 1)
-    files.save_completer(tmp_path / "m.safetensors", model)
-    assert files.kind(tmp_path / "m.safetensors") == "completion"
-    assert same(files.load_completer(tmp_path / "m.safetensors").state_dict(), model.state_dict())
 
 
 def of_other_params(path: Path) -> None:

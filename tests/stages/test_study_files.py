@@ -13,7 +13,7 @@ from pipeline.base import console
 from pipeline.base.paths import BEST, CURVE_TABLE, STUDY_FIGURES
 from pipeline.stages.study import files, words
 from pipeline.stages.study.files import Results, read_curve
-from pipeline.stages.study.promotion import promotion, rounded
+from pipeline.stages.study.promotion import promotion
 from pipeline.study.space import Setting
 from pipeline.study.uses import answers, summary
 
@@ -117,11 +117,6 @@ def test_what_cannot_be_promoted_is_refused_in_one_line() -> None:
         promotion(SETTING, results, 3, None)
     with refused("no complete trial of study .* reaches tune.least_class_accuracy"):
         promotion(having(least_class_accuracy=0.999), results, None, "draw_prior")
-
-
-@pytest.mark.parametrize(("weight", "low", "high"), [(0.187, 0.1, 0.5), (0.0949, 0.0949, 0.3), (1 / 3, 1 / 3, 1 / 3)])
-def test_rounding_never_leaves_the_interval(weight: float, low: float, high: float) -> None:
-    assert low <= rounded(weight, low, high) <= high
 
 
 def test_the_curves_best_weights_are_read_unless_its_table_is_broken(

@@ -20,12 +20,8 @@ pytestmark = pytest.mark.slow
 # The study
 
 
-def test_the_study_comes_last_and_evaluation_can_do_without_it(project: Project) -> None:
-    def stages(*targets: str) -> list[str]:
-        return re.findall(r"Running stage '(\w+)'", project.run("dvc", "repro", "--dry", "--force", *targets))
-
-    assert set(stages()[-4:]) == {"curve", "evaluate", "tune", "explore"}
-    assert "tune" not in stages("evaluate")
+def test_evaluation_can_do_without_the_study_which_has_the_page(project: Project) -> None:
+    assert "'tune'" not in project.run("dvc", "repro", "--dry", "--force", "evaluate")
     (page,) = project.folder.glob("mlartifacts/*/artifacts/explore.html")  # MLflow shows it, in the study's run
     assert page.read_bytes() == (project.folder / "reports/explore.html").read_bytes()
     assert project.runs()[page.parts[-3]]["tags.kind"] == "study"

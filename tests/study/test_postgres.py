@@ -108,7 +108,7 @@ def test_on_a_server_that_hangs_a_study_ends_in_one_line_and_continues_later(
         pass
     known = results(opened(tmp_path, setting))
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "LONGEST_SECONDS", 1.0)
+        patch.setattr(storage, "LONGEST_SECONDS", 0.2)
         patch.setattr(storage, "ANSWER_SECONDS", 2)
         with refused("timeout"), server.hanging():
             list(going)

@@ -52,12 +52,12 @@ def test_several_processes_share_one_new_study(
     place: str, request: pytest.FixtureRequest, zygote: Zygote, tmp_path: Path
 ) -> None:
     request.getfixturevalue(place)
-    processes = [program(zygote, tmp_path, trials=6, population=2, epochs=1) for _ in range(3)]
+    processes = [program(zygote, tmp_path, trials=5, population=2, epochs=1) for _ in range(3)]
     with ThreadPoolExecutor() as pool:  # none may wait for its lines while another waits for its trials
         outputs = list(pool.map(lambda process: process.communicate("go on\n" * 50, timeout=600), processes))
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    found = opened(tmp_path, having(trials=6, epochs=1))
-    assert found.done() == len(found.trials()) == found.table()["kl_weight"].nunique() == 6
+    found = opened(tmp_path, having(trials=5, epochs=1))
+    assert found.done() == len(found.trials()) == found.table()["kl_weight"].nunique() == 5
     assert list(events(found)) == []
 
 

@@ -17,8 +17,6 @@ from pipeline.measure.evaluator import Evaluator
 from pipeline.measure.judge import Judges
 from pipeline.measure.judge import build as build_judge
 from pipeline.model.multirate import MultiRate
-from pipeline.show.curve import curve_figure
-from pipeline.show.style import save
 from pipeline.stages.saved import load_curve, load_splits, save_curve
 from pipeline.training.fit import fit, start
 from pipeline.weight.curve import (
@@ -114,17 +112,3 @@ def test_a_range_that_makes_no_sense_is_refused() -> None:
 def test_a_prior_that_depends_on_the_encoder_gives_way_to_the_standard_one() -> None:
     model = build(replace(MODEL, prior="mixture"), objective_params(), weight_params(), 0)
     assert model.settings[0].prior == "standard"
-
-
-def test_the_figure_has_both_samplers_the_prediction_and_the_dedicated_trainings(
-    points: list[Point], tmp_path: Path
-) -> None:
-    table = pd.DataFrame([point.row for point in points])
-    dedicated = pd.concat([table, table * 1.1], ignore_index=True)
-    dedicated["kl_weight"] = [*table["kl_weight"]] * 2
-    predicted = pd.DataFrame({"kl_weight": [0.01, 30], "kl": [9.0, 0.0], "active_units": [4, 0]})
-    figure = curve_figure(table, {"frechet": 1.0}, predicted, dedicated)
-    labels = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert {"one training", "fitted", "prior", "spectrum's prediction", "real images"} <= labels
-    assert "fitted, dedicated trainings" in labels
-    assert save(figure, tmp_path / "curve.png").ndim == 3

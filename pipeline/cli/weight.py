@@ -169,35 +169,30 @@ def said(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 or value == 0 else f"{value:.2f}"
 
 
-def _row(loss: "Loss", sigma: float) -> tuple[str, str, str]:
-    """β, the σ at which it is 1, and β at another σ, for a table; a cross entropy has no σ."""
-    if loss.spread is None:
-        return said(loss.beta), "", ""
-    return said(loss.beta), f"{loss.spread:.3g}", said(loss.beta_at(sigma))
-
-
 def readings(weight: float, batch_size: int, sigma: float) -> None:
     """Prints what the article's weight is under every reading of its text."""
     from pipeline.weight.convert import article_readings
 
+    title = f"The article does not show its criterion: w = {said(weight)} by what it may be"
+    note = f"mean: over 784 pixels and {batch_size} images; KL summed or averaged: over these images"
     losses = {name: replace(loss, weight=weight, batch_size=batch_size) for name, loss in article_readings().items()}
     print()
-    console.table(
-        f"The article does not show its criterion: w = {said(weight)} by what it may be",
-        ("criterion, KL", "β", "σ at β = 1", f"β at σ = {sigma:g}"),
-        [(name, *_row(loss, sigma)) for name, loss in losses.items()],
-        note=f"mean: over 784 pixels and {batch_size} images; KL summed or averaged: over these images",
-    )
+    _table(title, ["criterion, KL"], [([name], loss) for name, loss in losses.items()], sigma, note)
 
 
 def listed(sigma: float) -> None:
     """Prints all conventions."""
     from pipeline.weight.convert import CONVENTIONS
 
-    losses = {name: loss for name, (loss, _) in CONVENTIONS.items()}
-    console.table(
-        "Known losses, at their own weights and sizes",
-        ("name", "w", "error", "β", "σ at β = 1", f"β at σ = {sigma:g}"),
-        [(name, said(loss.weight), loss.reconstruction, *_row(loss, sigma)) for name, loss in losses.items()],
-        note="docs/weights.md has the sources",
-    )
+    rows = [([name, said(loss.weight), loss.reconstruction], loss) for name, (loss, _) in CONVENTIONS.items()]
+    title, note = "Known losses, at their own weights and sizes", "docs/weights.md has the sources"
+    _table(title, ["name", "w", "error"], rows, sigma, note)
+
+
+def _table(title: str, headings: list[str], rows: "list[tuple[list[str], Loss]]", sigma: float, note: str) -> None:
+    """A row for each loss: its words, β, the σ at which it is 1, and β at another σ; a cross entropy has no σ."""
+    cells = []
+    for words, loss in rows:
+        of_sigma = ["", ""] if loss.spread is None else [f"{loss.spread:.3g}", said(loss.beta_at(sigma))]
+        cells.append([*words, said(loss.beta), *of_sigma])
+    console.table(title, [*headings, "β", "σ at β = 1", f"β at σ = {sigma:g}"], cells, note)

@@ -100,39 +100,26 @@ def test_the_small_model_is_small_and_draws_the_asked_digits() -> None:
     assert (torch.cdist(images, mean).argmin(1) == digits).float().mean() > 0.6  # by the nearest mean; chance: 0.1
 
 
-def look(monkeypatch: pytest.MonkeyPatch, columns: int, lines: int) -> None:
-    """Makes this process's stdout a terminal of so many columns and lines."""
+def test_pictures_fit_the_terminal_with_their_labels(drawer: Path, cvae: Cvae, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(ROOT / SMALL, drawer / MODEL)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    for name, value in {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": str(lines)}.items():
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}.items():
         monkeypatch.setenv(name, value)
-
-
-@pytest.mark.parametrize(
-    ("words", "columns", "lines", "labels", "left_out"),
-    [
-        ("sample 0-9 --count 12", 80, 24, "0 1 2 3 4 5 6 7 8 9", "1 of 12 rows are shown"),
-        ("traverse 5", 80, 24, "-3.0 -1.7 -0.3 +1.7 +3.0 z0 z1", "2 of 16 rows and 5 of 10 in a row are shown"),
-        ("sample 8 --count 30", 80, 24, "", "2 of 6 rows are shown"),
-        ("complete bar.png --mask bottom --count 3", 60, 24, "seen 1 2 3", ""),
-    ],
-)
-@pytest.mark.usefixtures("drawer")
-def test_pictures_fit_the_terminal_with_their_labels(
-    project: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae,
-    words: str, columns: int, lines: int, labels: str, left_out: str,
-) -> None:  # fmt: skip
-    shutil.copy(ROOT / SMALL, project / MODEL)
-    look(monkeypatch, columns, lines)
-    before = sorted(project.rglob("*"))
-    text = ESCAPE.sub("", cvae(words).out)
-    assert max(map(len, text.splitlines())) <= columns
-    assert text.count("\n") < lines
-    pixels, said = " ".join(text.split()).rpartition("▀")[::2]
-    assert re.sub("[▀ ]+", " ", pixels).split() == labels.split()
-    assert left_out in said
-    assert ("a larger terminal or --out shows all" in said) == bool(left_out)
-    assert sorted(project.rglob("*")) == before, "no file is written"
+    before = sorted(drawer.rglob("*"))
+    for words, labels, left_out in (
+        ("sample 0-9 --count 12", "0 1 2 3 4 5 6 7 8 9", "1 of 12 rows are shown"),
+        ("traverse 5", "-3.0 -1.7 -0.3 +1.7 +3.0 z0 z1", "2 of 16 rows and 5 of 10 in a row are shown"),
+        ("sample 8 --count 30", "", "2 of 6 rows are shown"),
+        ("complete bar.png --mask bottom --count 3", "seen 1 2 3", ""),
+    ):
+        text = ESCAPE.sub("", cvae(words).out)
+        assert max(map(len, text.splitlines())) <= 80, words
+        assert text.count("\n") < 24, words
+        pixels, said = " ".join(text.split()).rpartition("▀")[::2]
+        assert re.sub("[▀ ]+", " ", pixels).split() == labels.split()
+        assert left_out in said
+        assert ("a larger terminal or --out shows all" in said) == bool(left_out)
+    assert sorted(drawer.rglob("*")) == before, "no file is written"
 
 
 def test_a_place_that_takes_no_file_is_said_in_one_line(

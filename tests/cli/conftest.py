@@ -69,7 +69,7 @@ def reported(project: Path) -> Path:
     write_json(DOCTOR, {"verdict": "prior_hole"})
     write_json(BEST, {"interval": [0.1, 0.25], "values": {"validation/fitted/frechet": 4.551}})
     write_json(RUN, {"run_id": "0a1b", "run_key": "2c3d", "tracking_uri": "", "hashes": {"data": "4e5f"}})
-    rows = [{"sampler": one, "digit": digit} | dict.fromkeys((*of_samples, "frechet"), 0.5 + digit)
-            for one in samplers for digit in range(10)]  # fmt: skip
+    rows = [{"sampler": one, "digit": digit} | dict.fromkeys((*of_samples, "frechet"), tens + digit + 0.5)
+            for one, tens in zip(samplers, (0, 10, 20), strict=True) for digit in range(10)]  # fmt: skip
     write_table(PER_CLASS, pd.DataFrame(rows))
     return project

@@ -24,6 +24,7 @@ from pipeline.completion.masks import named_masks
 from pipeline.measure.judge import Judges
 from pipeline.measure.judge import build as build_judge
 from pipeline.model.samples import rows_of_digits, sample
+from pipeline.show.pictures import Fit, screen
 from pipeline.stages.saved import load_cvae, save_completer, save_judges
 
 
@@ -120,6 +121,9 @@ def test_pictures_fit_the_terminal_with_their_labels(drawer: Path, cvae: Cvae, m
         assert left_out in said
         assert ("a larger terminal or --out shows all" in said) == bool(left_out)
     assert sorted(drawer.rglob("*")) == before, "no file is written"
+    model, density, _ = load_cvae(drawer / MODEL)
+    first = sample(model, density, rows_of_digits(12), "fitted", seed=0)[::12].numpy()  # of each digit
+    assert screen(first[None, :, 0], Fit(14, 5, 1), (), "0123456789", colours=True) in cvae("sample 0-9 --count 12").out
 
 
 def test_a_place_that_takes_no_file_is_said_in_one_line(

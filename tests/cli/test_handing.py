@@ -78,7 +78,7 @@ def test_a_page_shows_a_run_beside_a_file(reported: Path, cvae: Cvae) -> None:
         headings = shown.locator("h2").all_inner_texts()
     assert headings[-1] == "At the end, test"
     assert words.index("2.36") < words.index("3.75")
-    for word in ("workspace", named, "0a1b", "4e5f", "objective.kl_weight", "dvc exp run evaluate", "9.5"):
+    for word in ("workspace", named, "0a1b", "4e5f", "objective.kl_weight", "dvc exp run evaluate", "\t9.5", "\t19.5"):
         assert word in words
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pipeline.show import model, study, style
+from pipeline.show.curve import curve_figure
 from pipeline.show.style import SAMPLER_COLOURS, save, save_all
 
 FRECHET = "validation/fitted/frechet"
@@ -85,11 +86,23 @@ def test_bars_are_as_high_as_the_figures_of_each_class_and_sampler() -> None:
 def test_a_study_is_drawn_whatever_the_states_of_its_trials(tmp_path: Path) -> None:
     objectives, shares = {FRECHET: True, "validation/kl": True}, {"a": 0.2, "b": 0.7}
     for states in (["COMPLETE", "RUNNING", "COMPLETE", "FAILED"], ["DIVERGED"]):
-        table, uses = trials(*states), {"explain": (0.1, 0.2, 0.3)}
+        table, uses = trials(*states).fillna(0.5), {"explain": (0.1, 0.2, 0.3)}
         figures = study.study_figures(table, objectives, {"frechet": 0.4}, uses, [0], shares, lambda _: sheet(2, 10))
         # The first case is drawn wherever a study ends.
-        names = [name for name, figure in figures if "COMPLETE" in states or drawn(figure, tmp_path)]
-        assert names[:6] == ["uses", "weights", "rate_distortion", "history", "pareto", "importances"]
+        found = {name: figure if "COMPLETE" in states else drawn(figure, tmp_path) for name, figure in figures}
+        assert [*found][:6] == ["uses", "weights", "rate_distortion", "history", "pareto", "importances"]
+        points = np.asarray(found["history"].axes[0].lines[0].get_xdata())
+        assert len(points) == states.count("COMPLETE")
+
+
+def test_a_curve_has_dedicated_trainings_as_means_over_seeds_with_their_errors() -> None:
+    table = trials("COMPLETE", "COMPLETE").assign(**{"validation/active_units": 3.0})
+    seeds = pd.DataFrame({"kl_weight": [0.5, 0.5, 2.0], "validation/kl": [7.0, 9.0, 4.0]})
+    axes = curve_figure(table, dedicated=seeds).axes[1]
+    assert np.asarray(axes.lines[1].get_xydata()).tolist() == [[0.5, 8], [2, 4]]
+    (bars,) = axes.collections
+    lengths = [np.ptp(segment[:, 1]) for segment in bars.get_segments()]  # type: ignore[attr-defined]
+    assert lengths == pytest.approx([2, 0])  # ± one standard error, which is 1
 
 
 def test_samplers_and_real_images_are_in_one_panel_with_their_errors_and_best_weights() -> None:

@@ -168,12 +168,13 @@ def _of_model(name: str, path: Path, latents: int) -> dict[str, Any]:
 
 
 def of_study() -> list[dict[str, str]]:
-    """The samples of the study's trials, from the lowest weight to the highest."""
-    trials = load_table(TRIALS, "run `dvc repro tune` first", "trial", "validation/fitted/frechet")
+    """The samples of the study's trials, from the lowest weight to the highest; not of those that failed."""
+    trials = load_table(TRIALS, "run `dvc repro tune` first", "trial", "validation/fitted/frechet", gaps=True)
     frechet = dict(zip(trials["trial"], trials["validation/fitted/frechet"], strict=True))
     found = []
     for path in STUDY_SHEETS.glob("*.png"):
         number, weight = path.stem.split("_")
-        words = f"trial {number}, fitted frechet {frechet[int(number)]:.3g}"
-        found.append((float(weight), {"name": f"β = {weight}", "words": words, "png": text(path.read_bytes())}))
+        if int(number) in frechet:
+            words = f"trial {number}, fitted frechet {frechet[int(number)]:.3g}"
+            found.append((float(weight), {"name": f"β = {weight}", "words": words, "png": text(path.read_bytes())}))
     return [run for _, run in sorted(found, key=lambda pair: pair[0])]

@@ -208,13 +208,17 @@ def load_pointer(path: Path, kind: str = "cvae") -> dict[str, Any]:
     return pointer
 
 
-def load_table(path: Path, remedy: str, *columns: str) -> "pd.DataFrame":
-    """These columns of a CSV table of ours, or all, with a number in every row. Raises UserError."""
+def load_table(path: Path, remedy: str, *columns: str, gaps: bool = False) -> "pd.DataFrame":
+    """These columns of a CSV table of ours, or all, with a number in every row. Raises UserError.
+
+    gaps: rows without one are left out.
+    """
     import pandas as pd
 
     with _readable(path, remedy):
         table = pd.read_csv(path)
         table = table[list(columns)] if columns else table
+        table = table.dropna() if gaps else table
         if table.empty or table.isna().any(axis=None) or not all(map(pd.api.types.is_numeric_dtype, table.dtypes)):
             raise ValueError("it has no rows of numbers")
         return table

@@ -10,7 +10,8 @@ import pytest
 from studies import SETTING, finished, having, refused
 
 from pipeline.base import console
-from pipeline.base.paths import BEST, CURVE_TABLE, STUDY_FIGURES
+from pipeline.base.paths import BEST, CURVE_TABLE, STUDY_FIGURES, STUDY_SHEETS, TRIALS
+from pipeline.stages import playing
 from pipeline.stages.study import files, words
 from pipeline.stages.study.files import Results, read_curve
 from pipeline.stages.study.promotion import promotion
@@ -132,6 +133,16 @@ def test_the_curves_best_weights_are_read_unless_its_table_is_broken(
     CURVE_TABLE.write_text("kl_weight\n", encoding="utf-8")
     with refused("curve.csv can't be read .*: run `dvc repro curve`"):
         read_curve("ours")
+
+
+def test_the_page_shows_the_trials_that_have_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted one may have a picture all the same, which its second try has too."""
+    monkeypatch.chdir(tmp_path)
+    STUDY_SHEETS.mkdir(parents=True)
+    for name in ("0_3", "1_0.5", "2_0.5"):
+        (STUDY_SHEETS / f"{name}.png").touch()
+    pd.DataFrame({"trial": [0, 1, 2], "validation/fitted/frechet": [9.0, None, 4.0]}).to_csv(TRIALS)
+    assert [run["words"] for run in playing.of_study()] == ["trial 2, fitted frechet 4", "trial 0, fitted frechet 9"]
 
 
 @pytest.mark.slow

@@ -300,8 +300,8 @@ def test_checksums_are_read_as_sha256sum_writes_them_and_any_other_list_is_refus
         path.write_bytes(text.encode())
         assert download.read_checksums(path) == SUMS
     digest = SUMS[NAMES[0]]
-    one_twice, one_more = SUMS_FILE.replace(NAMES[0], NAMES[1]), f"{SUMS_FILE}{digest}  readme\n"
-    for text in (one_twice, one_more, SUMS_FILE.replace(digest, digest[:-1])):
+    one_more = [f"{SUMS_FILE}{digest}  {name}\n" for name in ("readme", NAMES[1])]
+    for text in (*one_more, SUMS_FILE.replace(NAMES[0], NAMES[1]), SUMS_FILE.replace(digest, digest[:-1])):
         path.write_text(text)
         with pytest.raises(UserError, match="must be what"):
             download.read_checksums(path)

@@ -3,10 +3,12 @@
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import drills
 import pytest
+from servers import Tracking
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +33,24 @@ def trained(prepared: Path, zygote: drills.Zygote, tmp_path_factory: pytest.Temp
     ended = zygote.run(folder, "train")
     assert ended.status == 0, ended.said
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[Tracking]:
+    """A tracking server, to start which takes seconds; its database is mlflow.db in its folder."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(database, folder / "mlflow.db")
+    made = Tracking(folder)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def tracking(running: Tracking) -> Tracking:
+    """The same, up again after a test that killed it."""
+    if running.process is None:
+        running.start()
+    return running
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

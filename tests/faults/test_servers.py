@@ -6,7 +6,6 @@ What a server did not take arrives with the next run. A password in its address 
 import base64
 import json
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -18,16 +17,6 @@ from servers import Tracking, bad
 pytestmark = pytest.mark.slow
 
 USER, PASSWORD = "anna", "geheim/9 ä"
-
-
-@pytest.fixture(scope="module")
-def tracking(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[Tracking]:
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(database, folder / "mlflow.db")
-    made = Tracking(folder)
-    made.start()
-    yield made
-    made.stop()
 
 
 def with_password(address: str) -> str:

@@ -23,7 +23,7 @@ from waiting import until
 
 pytestmark = pytest.mark.slow
 
-FAULTS = int(os.environ.get("FAULTS", "25"))
+FAULTS = int(os.environ.get("FAULTS", "50"))
 SEED = os.environ.get("FAULTS_SEED", "0")
 SHARES = {"train": 0.32, "download": 0.2, "prepare": 0.2, "tune": 0.08, "evaluate": 0.1, "curve": 0.1}
 MOST = 40  # kills in one test, so that several processes can share the work

@@ -147,7 +147,7 @@ def of_run(uri: str) -> Gathered:
 
     from pipeline.base.params import parse
     from pipeline.measure.doctor import Case
-    from pipeline.tracking.local import history_of, named, params_of
+    from pipeline.tracking.local import history_of, model_of, named, params_of
     from pipeline.training.objective import ObjectiveParams
 
     run, store = named(uri)
@@ -163,7 +163,7 @@ def of_run(uri: str) -> Gathered:
 
     model = params.get("model", {})
     case = Case(aim, figures, history, model.get("prior"), model.get("conditioning"))
-    evaluated, has_model = "prior/class_accuracy" in figures, bool(run.outputs and run.outputs.model_outputs)
+    evaluated, has_model = "prior/class_accuracy" in figures, bool(model_of(run))
     if has_model and not evaluated:
         of_model = of_file(model_file(uri), history)
         case = replace(of_model.case, figures=figures | dict(of_model.case.figures))

@@ -99,10 +99,10 @@ def _from_mlflow(run: Any, store: str, folder: Path) -> dict[Path, Path]:
 
     from pipeline.base.params import digest
     from pipeline.stages.saved import params_of
-    from pipeline.tracking.local import KEY, artifact, history_of, tracking_uri
+    from pipeline.tracking.local import KEY, artifact, history_of, model_of, tracking_uri
     from pipeline.tracking.package import packaged
 
-    if not (run.outputs and run.outputs.model_outputs):
+    if not model_of(run):
         return {}
     tags, files = run.data.tags, {path: folder / path.name for path in (MODEL, RUN, HISTORY)}
     with packaged(run, store) as weights:

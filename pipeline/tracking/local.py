@@ -287,6 +287,11 @@ def named(uri: str) -> tuple[Any, str]:
     return run, store
 
 
+def model_of(run: Any) -> str:
+    """The id of the logged model that the run made; empty if none."""
+    return run.outputs.model_outputs[-1].model_id if run.outputs and run.outputs.model_outputs else ""
+
+
 def below(store: str, run: Any) -> list[Any]:
     """The runs whose parent is this one."""
     with one_line(store):

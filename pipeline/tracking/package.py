@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import home, replacing, sha256
-from pipeline.tracking.local import connect, named, one_line
+from pipeline.tracking.local import connect, model_of, named, one_line
 
 MODEL = "model"
 LOADER = "pipeline.cli.serve"
@@ -162,11 +162,11 @@ def packaged(run: Any, store: str) -> Iterator[Path]:
     from mlflow.exceptions import MlflowException
 
     run_id = run.info.run_id
-    if not (run.outputs and run.outputs.model_outputs):
+    if not model_of(run):
         raise UserError(f"run {run_id} has no model: {_why_none(run)}")
     with tempfile.TemporaryDirectory(prefix="cvae-") as folder:
         with one_line(store):
-            place = connect(store).get_logged_model(run.outputs.model_outputs[-1].model_id).artifact_location
+            place = connect(store).get_logged_model(model_of(run)).artifact_location
             try:
                 data = download_artifacts(f"{place}/data", dst_path=folder, tracking_uri=store)
             except (MlflowException, FileNotFoundError):

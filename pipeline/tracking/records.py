@@ -13,7 +13,7 @@ from pipeline.base import console
 from pipeline.base.addresses import shown
 from pipeline.tracking import package
 from pipeline.tracking.journal import Journal, Record
-from pipeline.tracking.local import KEY, by_key, experiment_id
+from pipeline.tracking.local import KEY, by_key, experiment_id, model_of
 
 
 @dataclass
@@ -24,13 +24,12 @@ class Target:
     key: str
     run_id: str = ""
     experiment_id: str = ""
-    model_id: str | None = None
+    model_id: str = ""
 
     def know(self, found: Any) -> None:
         """Takes over what the store says of the run."""
         self.run_id, self.experiment_id = found.info.run_id, found.info.experiment_id
-        if found.outputs and found.outputs.model_outputs:
-            self.model_id = found.outputs.model_outputs[-1].model_id
+        self.model_id = model_of(found) or self.model_id
 
 
 @dataclass
@@ -83,9 +82,9 @@ def _metrics(client: Any, it: Line) -> None:
             return
     if it.again and any(one.step == step for one in client.get_metric_history(it.to.run_id, min(values))):
         return
-    if it.record["of_model"] and it.to.model_id is None:
+    if it.record["of_model"] and not it.to.model_id:
         it.to.know(client.get_run(it.to.run_id))
-    model = it.to.model_id if it.record["of_model"] else None
+    model = it.to.model_id or None if it.record["of_model"] else None
     first = sorted(values, key=lambda name: not name.startswith("validation/"))  # Compare opens on what came first
     entries = [Metric(name, values[name], it.record["at"], step, model_id=model) for name in first]
     client.log_batch(it.to.run_id, metrics=entries, synchronous=True)

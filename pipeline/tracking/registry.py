@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import UserError
-from pipeline.tracking.local import connect, find, is_there, one_line, tracking_uri
+from pipeline.tracking.local import connect, find, is_there, model_of, one_line, tracking_uri
 from pipeline.tracking.package import NAMES
 
 NAME = NAMES["samples"]
@@ -20,12 +20,12 @@ def crown(run_id: str, beside: Sequence[Path] = ()) -> str | None:
     """
     uri = tracking_uri()
     run = find(uri, run_id)
-    if run is None or not (run.outputs and run.outputs.model_outputs):
+    if run is None or not model_of(run):
         return None
     with one_line(uri):
         client = connect(uri)
         former = _champion(client)
-        model = client.get_logged_model(run.outputs.model_outputs[-1].model_id)
+        model = client.get_logged_model(model_of(run))
         for file in beside:
             client.log_model_artifact(model.model_id, str(file))
         if former is not None and former.source == f"models:/{model.model_id}":

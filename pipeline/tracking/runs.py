@@ -77,7 +77,7 @@ def start(
     texts = {name: str(value) for name, value in (_context() | dict(tags or {})).items()}
     if about:
         texts[DESCRIPTION] = about
-    run._put("open", experiment=experiment, tags=texts, goes_on=bool(key), at=_now())
+    run._put("open", experiment=experiment, tags=texts, goes_on=bool(key))
     if params:
         run.params(params, resolved)
     if wait:
@@ -173,7 +173,7 @@ class Run:
         self._ended = True
         status = "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         if not self._adds:
-            self._put("end", status=status, at=_now())
+            self._put("end", status=status)
         self._outbox.close(self._journal)
         self._outbox.users -= 1
         left = self._outbox.flush() if self._outbox.users == 0 else 0
@@ -200,7 +200,7 @@ class Run:
             console.warn(f"not a finite number, left out of MLflow: {lost}")
             self.tags({"not_finite": lost})
         if finite:
-            self._put("metrics", values=finite, step=step, at=_now(), of_model=of_model, adds=self._adds or shared)
+            self._put("metrics", values=finite, step=step, of_model=of_model, adds=self._adds or shared)
 
     def params(self, values: Mapping[str, Any], resolved: Mapping[str, Any] | None = None) -> None:
         """Values by names such as `train.epochs`: what was changed as parameters, all as the artifact params.yaml.
@@ -241,7 +241,7 @@ class Run:
 
     def image(self, key: str, image: "np.ndarray", step: int) -> None:
         """A picture, (H, W) or (H, W, 3) uint8. Pictures with one key become a tile with a slider over the steps."""
-        self._put_file("image", png(image), ".png", key=key, step=step, at=_now())
+        self._put_file("image", png(image), ".png", key=key, step=step)
 
     def artifact(self, path: Path | str, folder: str | None = None) -> None:
         """A file, as it is now, in the run's artifacts: under `folder`, or at the top."""
@@ -274,7 +274,8 @@ class Run:
         self._put_file("model", Path(weights).read_bytes(), "", name=Path(weights).name, served=served)
 
     def _put(self, do: str, **values: Any) -> None:
-        self._outbox.put(self._target, self._journal, {"do": do, **values}, again=self._goes_on)
+        record = {"do": do, "at": int(time.time() * 1000), **values}
+        self._outbox.put(self._target, self._journal, record, again=self._goes_on)
 
     def _put_file(self, do: str, content: bytes, suffix: str, **values: Any) -> None:
         """A record with a file. Where there is no room for a copy, a warning says that MLflow won't have it."""
@@ -313,7 +314,3 @@ def _context() -> dict[str, Any]:
             tags |= {"mlflow.source.git.commit": commit[1], "git_dirty": str(dirty).lower()}
     variables = ("DVC_STAGE", "DVC_EXP_NAME")
     return tags | {name.lower(): os.environ[name] for name in variables if os.environ.get(name)}
-
-
-def _now() -> int:
-    return int(time.time() * 1000)

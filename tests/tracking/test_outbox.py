@@ -221,7 +221,7 @@ def test_a_model_and_a_run_stand_once_however_often_they_are_sent(warnings: list
     with runs.start("train", "e") as run:
         run._goes_on = True
         for _ in range(2):
-            run._put("open", experiment="e", tags={}, goes_on=False, at=1)
+            run._put("open", experiment="e", tags={}, goes_on=False)
             run.metrics({"kl": 1.0}, step=1)
             run.image("samples", np.zeros((28, 28), np.uint8), step=1)
         store, experiment = client(run), kept(run).info.experiment_id

@@ -5,19 +5,14 @@
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from pipeline.base import console
 from pipeline.base.errors import UserError
-from pipeline.base.paths import BEST, COMPLETER, CURVE, JUDGE, MODEL, PREPARED, PUBLISHED, RUN
-
-if TYPE_CHECKING:
-    from pipeline.study.space import Setting
-
+from pipeline.base.paths import BEST, COMPLETER, CURVE, JUDGE, PREPARED, PUBLISHED, RUN
 
 DASK = "a Dask scheduler, such as tcp://HOST:8786, whose workers train"
 USES = "draw_fitted, draw_prior, reconstruct, explain, balance"
@@ -96,6 +91,7 @@ def promote(
     cvae promote --trial 7
     """
     from pipeline.base import params
+    from pipeline.cli.card import write_card
     from pipeline.stages.saved import load_pointer
     from pipeline.stages.study.files import read_results, read_setting
     from pipeline.stages.study.promotion import promotion
@@ -110,7 +106,7 @@ def promote(
     if chosen is None:
         print(f"params.yaml: objective.kl_weight stays {setting.aim.kl_weight:g}. {why}")
         _register(load_pointer(RUN)["run_id"] if RUN.exists() else None)
-        _hand_on(setting, why, None, {})
+        write_card(setting, why, None, {})
         return
     changes = {(name.partition(".")[0], name.partition(".")[2]): value for name, value in chosen.params.items()}
     before = params.write(changes)
@@ -125,22 +121,7 @@ def promote(
     print(f"{why} `dvc repro` trains with it; on validation: {console.figures(chosen.values)}.")
     is_registered = _register(chosen.run_id)
     row = results.table.set_index("trial").loc[chosen.number].to_dict()
-    _hand_on(setting, why, chosen.run_id if is_registered else None, row)
-
-
-def _hand_on(setting: "Setting", why: str, run_id: str | None, row: Mapping[Any, Any]) -> None:
-    """Writes the card of the trial in a row of the study's table, at its own weight; without a row, of today's model.
-
-    run_id: whose model MLflow has; None: `dvc repro` trains it.
-    """
-    from pipeline.cli.card import of_today, write_card
-
-    split, kl_weight = "validation/", float(row["kl_weight"]) if row else setting.aim.kl_weight
-    measured = {name.removeprefix(split): value for name, value in row.items() if name.startswith(split)}
-    model = f"runs:/{run_id}" if run_id else str(MODEL)
-    params = {"likelihood": setting.aim.likelihood, "pixels": setting.aim.pixels}
-    figures = {"validation": measured} if row else of_today(kl_weight)
-    write_card(kl_weight, why, model, figures, params, setting.hashes.get("data", ""), means=bool(row))
+    write_card(setting, why, chosen.run_id if is_registered else None, row)
 
 
 def _register(run_id: str | None) -> bool:

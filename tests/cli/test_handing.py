@@ -17,6 +17,8 @@ from bands import banded
 from browser import LEAST_CONTRAST, browser_page, nameless, needs_chromium
 from commands import Cvae, assert_refused
 from imports import ROOT
+from ruamel.yaml import YAML
+from settings import objective_params
 
 from pipeline.base import paths
 from pipeline.base.files import write_json
@@ -186,25 +188,25 @@ def test_a_name_of_a_run_is_text_and_a_whole_architecture_is_its_changes(reporte
     assert "-S model.conditioning=null" in html  # as the preset has it
 
 
-def test_a_card_has_the_headings_and_a_result_for_each_split(project: Path) -> None:
-    from ruamel.yaml import YAML
+def test_a_card_has_the_headings_and_a_result_for_each_split(reported: Path) -> None:
+    def card(today: float, **row: float) -> tuple[dict[str, dict[str, float]], str]:
+        """The values of the card's model-index by split, and the whole card."""
+        setting = Mock(aim=objective_params(kl_weight=today), hashes={"data": "4e5f"})
+        write_card(setting, "It does best.", None, row)
+        whole = (reported / CARD).read_text(encoding="utf-8")
+        results = YAML(typ="safe").load(whole.split("---\n")[1]).get("model-index", [{"results": []}])[0]["results"]
+        found = {one["dataset"]["split"]: {each["type"]: each["value"] for each in one["metrics"]} for one in results}
+        return found, whole
 
-    figures = {
-        "validation": {"fitted/frechet": 4.25, "kl": 2e-5, "nll": math.nan, "unknown": 1.0},
-        "test": {"fitted/frechet": 3.75},
-    }
-    write_card(0.2, "It does best.", MODEL, figures, {"likelihood": "bernoulli"}, "4e5f")
-    _, block, text = (project / CARD).read_text(encoding="utf-8").split("---\n", 2)
-    results = YAML(typ="safe").load(block)["model-index"][0]["results"]
-    values = {
-        one["dataset"]["split"]: {metric["type"]: metric["value"] for metric in one["metrics"]} for one in results
-    }
+    figures = {"fitted/frechet": 4.25, "kl": 2e-5, "nll": math.nan, "unknown": 1.0}
+    trial, text = card(3.0, kl_weight=0.5, **{f"validation/{name}": value for name, value in figures.items()})
     # YAML 1.1, which the Hub reads, takes 2e-05 for a text and has no nan.
-    assert values == {"validation": {"fitted/frechet": 4.25, "kl": 2e-5}, "test": {"fitted/frechet": 3.75}}
-    assert "e-05" not in block
+    assert trial == {"validation": {"fitted/frechet": 4.25, "kl": 2e-5}}
+    assert "e-05" not in text.split("---\n")[1]
     for heading in ("Model Details", "Uses", "Bias, Risks, and Limitations", "Training Details", "Evaluation"):
         assert f"## {heading}\n" in text
-    assert "It does best." in text
-    assert "| fitted/frechet | 4.25 |" in text
-    write_card(0.2, "It does best.", MODEL, {}, {}, "4e5f")  # a card's model-index must have results
-    assert "model-index" not in (project / CARD).read_text(encoding="utf-8")
+    for words in ("β = 0.5", "It does best.", "| fitted/frechet | 4.25 |", "`likelihood`: bernoulli", "`4e5f`"):
+        assert words in text
+    measured, _ = card(0.2)
+    assert [split["fitted/frechet"] for split in (measured["validation"], measured["test"])] == [2.36, 3.75]
+    assert "model-index" not in card(3.0)[1]  # it must have results

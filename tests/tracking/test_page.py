@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -74,7 +75,8 @@ def address(study: runs.Run) -> Iterator[str]:
         assert server.is_up(process, f"http://127.0.0.1:{port}"), (folder / "server.log").read_text()
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.end(process)
+        os.killpg(process.pid, signal.SIGKILL)  # nothing of it is needed: how `cvae ui` ends it, test_server.py tries
+        process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,9 @@ def build(name: likelihood.Name, size: int = 784) -> Likelihood:
     return built.double().eval()
 
 
-def logistic(size: int, log_scale: float) -> DiscretizedLogistic:
-    built = DiscretizedLogistic(size).double()
+def logistic(log_scale: float) -> DiscretizedLogistic:
+    """Of one pixel."""
+    built = DiscretizedLogistic(1).double()
     torch.nn.init.constant_(built.kept, log_scale / likelihood.PACE)
     return built
 
@@ -36,25 +37,21 @@ def of_values(ours: Likelihood, output: float, values: Tensor) -> Tensor:
     return ours.log_prob(torch.full((len(values), 1), output, dtype=torch.float64), values[:, None]).exp()
 
 
-@pytest.mark.parametrize("name", names_on("binary"))
-def test_the_probabilities_of_all_binary_images_sum_to_one(name: likelihood.Name) -> None:
-    images = torch.tensor(list(itertools.product((0.0, 1.0), repeat=8)), dtype=torch.float64)
-    assert build(name, 8).log_prob(4 * normal(1, 8).expand(256, 8), images).exp().sum() == pytest.approx(1)
-
-
-@pytest.mark.parametrize("log_scale", [-8.0, 3.0])
-@pytest.mark.parametrize("output", [0.0, 2.0, 1e4])
-def test_the_probabilities_of_the_256_levels_sum_to_one(output: float, log_scale: float) -> None:
-    assert of_values(logistic(1, log_scale), output, LEVELS).sum().item() == pytest.approx(1)
+def test_the_probabilities_of_black_and_white_or_of_the_256_levels_sum_to_one() -> None:
+    for output in (0.0, 2.0, 1e4):
+        for name in names_on("binary"):
+            assert of_values(build(name, 1), output, torch.tensor([0.0, 1.0])).sum().item() == pytest.approx(1)
+        for log_scale in (-8.0, 3.0):
+            assert of_values(logistic(log_scale), output, LEVELS).sum().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", [name for name, kind in LIKELIHOODS.items() if kind.sums_to_one_on == "reals"])
-@pytest.mark.parametrize("output", [-40.0, 1e-4, 2.0])
-def test_a_density_integrates_to_one(name: likelihood.Name, output: float) -> None:
+def test_a_density_integrates_to_one(name: likelihood.Name) -> None:
     """On a grid that is fine at the ends: on [0, 1], where the continuous Bernoulli has its mass, and around it."""
     unit = (1 - torch.linspace(0, math.pi, 20_001, dtype=torch.float64).cos()) / 2
     x = unit if name == "continuous_bernoulli" else 11 * unit - 5
-    assert torch.trapezoid(of_values(build(name, 1), output, x), x).item() == pytest.approx(1, abs=1e-6)
+    for output in (-40.0, 1e-4, 2.0):
+        assert torch.trapezoid(of_values(build(name, 1), output, x), x).item() == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", [*SIGMAS, "bernoulli", "continuous_bernoulli"])
@@ -97,26 +94,8 @@ def test_the_samples_of_the_logistic_are_levels_as_often_as_their_probability() 
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_gradients_agree_with_finite_differences(name: likelihood.Name) -> None:
-    """Near λ = ½ and at the outer levels too."""
-    ours = build(name, 7)
-    pixels = torch.tensor([[0.0, 1.0, 0.5, 0.2, 1 / 255, 254 / 255, 0.0]], dtype=torch.float64)
-    outputs = torch.tensor([[0.0, 1e-5, -0.19, 0.21, 3.0, -30.0, 0.2]], dtype=torch.float64, requires_grad=True)
-    weights = dict(ours.named_parameters())
-
-    def log_prob(outputs: Tensor, *values: Tensor) -> Tensor:
-        state = dict(zip(weights, values, strict=True))
-        found: Tensor = torch.func.functional_call(ours, state, (outputs, pixels))
-        return found
-
-    ours.forward = ours.log_prob
-    assert torch.autograd.gradcheck(log_prob, (outputs, *weights.values()))
-
-
-@pytest.mark.parametrize("name", LIKELIHOODS)
-@pytest.mark.parametrize("training", [False, True])
-def test_extremes_and_their_gradients_stay_finite_in_float32(name: likelihood.Name, training: bool) -> None:
-    for output, pixel in itertools.product((-1e4, -100.0, 0.0, 100.0, 1e4), (0.0, 0.5, 1.0)):
+def test_extremes_and_their_gradients_stay_finite_in_float32(name: likelihood.Name) -> None:
+    for output, pixel, training in itertools.product((-1e4, -100.0, 0.0, 1e4), (0.0, 0.5, 1.0), (False, True)):
         ours = build(name).float().train(training)
         outputs = torch.full((2, 784), output, requires_grad=True)
         log_prob = ours.log_prob(outputs, torch.full((2, 784), pixel))

@@ -60,16 +60,6 @@ def test_a_known_mixture_is_found() -> None:
     assert torch.allclose(fitted.roots[0, order], roots, atol=0.05)
 
 
-def test_each_step_makes_the_rows_more_likely(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, groups = curved(100, 0)
-    found = []
-    for steps in range(8):
-        monkeypatch.setattr(mixture, "STEPS", steps)
-        found.append(log_density(mixture.fit(rows, groups, 10, 5, 0), rows, groups))
-    assert found == sorted(found)
-    assert found[-1] > found[0] + 0.01
-
-
 def test_blocks_of_rows_sum_to_the_same_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, groups = curved(500, 0)
     threads, whole = torch.get_num_threads(), mixture.fit(rows, groups, 10, 4, 0)
@@ -99,12 +89,12 @@ def test_equal_rows_are_a_narrow_density_around_them() -> None:
     assert torch.allclose(fitted.roots[0, 0], math.sqrt(mixture.FLOOR) * torch.eye(3).double())
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e200])
-def test_rows_that_no_mixture_can_be_fitted_to_are_refused(value: float) -> None:
+def test_rows_that_no_mixture_can_be_fitted_to_are_refused() -> None:
     rows, groups = curved(20, 0)
-    rows[3, 1] = value
-    with pytest.raises(ValueError, match="latents are not finite, or too large"):
-        mixture.fit(rows, groups, 10, 2, 0)
+    for value in (math.nan, math.inf, 1e200):
+        rows[3, 1] = value
+        with pytest.raises(ValueError, match="latents are not finite, or too large"):
+            mixture.fit(rows, groups, 10, 2, 0)
 
 
 def test_the_components_of_moved_rows_keep_their_order() -> None:

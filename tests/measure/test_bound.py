@@ -1,5 +1,6 @@
 """The iwae bound against the exact log-likelihood, and the active latent dimensions."""
 
+import doctest
 import math
 from dataclasses import replace
 
@@ -70,33 +71,27 @@ def averaged(k: int, repeats: int, ours: CVAE, kl_weight: float = 1.0) -> float:
     return float(log_likelihood(ours, many, "grey", k, 0, kl_weight).mean())
 
 
-@pytest.mark.parametrize("name", prior.PRIORS)
-def test_the_bound_rises_with_k_and_stays_below_the_truth(name: prior.Name) -> None:
+@pytest.mark.parametrize(("name", "kl_weight"), [*((name, 1.0) for name in prior.PRIORS), ("standard", 0.1)])
+def test_the_bound_rises_with_k_and_stays_below_the_truth(name: prior.Name, kl_weight: float) -> None:
+    """With q as the proposal and with a wider one."""
     ours = model(name)
     truth = float(exact(ours, IMAGES).mean())
-    values = [averaged(k, seeds, ours) for k, seeds in ((1, 1000), (3, 300), (10, 100), (500, 2))]
-    steps = [later - earlier for earlier, later in zip(values, [*values[1:], truth], strict=True)]
-    assert min(steps[:-1]) > 0.05
-    assert steps[-1] > -0.05
-    estimate = log_likelihood(ours, IMAGES, "grey", k=5000, seed=0)
+    values = [averaged(k, seeds, ours, kl_weight) for k, seeds in ((1, 600), (10, 60), (200, 8))]
+    assert values[0] + 0.05 < values[1] < values[2] - 0.02
+    assert values[2] < truth + 0.05
+    estimate = log_likelihood(ours, IMAGES, "grey", 2000, 0, kl_weight)
     assert (estimate - exact(ours, IMAGES)).abs().max() < 0.2
 
 
 def test_with_one_sample_it_is_the_evidence_lower_bound() -> None:
     """With the KL in closed form, as a mean over samples of z."""
-    many = IMAGES[torch.arange(COUNT).repeat(4000)]
+    many = IMAGES[torch.arange(COUNT).repeat(2000)]
     noise = torch.randn(len(many), 1, generator=torch.Generator().manual_seed(8))
     with torch.no_grad():
         terms = objective.terms(model(), to_unit(many.images), many.labels, noise)
     lower = -(terms.reconstruction + terms.kl).view(-1, COUNT).mean(0)
     assert averaged(k=1, repeats=1000, ours=model()) == pytest.approx(float(lower.mean()), abs=0.3)
     assert (lower < exact(model(), IMAGES)).all()
-
-
-def test_where_q_is_the_true_posterior_one_sample_is_enough() -> None:
-    ours = ignoring_z()
-    for k in (1, 7):
-        assert torch.allclose(log_likelihood(ours, IMAGES, "grey", k, 0).double(), exact(ours, IMAGES))
 
 
 class Linear(Model):
@@ -148,7 +143,7 @@ def drawn(ours: Linear, count: int) -> Tensor:
     return (ours.decode(z, z) + 0.5 * noise).detach().view(-1, 1, 28, 28)
 
 
-@pytest.mark.parametrize("beta", [0.02, 0.1, 0.5, 1.0, 4.0])
+@pytest.mark.parametrize("beta", [0.02, 1.0, 4.0])
 def test_the_bound_meets_the_exact_log_likelihood_at_every_kl_weight(beta: float) -> None:
     ours = Linear(beta)
     images, source = drawn(ours, 20), torch.Generator().manual_seed(2)
@@ -160,23 +155,15 @@ def test_the_bound_meets_the_exact_log_likelihood_at_every_kl_weight(beta: float
     if beta == 1:
         assert torch.allclose(found, ours.exact(images), atol=1e-2)  # q is the posterior: every weight is p(x)
         assert torch.allclose(effective, torch.full((20,), 1000.0), rtol=1e-2)
-    if beta <= 0.1:  # q itself is too narrow a proposal
+    if beta < 1:  # q itself is too narrow a proposal
         narrow, few = bound.importance_weighted(ours, images, torch.zeros(20).long(), k, source, 1.0)
         assert float((ours.exact(images) - narrow).mean()) > 0.2
         assert few.median() < effective.median() / 3
 
 
-@pytest.mark.parametrize("kl_weight", [0.0, 0.1, 3.0])
-def test_any_proposal_gives_a_bound(kl_weight: float) -> None:
-    """p(x) is the mean of the estimates of p(x), so that their logarithms are lower in the mean."""
-    truth = exact(model(), IMAGES)
-    values = [averaged(k, seeds, model(), kl_weight) for k, seeds in ((1, 1000), (10, 100), (200, 30))]
-    assert values[0] + 0.05 < values[1] < values[2] + 0.05
-    assert values[2] < float(truth.mean()) + 0.05
-
-
 def test_the_proposal_is_wider_below_a_kl_weight_of_one_alone_and_never_without_end() -> None:
-    assert [bound.width(beta) for beta in (100, 1, 0.25, 0.04, 1e-9, 0)] == [1, 1, 2, pytest.approx(5), 10, 10]
+    assert doctest.testmod(bound).failed == 0
+    assert bound.width(1e-9) == bound.WIDEST
 
 
 def test_effective_samples_count_equal_weights_and_ignore_a_common_factor() -> None:
@@ -188,23 +175,21 @@ def test_effective_samples_count_equal_weights_and_ignore_a_common_factor() -> N
     assert found.tolist() == pytest.approx((weights.sum(0) ** 2 / weights.square().sum(0)).tolist())
 
 
-@pytest.mark.parametrize("name", prior.PRIORS)
-def test_decoding_one_image_at_a_time_gives_the_same_bound(name: prior.Name, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = log_likelihood(model(name), greys(10), "grey", 200, 0)
+def test_decoding_one_image_at_a_time_gives_the_same_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = log_likelihood(model(), greys(10), "grey", 200, 0)
     monkeypatch.setattr(bound, "ONE_BY_ONE", 1000)
-    assert torch.allclose(fast, log_likelihood(model(name), greys(10), "grey", 200, 0), atol=1e-3, rtol=0)
+    assert torch.allclose(fast, log_likelihood(model(), greys(10), "grey", 200, 0), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("at_once", [3 * 2000, 900])
-def test_the_bound_does_not_depend_on_the_batches(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bound_does_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither with several images in each, nor with a part of one image's latents."""
     data = greys(10)
-    monkeypatch.setattr(bound, "DECODED_AT_ONCE", at_once)
-    together = log_likelihood(model(), data, "grey", 2000, 0)
-    monkeypatch.undo()
     alone = torch.cat([log_likelihood(model(), data[slice(i, i + 1)], "grey", 2000, 0) for i in range(10)])
-    assert (together - alone).abs().max() < 0.1
-    assert (together.roll(1) - alone).abs().max() > 1
+    for at_once in (3 * 2000, 900):
+        monkeypatch.setattr(bound, "DECODED_AT_ONCE", at_once)
+        together = log_likelihood(model(), data, "grey", 2000, 0)
+        assert (together - alone).abs().max() < 0.1
+        assert (together.roll(1) - alone).abs().max() > 1
 
 
 def test_binary_pixels_are_sampled_once_by_the_seed_whatever_k_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,10 +44,10 @@ def test_the_most_severe_comes_first_and_the_verdict_names_all_but_notes() -> No
     assert diagnosis.verdict == "collapsed, prior_hole, judge_unfit"
 
 
-@pytest.mark.parametrize(("sigma", "best"), [(0.1, 0.4), (0.25, 0.2), (1.0, 0.05)])
-def test_the_best_sigma_follows_from_the_reconstruction_under_another(sigma: float, best: float) -> None:
-    assert sigma_ratio(sigma_case(sigma, best)) == pytest.approx(sigma / best, rel=1e-3)
-    assert sigma_ratio(aimed(sigma_case(sigma, best), likelihood="bernoulli")) is None
+def test_the_best_sigma_follows_from_the_reconstruction_under_another() -> None:
+    for sigma, best in ((0.1, 0.4), (1.0, 0.05)):
+        assert sigma_ratio(sigma_case(sigma, best)) == pytest.approx(sigma / best, rel=1e-3)
+    assert sigma_ratio(aimed(sigma_case(0.1, 0.4), likelihood="bernoulli")) is None
 
 
 def test_an_evaluation_has_the_figures_of_all_checks() -> None:

@@ -125,10 +125,9 @@ def test_a_record_has_the_plain_terms_under_any_treatment() -> None:
     assert len({one["train/loss"] for one in figures}) == 3
 
 
-@pytest.mark.parametrize(("name", "shares"), [("warmup", [9 / 30, 19 / 30, 29 / 30]), ("cyclical", [0.9, 0.9, 0.9])])
-def test_a_record_has_the_kl_weight_of_the_last_step(name: str, shares: list[float]) -> None:
-    _, records = run(aim=objective_params(schedule=name, kl_weight=2.0, cycles=3, schedule_share=1.0))
-    assert [record.figures["train/kl_weight"] for record in records] == pytest.approx([2 * share for share in shares])
+def test_a_record_has_the_kl_weight_of_the_last_step() -> None:
+    _, records = run(aim=objective_params(schedule="warmup", kl_weight=2.0, schedule_share=1.0))
+    assert [record.figures["train/kl_weight"] for record in records] == pytest.approx([18 / 30, 38 / 30, 58 / 30])
 
 
 def test_sigma_is_calibrated_on_training_images() -> None:
@@ -158,8 +157,7 @@ def test_a_divergence_names_step_term_and_remedy() -> None:
         list(fit(training, TRAIN, VALIDATION, PARAMS, AIM))
 
 
-@pytest.mark.slow
 def test_bfloat16_ends_near_float32() -> None:
-    exact, rounded = (run(train_params(epochs=8, precision=name))[1][-1].figures for name in ("float32", "bfloat16"))
+    exact, rounded = (run(train_params(precision=name))[1][-1].figures for name in ("float32", "bfloat16"))
     assert exact["validation/elbo"] != rounded["validation/elbo"]
     assert exact["validation/elbo"] == pytest.approx(rounded["validation/elbo"], rel=0.02)

@@ -114,22 +114,11 @@ def test_values_that_do_not_go_together_are_refused(changes: dict[str, Any], mes
     with pytest.raises(UserError) as caught:
         parse(ObjectiveParams, OBJECTIVE | changes, "p.yaml: objective")
     assert str(caught.value).startswith(f"p.yaml: {message}")
-    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "step", "expected"),
-    [
-        ("constant", 3, (1.0, None)),
-        ("warmup", 25, (0.5, None)),
-        ("cyclical", 5, (0.5, None)),
-        ("capacity", 25, (1.0, 12.5)),
-    ],
-)
-def test_a_schedule_gives_a_share_of_the_weight_or_a_capacity(name: str, step: int, expected: tuple[Any, ...]) -> None:
-    aim = objective_params(schedule=name, schedule_share=0.5, cycles=5, capacity=25.0)
-    assert schedule.pressure(step, 100, aim) == expected
-
-
-def test_the_examples_in_the_docstrings_of_schedules_hold() -> None:
+def test_a_schedule_gives_a_share_of_the_weight_or_a_capacity() -> None:
+    expected = {"constant": (1.0, None), "warmup": (0.1, None), "cyclical": (0.5, None), "capacity": (1.0, 2.5)}
+    for name, pressure in expected.items():
+        aim = objective_params(schedule=name, schedule_share=0.5, cycles=5, capacity=25.0)
+        assert schedule.pressure(5, 100, aim) == pressure
     assert doctest.testmod(schedule).failed == 0

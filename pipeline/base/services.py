@@ -23,7 +23,7 @@ REMEDIES = (
     ("No module named '(psycopg|grpc|boto3|dvc_s3|s3fs)|(psycopg|grpc) is not installed|dvc-s3",
      "pip install '.[{extra}]'"),
     ("too many 50[0-9] error|error code 5", "read the server's own log: it can't reach its database or its files"),
-    ("refused|timeout|timed out|in time|not known|resolve|unreachable|unavailable|connect to the endpoint",
+    ("refused|timeout|timed out|in time|deadline|not known|resolve|unreachable|unavailable|connect to the endpoint",
      "start the server, or correct host and port in {variable}"),
 )  # fmt: skip
 EXTRAS = {"psycopg": "postgres", "grpc": "grpc"}

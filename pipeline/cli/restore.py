@@ -4,9 +4,9 @@ import json
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +60,7 @@ def restore(run: Annotated[str, typer.Argument(metavar="RUN", help="the id of a 
 @contextmanager
 def _or_as_before() -> Iterator[Path]:
     """Keeps copies of all files that are touched, and yields their folder. After an error they are put back."""
-    kept = BEFORE / time.strftime("%Y-%m-%dT%H-%M-%S")
+    kept = BEFORE / datetime.now().strftime("%Y-%m-%dT%H-%M-%S.%f")
     for path in filter(Path.exists, TOUCHED):
         (kept / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, kept / path)

@@ -50,13 +50,13 @@ class Proxy(GrpcStorageProxy, BaseHeartbeat):
         from optuna.storages._grpc.client import GrpcClientCache
 
         super()._setup()
-        refused, seconds = self._refused, self._seconds
+        proxy = self
 
         class Watch(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # grpc has no types
             def intercept_unary_unary(self, go_on: Any, details: Any, request: Any) -> Any:
-                call = go_on(details._replace(timeout=seconds), request)
+                call = go_on(details._replace(timeout=proxy._seconds), request)
                 if call.code().name not in EXPECTED:
-                    raise refused(f"{call.code().name.lower()}: {call.details()}")
+                    raise proxy._refused(f"{call.code().name.lower()}: {call.details()}")
                 return call
 
         self._stub = StorageServiceStub(  # type: ignore[no-untyped-call]

@@ -10,7 +10,8 @@ import tempfile
 import time
 import urllib.request
 import webbrowser
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO
@@ -40,8 +41,7 @@ def ui(port: int, open_browser: bool, experiment: str, study: str = "") -> None:
     if uri.startswith("http"):
         _show(shown(uri).rstrip("/") + page, open_browser)
         return
-    port = _free_port(port)
-    with tempfile.TemporaryFile("w+") as log:
+    with own_port(port) as port, tempfile.TemporaryFile("w+") as log:
         server = start(uri, port, log, sqlite_path(own))
         try:
             if is_up(server, f"http://127.0.0.1:{port}"):
@@ -105,10 +105,18 @@ def _show(url: str, open_browser: bool) -> None:
         webbrowser.open(url)
 
 
-def _free_port(first: int) -> int:
+@contextmanager
+def own_port(first: int) -> Iterator[int]:
+    """The first free port from `first` on. While the block runs no other process gets it here: it is claimed by UDP."""
     for port in range(first, min(first + 100, 65536)):
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
-            probe.bind(("127.0.0.1", port))
-            return port
+        with socket.socket(type=socket.SOCK_DGRAM) as claim, socket.socket() as probe:
+            try:
+                claim.bind(("127.0.0.1", port))
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            probe.close()
+            yield port
+            return
     raise UserError(f"no free port from {first} on: choose another with --port")

@@ -295,6 +295,7 @@ def test_other_data_is_said_and_a_trial_whose_model_was_not_kept_gives_its_param
     shutil.rmtree(".dvc/cache/runs")
     sql("mlflow.db", "DELETE FROM inputs WHERE source_type = 'RUN_OUTPUT'")
     assert "the run's weights were not kept" in cvae(f"restore {trial['run_id']}").out
+    assert len(list(Path(".cvae/before").iterdir())) == 2  # also of two in a second
     assert read("params.yaml")["objective"]["kl_weight"] == pytest.approx(trial["kl_weight"])
     assert contents()[MODEL] == before[MODEL]
 

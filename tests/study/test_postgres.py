@@ -11,6 +11,7 @@ from drills import Zygote
 from imports import ROOT
 from postgres import Server
 from studies import abandoned, events, finished, having, opened, program, refused, results, states, until_it_says
+from waiting import until
 
 from pipeline.base.paths import WORKERS
 from pipeline.study import storage
@@ -98,21 +99,35 @@ def test_when_its_server_goes_away_a_study_ends_in_one_line_and_continues_later(
     assert not list((tmp_path / WORKERS).iterdir())
 
 
-@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize(
+    ("place", "why"), [("database", "timeout"), ("proxied", "deadline_exceeded.*start the server")]
+)
 def test_on_a_server_that_hangs_a_study_ends_in_one_line_and_continues_later(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str,
+    why: str,
+    request: pytest.FixtureRequest,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Optuna's proxy does not answer either, while its database does not."""
+    busy = f"SELECT 1 FROM pg_stat_activity WHERE datname = '{request.getfixturevalue(place)}' AND state != 'idle'"
     setting = having(trials=6, population=2, epochs=2)
-    going = events(opened(tmp_path, setting))
+    found = opened(tmp_path, setting)
+    going = events(found)
     while not isinstance(next(going), Ended):
         pass
     known = results(opened(tmp_path, setting))
     with monkeypatch.context() as patch:
         patch.setattr(storage, "LONGEST_SECONDS", 0.2)
         patch.setattr(storage, "ANSWER_SECONDS", 2)
-        with refused("timeout"), server.hanging():
+        patch.setattr(storage, "PATIENCE_SECONDS", 1)
+        patch.setattr(found.database, "_seconds", 1, raising=False)
+        with refused(why), server.hanging():
             list(going)
     assert not list((tmp_path / WORKERS).iterdir())
+    until(lambda: not server.query(busy))  # the proxy does now what it was asked for last, such as to give a turn
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 1)
     after = finished(tmp_path, setting)
     assert states(after).count("COMPLETE") == after.done() == 6
     assert "RUNNING" not in states(after)

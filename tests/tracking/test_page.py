@@ -66,8 +66,11 @@ def address(study: runs.Run) -> Iterator[str]:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
     lines = [f"{name} = {value}" for name, value in declared["mlflow.app"].items()]
     (installed / "entry_points.txt").write_text("\n".join(["[mlflow.app]", *lines]), encoding="utf-8")
-    port = server._free_port(5900)
-    with pytest.MonkeyPatch.context() as patch, open(folder / "server.log", "w+") as log:
+    with (
+        server.own_port(5900) as port,
+        pytest.MonkeyPatch.context() as patch,
+        open(folder / "server.log", "w+") as log,
+    ):
         patch.syspath_prepend(installed.parent)
         patch.setenv("PYTHONPATH", str(installed.parent))
         process = server.start(study.uri, port, log, folder / "mlflow.db")

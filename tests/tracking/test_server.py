@@ -42,9 +42,9 @@ def test_the_ui_takes_a_free_port_opens_the_experiment_and_ends_with_all_its_pro
     monkeypatch.setattr(server, "start", start)
     monkeypatch.setattr(webbrowser, "open", visit)
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", server._free_port(7600)))  # no port that the system gives to others
+        with server.own_port(7600) as port:  # no port that the system gives to others
+            taken.bind(("127.0.0.1", port))
         taken.listen()
-        port = taken.getsockname()[1]
         server.ui(port, open_browser=True, experiment="e")
     address, _, page = opened[0].partition("/#")
     assert page.startswith(f"/experiments/{kept(run).info.experiment_id}/runs?viewStateShareKey=")
@@ -56,3 +56,8 @@ def test_the_ui_takes_a_free_port_opens_the_experiment_and_ends_with_all_its_pro
             return probe.connect_ex(("127.0.0.1", other)) != 0
 
     until(is_gone)
+
+
+def test_two_that_start_at_once_take_two_ports() -> None:
+    with server.own_port(7700) as one, server.own_port(7700) as other:
+        assert one < other

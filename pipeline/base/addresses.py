@@ -61,16 +61,17 @@ def _secrets() -> set[str]:
     return {form for secret in found | plain for form in (secret, quote(secret), quote(secret, safe=""))} - {""}
 
 
-def for_reading(path: Path) -> Path:
-    """A SQLite file to read: itself, or a copy where file or folder can't be written, since SQLite writes to read.
+def for_reading(url: str) -> str:
+    """The database itself, or a copy of a SQLite file that can't be written, or its folder: SQLite writes to read.
 
     The copy lasts as long as the process.
     """
-    if not path.exists() or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-        return path
+    path = sqlite_path(url)
+    if path is None or not path.exists() or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        return url
     folder = tempfile.TemporaryDirectory(prefix="cvae-")
     atexit.register(folder.cleanup)
     for file in (path, path.with_name(f"{path.name}-wal")):
         if file.exists():
             shutil.copyfile(file, Path(folder.name, file.name))
-    return Path(folder.name, path.name)
+    return f"sqlite:///{folder.name}/{path.name}"

@@ -20,7 +20,7 @@ from optuna.storages import fail_stale_trials
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.base.addresses import identity, shown, sqlite_path
+from pipeline.base.addresses import for_reading, identity, shown, sqlite_path
 from pipeline.base.errors import UserError
 from pipeline.base.files import home, png
 from pipeline.base.paths import WORKERS
@@ -202,7 +202,7 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
     unless `create`.
     """
     url = storage.storage_url(root, environment)
-    url = url if create else storage.to_be_read(url)
+    url = url if create else for_reading(url)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with storage.one_line(url), quiet():
         if not storage.has_studies(url) and not create:
@@ -215,7 +215,7 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
 def read_study(name: str, root: Path, environment: Mapping[str, str] = os.environ) -> optuna.Study:
     """A study by its name, to be read. Raises UserError where the database can't be used, NoStudy where it has none."""
     own = storage.storage_url(root, environment)
-    url = storage.to_be_read(own)
+    url = for_reading(own)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with storage.one_line(own), quiet(), suppress(KeyError):
         if storage.has_studies(url):

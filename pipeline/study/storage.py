@@ -95,12 +95,6 @@ def open_storage(url: str, retry: Callable[[optuna.Study, FrozenTrial], None] | 
     return storage
 
 
-def to_be_read(url: str) -> str:
-    """The database itself, or a copy of a SQLite file that can't be written."""
-    path = sqlite_path(url)
-    return f"sqlite:///{for_reading(path)}" if path else url
-
-
 def has_studies(url: str) -> bool:
     """Whether the database has Optuna's tables; a SQLite file is not created. Raises UserError for MLflow's."""
     path = sqlite_path(url)
@@ -117,7 +111,7 @@ def has_studies(url: str) -> bool:
 
 def health(root: Path) -> str:
     """What is right with the server or file of studies, in words; raises UserError with what is wrong."""
-    url = to_be_read(storage_url(root))
+    url = for_reading(storage_url(root))
     with one_line(url), quiet():
         if not has_studies(url):
             return f"{shown(url)} has no tables yet: the first `cvae tune` makes them"

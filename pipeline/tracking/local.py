@@ -60,8 +60,8 @@ def tracking_uri() -> str:
 def reading_uri() -> str:
     """`tracking_uri`, or a copy of its SQLite file if that can't be written: for what only reads."""
     uri = tracking_uri()
-    path = sqlite_path(uri)
-    if path is None or (copy := for_reading(path)) == path:
+    path, copy = sqlite_path(uri), sqlite_path(for_reading(uri))
+    if path is None or copy is None or copy == path:
         return uri
     with one_line(uri):
         _follow(copy, path)

@@ -103,6 +103,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert saved.resume_training(path, start(build(small, 1), train_params(), torch.device("cpu"))) == {"history": []}
 
 
+@pytest.mark.slow
 def test_mlflows_tables_of_an_earlier_version_are_read(tmp_path: Path) -> None:
     """MLflow brings them up to date."""
     path = tmp_path / "mlflow.db"

@@ -18,6 +18,7 @@ from pipeline.study import cluster
 from pipeline.study.queue import open_study
 from pipeline.study.search import search
 from pipeline.tracking import runs as tracking
+from pipeline.training.fit import steps_per_epoch
 
 
 def main(dask: str = "") -> None:
@@ -34,7 +35,8 @@ def main(dask: str = "") -> None:
         console.bar("tune", progress.total, progress.done()) as bar,
         closing(cluster.search(study, train, evaluator, dask) if dask else search(study, train, evaluator)) as events,
     ):
-        records = Records(study, experiment, parent, runs)
+        last = steps_per_epoch(train, setting.train) * setting.tune.epochs
+        records = Records(study, experiment, parent, runs, last)
         try:
             for event in events:
                 records.follow(event)

@@ -212,9 +212,9 @@ def open_study(setting: Setting, root: Path, *, create: bool, environment: Mappi
             return Study(_find_or_make(setting, database, create), database, setting, url, root)
 
 
-def read_study(name: str, root: Path, environment: Mapping[str, str] = os.environ) -> optuna.Study:
+def read_study(name: str, root: Path) -> optuna.Study:
     """A study by its name, to be read. Raises UserError where the database can't be used, NoStudy where it has none."""
-    own = storage.storage_url(root, environment)
+    own = storage.storage_url(root)
     url = for_reading(own)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with storage.one_line(own), quiet(), suppress(KeyError):

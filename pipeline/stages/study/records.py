@@ -24,15 +24,18 @@ from pipeline.training.fit import Diverged
 
 @dataclass
 class Records:
-    """parent: the study's run. open: ends the runs of the trials that are still in training at its own end."""
+    """parent: the study's run. open: ends the runs of the trials that are still in training at its own end.
+
+    step: the last one of each training.
+    """
 
     study: Study
     experiment: str
     parent: tracking.Run
     open: ExitStack
+    step: int
     runs: dict[int, tracking.Run] = field(default_factory=dict)  # of the trials in training
     ended: dict[int, tracking.Run] = field(default_factory=dict)  # of those that were trained here
-    step: int = 0  # the last one of a training
 
     def follow(self, event: Event) -> None:
         """Records an event in its trial's run, under the names that a training's run has."""
@@ -43,10 +46,8 @@ class Records:
         if isinstance(event, Epoch) and event.fitted:
             run.wait_for_id()
         candidate.remember_run(run.key, run.run_id, run.address)
-        if isinstance(event, Epoch):
-            self.step = event.record.step
-            if event.seed == self.study.setting.rounds()[0]:
-                self._first_seed(event, run)
+        if isinstance(event, Epoch) and event.seed == self.study.setting.rounds()[0]:
+            self._first_seed(event, run)
         elif isinstance(event, Ended):
             run.metrics(candidate.figures, self.step)  # the means over the seeds end the first one's curves
             if event.strip is not None:

@@ -29,7 +29,7 @@ def add_data(project: Path) -> None:
 
 @pytest.fixture(scope="module")
 def found() -> Spectrum:
-    return of_split(TRAIN, "bernoulli", "grey", 1.0, 3)
+    return of_split(TRAIN, "bernoulli", "grey", 1.0, 3, solve=False)
 
 
 def test_the_command_says_where_all_collapses_which_weight_meets_a_budget_and_what_did_not_settle(

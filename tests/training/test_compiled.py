@@ -25,6 +25,7 @@ def test_compiled_training_equals_plain_training_to_rounding(
 ) -> None:
     """The losses of two epochs and the last step's gradients, of one graph (two where the draws change)."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", False)  # C++ without vectors takes half the time
     ends = []
     for choice in ("never", "always"):
         torch.compiler.reset()

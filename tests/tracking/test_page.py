@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import PROGRAM
+from browser import LIMIT, PROGRAM, chromium
 from imports import ROOT
 from servers import failing
 from stores import deliver, forget, history, kept
@@ -26,7 +26,6 @@ Visit = Callable[[str], Any]
 
 STUDY = "kl-weight-abc"
 WIDTH, HEIGHT = 1280, 900  # pixels: a small laptop's window
-SECONDS = 120_000  # milliseconds: a busy machine
 
 
 def recorded() -> runs.Run:
@@ -89,21 +88,17 @@ def visit(address: str) -> Iterator[Visit]:
         if os.environ.get("CI"):
             pytest.fail("no Chromium is installed: .ci/run does it, on Debian, as root")
         pytest.skip("no Chromium is installed (on Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox"], timeout=SECONDS)
+    with chromium() as browser:
 
         def opened(path: str) -> Any:
             for earlier in browser.contexts:
                 earlier.close()
             page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-            page.set_default_timeout(SECONDS)
+            page.set_default_timeout(LIMIT)
             page.goto(address + path)
             return page
 
         yield opened
-        browser.close()
 
 
 @pytest.mark.slow

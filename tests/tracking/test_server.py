@@ -1,3 +1,4 @@
+import shlex
 import socket
 import subprocess
 import sys
@@ -12,16 +13,7 @@ from waiting import until
 from pipeline.tracking import runs, server
 
 # In place of MLflow's server, which test_page.py starts: a child listens, as its workers do.
-SERVER = """
-import http.server, os, sys, time
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-if os.fork():
-    time.sleep(600)
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
-"""
+SERVER = "{} -m http.server {} --bind 127.0.0.1 & wait"
 
 
 def test_the_ui_takes_a_free_port_opens_the_experiment_and_ends_with_all_its_processes(
@@ -29,11 +21,13 @@ def test_the_ui_takes_a_free_port_opens_the_experiment_and_ends_with_all_its_pro
 ) -> None:
     with runs.start("train", "e") as run:
         pass
+    Path("health").touch()  # which is asked for, and served
     opened: list[str] = []
 
     def start(uri: str, port: int, log: Any, database: Path) -> "subprocess.Popen[bytes]":
         assert (uri, database) == (run.uri, root / "mlflow.db")
-        return subprocess.Popen([sys.executable, "-c", SERVER, str(port)], stderr=log, start_new_session=True)
+        command = ["sh", "-c", SERVER.format(shlex.quote(sys.executable), port)]
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def visit(url: str) -> None:
         opened.append(url)

@@ -70,7 +70,6 @@ def test_ctrl_c_ends_an_experiment_cleanly(project: Project, tmp_path: Path) -> 
 
 def test_a_colleague_pulls_what_was_pushed(project: Project, tmp_path: Path) -> None:
     project = project.copy(tmp_path / "copy")
-    project.run("dvc", "checkout")
     project.run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"))
     project.run("dvc", "push")
     project.run("git", "commit", "-qam", "Name a remote")

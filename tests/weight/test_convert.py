@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from bands import banded
 from imports import ROOT
 from torch import Tensor
-from torch.distributions import Bernoulli, Independent, Normal
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from pipeline.cli.weight import said
 from pipeline.data.splits import to_unit
@@ -26,64 +26,40 @@ SPLIT = banded(2, 0)[torch.arange(COUNT)]
 X = to_unit(SPLIT.images).double()
 NOISE = torch.randn(COUNT, LATENTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 MODEL = build(replace(PRESETS["article"], latent_size=LATENTS, encoder_hidden=(16,), decoder_hidden=(16,)), 0).double()
-Written = Callable[[float, Tensor, Tensor, Tensor], Tensor]
+# Of a weight, the decoder's pictures (N, 784), and the kl by image and latent (N, L)
+Written = Callable[[float, Tensor, Tensor], Tensor]
 
 
-def kl(mu: Tensor, log_var: Tensor) -> Tensor:
-    """By image and latent, as everyone writes it."""
-    return -0.5 * (1 + log_var - mu**2 - log_var.exp())
+def bce(pictures: Tensor, reduction: str = "mean") -> Tensor:
+    return F.binary_cross_entropy(pictures, X.flatten(1), reduction=reduction)
 
 
-# Each takes the weight, the decoder's pictures (N, 784), mu and log_var, and reduces as its source does.
+def squares(pictures: Tensor) -> Tensor:
+    return F.mse_loss(pictures, X.flatten(1), reduction="none")
 
 
-def pytorch(w: float, pictures: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
-    return F.binary_cross_entropy(pictures, X.flatten(1), reduction="sum") + w * kl(mu, log_var).sum()
+def images(pictures: Tensor) -> Tensor:
+    return pictures.view(-1, 28, 28, 1)
 
 
-def article(w: float, pictures: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
-    return F.binary_cross_entropy(pictures, X.flatten(1)) + w * kl(mu, log_var).sum()
-
-
-def keras(w: float, pictures: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
-    """Its cross entropy is a mean over the last axis, the one colour."""
-    by_pixel = F.binary_cross_entropy(pictures.view(-1, 28, 28, 1), X.view(-1, 28, 28, 1), reduction="none").mean(-1)
-    return by_pixel.sum((1, 2)).mean() + w * kl(mu, log_var).sum(1).mean()
-
-
-def pytorch_vae(w: float, pictures: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
-    return F.mse_loss(pictures, X.flatten(1)) + w * kl(mu, log_var).sum(1).mean(0)
-
-
-def pythae(w: float, pictures: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
-    by_image = 0.5 * F.mse_loss(pictures, X.flatten(1), reduction="none").sum(-1)
-    return (by_image + w * kl(mu, log_var).sum(-1)).mean(0)
-
-
-def beta_vae(w: float, pictures: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
-    """β = β_norm · N ÷ M, with N values of an image and M latents."""
-    beta = w * 784 / LATENTS
-    return F.binary_cross_entropy(pictures, X.flatten(1), reduction="sum") + beta * kl(mu, log_var).sum()
-
-
-def pyro(w: float, pictures: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
-    """Its kl is log q − log p at the sample."""
-    q, p = Normal(mu, (log_var / 2).exp()), Normal(torch.zeros_like(mu), torch.ones_like(mu))
-    z = mu + (log_var / 2).exp() * NOISE
-    x = Independent(Bernoulli(pictures, validate_args=False), 1).log_prob(X.flatten(1))
-    return -(x + w * (p.log_prob(z) - q.log_prob(z)).sum(1)).sum()
-
-
-def latent_diffusion(w: float, pictures: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
-    """Its log variance stays at 0, since no optimizer has it."""
-    by_value = (X.flatten(1) - pictures).abs()
-    return by_value.sum() / len(X) + w * kl(mu, log_var).sum() / len(X)
-
-
+# Each reduces as its source does. Keras's cross entropy is a mean over the last axis, the one colour. Higgins's β is
+# β_norm · N ÷ M, with N values of an image and M latents. In latent-diffusion no optimizer has the log variance.
 WRITTEN: dict[str, Written] = {
-    "article": article, "article-sum": pytorch, "pytorch": pytorch, "keras": keras, "pytorch-vae": pytorch_vae,
-    "pythae": pythae, "beta-vae": beta_vae, "pyro": pyro, "latent-diffusion": latent_diffusion,
-}  # fmt: skip
+    "article": lambda w, pictures, kl: bce(pictures) + w * kl.sum(),
+    "article-sum": lambda w, pictures, kl: bce(pictures, "sum") + w * kl.sum(),
+    "pytorch": lambda w, pictures, kl: bce(pictures, "sum") + w * kl.sum(),
+    "keras": lambda w, pictures, kl: (
+        F.binary_cross_entropy(images(pictures), images(X), reduction="none").mean(-1).sum((1, 2)).mean()
+        + w * kl.sum(1).mean()
+    ),
+    "pytorch-vae": lambda w, pictures, kl: squares(pictures).mean() + w * kl.sum(1).mean(0),
+    "pythae": lambda w, pictures, kl: (0.5 * squares(pictures).sum(-1) + w * kl.sum(-1)).mean(0),
+    "beta-vae": lambda w, pictures, kl: bce(pictures, "sum") + w * 784 / LATENTS * kl.sum(),
+    "pyro": lambda w, pictures, kl: (
+        -(Independent(Bernoulli(pictures, validate_args=False), 1).log_prob(X.flatten(1)) - w * kl.sum(1)).sum()
+    ),
+    "latent-diffusion": lambda w, pictures, kl: (X.flatten(1) - pictures).abs().sum() / len(X) + w * kl.sum() / len(X),
+}
 
 
 class Laplace(likelihood.Likelihood):
@@ -114,10 +90,13 @@ def gradient_of_ours(reconstruction: str, beta: float, spread: float | None, sam
     return gradient(objective.loss(terms, beta))
 
 
-def gradient_of_theirs(written: Written, weight: float) -> list[Tensor]:
+def gradient_of_theirs(written: Written, weight: float, sampled: bool = False) -> list[Tensor]:
+    """sampled: with the kl at the sample, log q − log p, as Pyro has it."""
     mu, log_var = MODEL.encode(X, SPLIT.labels)
-    pictures = MODEL.decode(mu + (log_var / 2).exp() * NOISE, SPLIT.labels).sigmoid()
-    return gradient(written(weight, pictures, mu, log_var))
+    z = mu + (log_var / 2).exp() * NOISE
+    q, p = Normal(mu, (log_var / 2).exp()), Normal(torch.zeros_like(mu), torch.ones_like(mu))
+    kl = q.log_prob(z) - p.log_prob(z) if sampled else kl_divergence(q, p)
+    return gradient(written(weight, MODEL.decode(z, SPLIT.labels).sigmoid(), kl))
 
 
 def same_direction(theirs: list[Tensor], ours: list[Tensor]) -> bool:
@@ -136,8 +115,8 @@ def sized(loss: Loss) -> Loss:
 @pytest.mark.parametrize("beta", [0.3, 4.0])
 def test_a_known_loss_as_it_is_written_is_ours_at_the_beta_that_is_said(name: str, beta: float) -> None:
     loss = sized(CONVENTIONS[name].loss).at(beta)
-    theirs = gradient_of_theirs(WRITTEN[name], loss.weight)
     sampled = name == "pyro"
+    theirs = gradient_of_theirs(WRITTEN[name], loss.weight, sampled)
     first = SPREAD[loss.reconstruction]
     assert same_direction(theirs, gradient_of_ours(loss.reconstruction, beta, first, sampled))
     assert not same_direction(theirs, gradient_of_ours(loss.reconstruction, 1.001 * beta, first, sampled))
@@ -159,17 +138,17 @@ def every_loss() -> Iterator[Loss]:
 
 def test_any_loss_is_ours_at_its_beta() -> None:
     errors: dict[str, Callable[[Tensor], Tensor]] = {
-        "bce": lambda pictures: F.binary_cross_entropy(pictures, X.flatten(1), reduction="none"),
-        "mse": lambda pictures: (pictures - X.flatten(1)) ** 2,
-        "half-mse": lambda pictures: (pictures - X.flatten(1)) ** 2 / 2,
+        "bce": lambda pictures: bce(pictures, "none"),
+        "mse": squares,
+        "half-mse": lambda pictures: squares(pictures) / 2,
         "l1": lambda pictures: (pictures - X.flatten(1)).abs(),
     }
     betas = set()
     for loss in every_loss():
 
-        def written(w: float, pictures: Tensor, mu: Tensor, log_var: Tensor, loss: Loss = loss) -> Tensor:
+        def written(w: float, pictures: Tensor, kl: Tensor, loss: Loss = loss) -> Tensor:
             rec = reduced(reduced(errors[loss.reconstruction](pictures), loss.over_pixels, 1), loss.over_batch, 0)
-            return rec + w * 0.25 * reduced(reduced(kl(mu, log_var), loss.kl_over_latents, 1), loss.kl_over_batch, 0)
+            return rec + w * 0.25 * reduced(reduced(kl, loss.kl_over_latents, 1), loss.kl_over_batch, 0)
 
         theirs = gradient_of_theirs(written, loss.weight)
         assert same_direction(theirs, gradient_of_ours(loss.reconstruction, loss.beta, SPREAD[loss.reconstruction])), (

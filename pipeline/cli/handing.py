@@ -41,12 +41,9 @@ def write(out: Path, runs: Sequence[str]) -> None:
 
     Raises UserError.
     """
-    from markupsafe import Markup
-
     from pipeline.cli.findings import words
     from pipeline.measure.doctor import diagnose
     from pipeline.model.samples import strip
-    from pipeline.show.page import TEMPLATES as EXPLORE
     from pipeline.show.page import png, text
 
     if out.suffix != ".html":
@@ -57,11 +54,9 @@ def write(out: Path, runs: Sequence[str]) -> None:
         {name: side.saved.params.get("train", {}) for name, side in named.items()},
         {name: side.origin.get("data hash") for name, side in named.items()},
     )
-    css = "".join(path.read_text(encoding="utf-8") for path in (EXPLORE / "page.css", TEMPLATES / "report.css"))
     html = rendered(
         "report.html",
         title=f"Report: {sides[0].known.name}" if len(sides) == 1 else f"Report: {len(sides)} runs side by side",
-        css=Markup(css),
         runs=sides,
         words=words,
         diagnose=diagnose,
@@ -123,9 +118,11 @@ def rendered(name: str, **values: Any) -> str:
     """A template of handon/, filled in; in HTML, values are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    from pipeline.show import page
+
     made = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=name.endswith(".html"), undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        loader=FileSystemLoader([TEMPLATES, page.TEMPLATES]), autoescape=name.endswith(".html"),
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     return made.get_template(name).render(**values).lstrip("\n")
 

@@ -67,11 +67,29 @@ def to_the_end(weights: list[Tensor], terms: Callable[[], tuple[Tensor, Tensor]]
     optimizer.step(closure)
 
 
-def trained(images: Tensor, error: Callable[[Tensor, Tensor], Tensor], beta: float) -> tuple[float, int]:
-    """kl and active latents of a VAE with a linear encoder and decoder, trained to the end on all images at once.
+# Of images (N, pixels), and of mean and variance of the decoder's outputs: the expected reconstruction, nats per image
+Error = Callable[[Tensor, Tensor, Tensor], Tensor]
+AT, SHARE = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(12))
 
-    error: mean and variance of the decoder's outputs (N, pixels), to the expected reconstruction () in nats per image.
-    """
+
+def gaussian_error(images: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    return ((images - mean).square() + variance).sum(1).mean() / (2 * SIGMA**2)
+
+
+def best_sigma(images: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Of a Gaussian whose σ² is the mean squared error."""
+    return 0.5 * images.shape[1] * ((images - mean).square() + variance).mean().log()
+
+
+def cross_entropy(images: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Of logits N(mean, variance), by Gauss-Hermite quadrature."""
+    logits = mean + AT[:, None, None] * variance.sqrt()
+    softplus = torch.einsum("k,knd->nd", SHARE / SHARE.sum(), F.softplus(logits))
+    return (softplus - images * mean).sum(1).mean()
+
+
+def trained(images: Tensor, error: Error, beta: float) -> tuple[float, int]:
+    """kl and active latents of a VAE with a linear encoder and decoder, trained to the end on all images at once."""
     x = images - images.mean(0)
     pixels = images.shape[1]
     encode, decode = 0.3 * normal(LATENTS, pixels, seed=2), 0.3 * normal(pixels, LATENTS, seed=3)
@@ -82,38 +100,10 @@ def trained(images: Tensor, error: Callable[[Tensor, Tensor], Tensor], beta: flo
         q = Normal(x @ encode.T, (log_var / 2).exp())
         outputs = q.mean @ decode.T + bias, (log_var.exp() @ decode.square().T).expand_as(x)
         kl = kl_divergence(q, Normal(torch.zeros_like(log_var), torch.ones_like(log_var))).sum(1).mean()
-        return error(*outputs), kl
+        return error(images, *outputs), kl
 
     to_the_end(weights, terms, beta, max_eval=8000, tolerance_change=1e-11)
     return terms()[1].item(), int(((x @ encode.T).var(0) > 0.01).sum())
-
-
-def gaussian_error(images: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    def error(mean: Tensor, variance: Tensor) -> Tensor:
-        return ((images - mean).square() + variance).sum(1).mean() / (2 * SIGMA**2)
-
-    return error
-
-
-def cross_entropy(images: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Of logits N(mean, variance), by Gauss-Hermite quadrature."""
-    at, weight = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(12))
-
-    def error(mean: Tensor, variance: Tensor) -> Tensor:
-        logits = mean + at[:, None, None] * variance.sqrt()
-        softplus = torch.einsum("k,knd->nd", weight / weight.sum(), F.softplus(logits))
-        return (softplus - images * mean).sum(1).mean()
-
-    return error
-
-
-def best_sigma(images: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Of a Gaussian whose σ² is the mean squared error."""
-
-    def error(mean: Tensor, variance: Tensor) -> Tensor:
-        return 0.5 * images.shape[1] * ((images - mean).square() + variance).mean().log()
-
-    return error
 
 
 FORETOLD = {  # the pictures, their spectrum, the error of a decoder, and how far off the spectrum may be
@@ -127,12 +117,12 @@ FORETOLD = {  # the pictures, their spectrum, the error of a decoder, and how fa
 @pytest.mark.parametrize("share", [0.2, 0.95, 1.05])
 @pytest.mark.parametrize(("images", "variance", "pixels", "error", "off"), FORETOLD.values(), ids=FORETOLD)
 def test_a_linear_vae_is_foretold(
-    images: Tensor, variance: float | None, pixels: int | None, error: Callable[..., Any], off: float, share: float
+    images: Tensor, variance: float | None, pixels: int | None, error: Error, off: float, share: float
 ) -> None:
     """Its kl, its active latents, and the weight at which it collapses; share: of that weight."""
     spectrum = one_class(images, variance, pixels)
     beta = share * spectrum.collapse()
-    kl, active = trained(images, error(images), beta)
+    kl, active = trained(images, error, beta)
     assert kl == pytest.approx(spectrum.rate(beta), rel=off, abs=1e-4)
     assert active == spectrum.active(beta)
 
@@ -150,13 +140,12 @@ def trained_posteriors(x: Tensor, beta: float) -> float:
     decode, bias = 0.3 * normal(x.shape[1], LATENTS, seed=3), x.mean(0).logit(0.01)
     mu, log_std, below = 0.3 * normal(*size, seed=2), 0.0 * normal(*size), 0.0 * normal(*size, LATENTS)
     weights = [weight.requires_grad_() for weight in (decode, bias, mu, log_std, below)]
-    error = cross_entropy(x)
 
     def terms() -> tuple[Tensor, Tensor]:
         root = torch.diag_embed(log_std.exp()) + below.tril(-1)
         variance = torch.einsum("dl,nlk->ndk", decode, root).square().sum(2)
         kl = kl_divergence(MultivariateNormal(mu, scale_tril=root), of_prior).mean()
-        return error(mu @ decode.T + bias, variance), kl
+        return cross_entropy(x, mu @ decode.T + bias, variance), kl
 
     of_prior = MultivariateNormal(torch.zeros(LATENTS, dtype=x.dtype), torch.eye(LATENTS, dtype=x.dtype))
 

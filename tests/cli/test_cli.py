@@ -1,16 +1,19 @@
-"""The command line: help, reports, and errors in one line with exit status 2."""
+"""The command line: help, reports, a fresh clone, and errors in one line with exit status 2."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from commands import Cvae, assert_refused, one_line
 from imports import ROOT
 
 from pipeline.base.files import write_json
-from pipeline.base.paths import METRICS, SPECTRUM
+from pipeline.base.params import write
+from pipeline.base.paths import JUDGE, METRICS, PREPARED, PUBLISHED, SPECTRUM
 from pipeline.cli.main import COMMANDS, STAGES
 
 
@@ -32,6 +35,46 @@ def test_what_is_wrong_is_said_in_one_line(project: Path, cvae: Cvae) -> None:
         ("evaluate", "not found: train a model first"),
     ):
         assert_refused(project, cvae, words, reason)
+
+
+GARBAGE = {
+    "empty": b"",
+    "null": b"null",
+    "a list": b"[]",
+    "half a file": b'{"protocol": {"im',
+    "brackets": b"[" * 100_000,
+    "no text": b"\xff\xfe\x00",
+    "no figures": b'{"protocol": {"images": "many"}, "prior": null}',
+    "other types": b'{"protocol": [], "prior": 3, "collapsed": "no"}',
+}
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+def test_files_of_something_else_are_refused_with_the_remedy_or_done_without(
+    reported: Path, cvae: Cvae, content: str
+) -> None:
+    (reported / "models/run.json").write_bytes(GARBAGE[content])
+    (reported / "reports/history.csv").write_bytes(GARBAGE[content])
+    assert cvae("doctor").status == 0
+    (reported / "models/run.json").write_text('{"run_id": "", "tracking_uri": ""}', encoding="utf-8")
+    (reported / "reports/study").mkdir(exist_ok=True)
+    for name in ("validation.json", "metrics.json", "study/best.json", "study/trials.csv"):
+        (reported / "reports" / name).write_bytes(GARBAGE[content])
+    for words, name in (("", "validation"), ("--html a.html", "validation"), ("--html a.html study", "study")):
+        assert_refused(reported, cvae, f"report {words}", f"{name}")
+        assert "run `dvc repro" in cvae(f"report {words}").err
+
+
+def test_a_value_that_no_machine_can_use_is_refused(project: Path, cvae: Cvae) -> None:
+    write({("train", "device"): "meta"}, project / "params.yaml")
+    assert_refused(project, cvae, "doctor", "train.device 'meta' can't be used")
+    write({("train", "epochs"): 10**400}, project / "params.yaml")
+    assert_refused(project, cvae, "params", "train.epochs is beyond")
+
+
+def test_a_pipe_is_not_waited_for(project: Path, cvae: Cvae) -> None:
+    os.mkfifo(project / "picture.png")
+    assert_refused(project, cvae, "complete picture.png --mask top", "picture.png")
 
 
 def test_any_loss_is_converted_and_back_and_a_squared_error_has_a_sigma(cvae: Cvae) -> None:
@@ -106,6 +149,21 @@ def test_a_reader_that_has_left_is_no_error(unbuffered: str, monkeypatch: pytest
     done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, cwd=ROOT, check=False)
     os.close(pipe)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_fresh_clone_shows_the_published_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cvae: Cvae) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert_refused(tmp_path, cvae, "study", "data/prepared/mnist.safetensors not found: run `dvc repro prepare` first")
+    shutil.copytree(ROOT / PUBLISHED, PUBLISHED)
+    for path in (None, PREPARED, JUDGE):  # then also where a model was trained, but no study
+        if path:
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"there")
+        answer = cvae("study")
+        assert answer.status == 0, answer.err
+        assert "Study of this project: from docs/results/study, as no study was run here yet" in answer.out
+        assert f"{pd.read_csv(PUBLISHED / 'trials.csv')['kl_weight'].iloc[0]:.3g}" in answer.out
 
 
 @pytest.fixture

@@ -216,6 +216,7 @@ def test_the_doctor_says_in_a_line_what_is_wrong_with_a_server_and_what_to_do(
     with _older(query, "team_mlflow"):
         says("MLflow", "out-of-date database schema…`mlflow db upgrade ADDRESS`", MLFLOW_TRACKING_URI=store)
     says("MLflow", "refused…: start the server", MLFLOW_TRACKING_URI=f"http://{LOGIN}@127.0.0.1:9")
+    says("MLflow", "takes no artifacts: user and password must be ASCII", MLFLOW_TRACKING_PASSWORD=PASSWORD)
     with bad("401") as address:
         login = address.replace("//", f"//{LOGIN}@")
         says("MLflow", "401…: correct user and password in MLFLOW_TRACKING_URI", MLFLOW_TRACKING_URI=login)

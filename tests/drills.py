@@ -1,5 +1,6 @@
 """What the drills have in common: a small project, its stages as processes that may be killed, and what must hold."""
 
+import base64
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import forked
 import numpy as np
@@ -30,6 +32,8 @@ WHOLE = int(os.environ.get("FAULTS", "0")) >= 1000  # what `make faults` runs
 # short one has the same, so they must not be made of the constants of modules that other tests have imported.
 vars(providers)["is_local_module_file"] = lambda _: False
 quickly = settings(deadline=None, derandomize=not WHOLE, suppress_health_check=list(HealthCheck))
+USER, PASSWORD, KEY = "anna", "geheim/9 ä", "gs3heim-key"  # of servers
+LOGIN = f"{USER}:{quote(PASSWORD, safe='')}"
 EPOCHS = 4
 LIMIT_SECONDS = 300.0  # what takes longer hangs
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -269,6 +273,20 @@ def assert_sound(database: Path) -> None:
     twice = "SELECT run_uuid, key, step FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1"
     assert rows(database, twice) == []
     assert rows(database, "PRAGMA integrity_check") == [("ok",)]
+
+
+def holds_a_password(content: bytes) -> bool:
+    """In any form."""
+    forms = [form.encode() for form in ("geheim", PASSWORD, quote(PASSWORD), quote(PASSWORD, safe=""), KEY)]
+    forms += [base64.b64encode(f"{USER}:{PASSWORD}".encode()), PASSWORD.encode("unicode_escape")]
+    return any(form in content for form in forms)
+
+
+def assert_no_password(*folders: Path) -> None:
+    """In no file below the folders."""
+    for path in (path for folder in folders for path in folder.rglob("*")):
+        with suppress(FileNotFoundError, IsADirectoryError):  # a server's SQLite deletes files of its own
+            assert not holds_a_password(path.read_bytes()), path
 
 
 def assert_words(ended: Ended) -> None:

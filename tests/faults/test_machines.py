@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import drills
 import pytest
+from drills import KEY, LOGIN, PASSWORD, USER, assert_no_password, holds_a_password
 from ports import free_port
 from postgres import Server
 from servers import Tracking, bad, proxy, s3
@@ -29,9 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning"),
 ]
 
-USER, PASSWORD, KEY = "anna", "geheim/9 ä", "gs3heim-key"
-LOGIN = f"{USER}:{quote(PASSWORD, safe='')}"
-FORMS = ("geheim", quote(PASSWORD), quote(PASSWORD, safe=""), KEY)  # of what must be nowhere
+REMOTE = "[core]\n    no_scm = true\n    remote = team\n['remote \"team\"']\n    url = s3://{bucket}/dvc\n"
 
 
 @dataclass
@@ -111,10 +109,8 @@ def test_two_machines_share_a_study_on_servers_and_leave_no_password(
     assert query("SELECT count(*) FROM runs", "team_mlflow") == [(5,)]
     assert any(key.startswith("mlflow/") and key.endswith(".safetensors") for key in team.objects())
     assert not (folders[0] / "optuna.db").exists()
-    for folder in (*folders, team.log):
-        for path in folder.rglob("*"):
-            assert not (path.is_file() and _holds(path.read_bytes())), path
-    assert not _holds(team.dump())
+    assert_no_password(*folders, team.log)
+    assert not holds_a_password(team.dump())
 
 
 def test_the_page_shows_no_password_in_the_list_of_processes(team: Team, tmp_path: Path) -> None:
@@ -127,7 +123,7 @@ def test_the_page_shows_no_password_in_the_list_of_processes(team: Team, tmp_pat
         finally:
             server.end(page)
     assert any(b"--no-serve-artifacts" in line for line in lines)
-    assert not any(map(_holds, lines))
+    assert not any(map(holds_a_password, lines))
 
 
 def _line(process: Path) -> bytes:
@@ -144,11 +140,6 @@ def _session(process: Path) -> int:
         return 0
 
 
-def _holds(content: bytes) -> bool:
-    """Whether a password is in it."""
-    return any(form.encode() in content for form in FORMS)
-
-
 @pytest.fixture
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project of DVC with a remote on S3, in which we are."""
@@ -156,9 +147,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.chdir(tmp_path)
     Repo.init(no_scm=True).close()
-    (tmp_path / ".dvc/config").write_text(
-        "[core]\n    no_scm = true\n    remote = team\n['remote \"team\"']\n    url = s3://team/dvc\n"
-    )
+    (tmp_path / ".dvc/config").write_text(REMOTE.format(bucket="team"))
     return tmp_path
 
 
@@ -182,7 +171,7 @@ def test_the_doctor_finds_nothing_wrong_with_good_servers(capsys: pytest.Capture
     said = capsys.readouterr().out
     assert [line[:3] for line in said.splitlines()] == ["✓ M", "✓ O", "✓ D"]
     assert "artifacts at mlflow-artifacts:/" in said
-    assert not _holds(said.encode())
+    assert not holds_a_password(said.encode())
 
 
 @pytest.mark.usefixtures("remote")
@@ -200,7 +189,7 @@ def test_the_doctor_says_in_a_line_what_is_wrong_with_a_server_and_what_to_do(
         assert line.startswith(f"✗ {name}: ")
         for words in pattern.split("…"):
             assert words in line
-        assert not _holds(line.encode())
+        assert not holds_a_password(line.encode())
 
     url = team.url("team_optuna")
     wrong = url.replace(LOGIN, f"{USER}:{KEY}")
@@ -222,9 +211,7 @@ def test_the_doctor_says_in_a_line_what_is_wrong_with_a_server_and_what_to_do(
         says("MLflow", "401…: correct user and password in MLFLOW_TRACKING_URI", MLFLOW_TRACKING_URI=login)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # else it tries for seconds
     says("DVC", "connect to the endpoint…: start the server", AWS_ENDPOINT_URL="http://127.0.0.1:9")
-    Path(".dvc/config").write_text(
-        "[core]\n    no_scm = true\n    remote = team\n['remote \"team\"']\n    url = s3://no-team/dvc\n"
-    )
+    Path(".dvc/config").write_text(REMOTE.format(bucket="no-team"))
     says("DVC", "bucket does not exist): create the bucket, or correct its name")
 
 

@@ -74,21 +74,6 @@ def test_the_loss_is_that_of_each_images_own_weight() -> None:
     assert found.item() == pytest.approx(expected, rel=1e-3)
 
 
-def test_an_image_moves_nothing_of_what_other_weights_are_told() -> None:
-    """The gradient of one image's loss reaches the layers' own weights, and what its own β is told alone."""
-    model = told()
-    context = model.context(conditions(TRAIN.labels[:2], 0.1, 10.0))
-    for change in context.changes:
-        for part in change:
-            part.retain_grad()
-    q = model.encode(TRAIN.images[:2].double() / 255, context)
-    model.decode(q.mu, context)[0].sum().backward()
-    gradients = [part.grad for change in context.changes for part in change if part.grad is not None]
-    assert any(gradient[0].any() for gradient in gradients)
-    assert not any(gradient[1].any() for gradient in gradients)
-    assert next(model.cvae.parameters()).grad is not None
-
-
 def test_untrained_only_its_posteriors_know_the_weight() -> None:
     """They are those of a linear Gaussian VAE: narrow where β is low, near N(0, I) where it is high."""
     model = multirate.build(SMALL, SPAN, 0.5, seed=3)

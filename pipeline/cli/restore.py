@@ -51,7 +51,7 @@ def restore(run: Annotated[str, typer.Argument(metavar="RUN", help="the id of a 
         print(f"{PARAMS}: {section}.{key} {json.dumps(before[section, key])} → {json.dumps(value)}")
     if files:
         print(f"{', '.join(map(str, files))}: from {source}")
-    print(f"{PREPARED}: {_data(found)}")
+    print(f"{PREPARED}:", _other_data(found) or "the run's data")
     print(f"what stood there before is in {kept}")
     anew = f"would train anew with these params, since {why}"
     print(f"`dvc repro` {anew if why else 'goes on from here: dvc.lock names these files'}")
@@ -150,7 +150,7 @@ def _lock(run: Any) -> str:
 
     if run.data.tags.get("kind") == "trial":
         return "a study trained these weights, not the stage train; `cvae evaluate` measures them"
-    if not _is_data(run):
+    if _other_data(run):
         return "the data is not the run's"
     if not same_code(run.data.tags.get("mlflow.source.git.commit", "")):
         return "today's code of the training is not the run's"
@@ -158,13 +158,9 @@ def _lock(run: Any) -> str:
     return "" if done.returncode == 0 else f"`dvc commit train` failed ({' '.join(done.stderr.split())})"
 
 
-def _is_data(run: Any) -> bool:
-    return PREPARED.exists() and sha256(PREPARED) == run.data.tags.get("data_hash")
-
-
-def _data(run: Any) -> str:
-    if _is_data(run):
-        return "the run's data"
+def _other_data(run: Any) -> str:
+    """In words what the data is; empty where it is the run's."""
     if not PREPARED.exists():
         return "not here: `dvc repro prepare` makes it"
-    return f"NOT the run's data, which has the SHA-256 {run.data.tags.get('data_hash', '(not recorded)')}"
+    known = run.data.tags.get("data_hash", "(not recorded)")
+    return "" if sha256(PREPARED) == known else f"NOT the run's data, which has the SHA-256 {known}"

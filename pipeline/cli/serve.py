@@ -36,11 +36,6 @@ MODELS = 16  # of the curve that are kept ready
 MASKS = named_masks()
 
 
-def _image(value: Any) -> Any:
-    """Ink (28, 28) from 0 to 1. Raises ValueError."""
-    return _square("image", value, "numbers from 0 to 1")
-
-
 def _mask(value: Any) -> Any:
     """Visible pixels (28, 28) bool: the mask of a name, or where a picture is 0. Raises ValueError."""
     if isinstance(value, str):
@@ -54,6 +49,7 @@ def _mask(value: Any) -> Any:
 
 
 def _square(name: str, value: Any, of: str) -> Tensor:
+    """Pixels (28, 28) from 0 to 1. Raises ValueError."""
     try:
         pixels = np.array(value)
     except ValueError:  # rows of several lengths
@@ -73,7 +69,7 @@ class Request:
     seed: Annotated[int | None, Field(ge=0, lt=2**63)] = None
     sampler: samples.Sampler = "fitted"
     count: Annotated[int | None, Field(ge=1, le=MOST_PICTURES)] = None
-    image: Annotated[Any, AfterValidator(_image)] = None
+    image: Annotated[Any, AfterValidator(lambda value: _square("image", value, "numbers from 0 to 1"))] = None
     mask: Annotated[Any, AfterValidator(_mask)] = None
 
     def __post_init__(self) -> None:

@@ -3,19 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from bands import banded
 from latents import LABELS, density, model, normal, source
 
-from pipeline.data.splits import Split
 from pipeline.model.density import fit_density, posteriors, stacked
-
-
-def split(per_class: int) -> Split:
-    """Each class is bright in its own columns."""
-    labels = LABELS.repeat(per_class)
-    images = torch.randint(0, 100, (len(labels), 1, 28, 28), generator=source())
-    for image, label in zip(images, labels.tolist(), strict=True):
-        image[:, :, 2 * label : 2 * label + 4] += 150
-    return Split(images.byte(), labels)
 
 
 def test_moments_and_samples_are_those_of_the_mixture() -> None:
@@ -40,7 +31,7 @@ def test_log_prob_is_that_of_torch_s_own_mixture() -> None:
 
 
 def test_the_fitted_density_follows_each_class_s_latents() -> None:
-    data = split(200)
+    data = banded(200, 0)
     q = posteriors(model(), data, "grey")
     fitted = fit_density(model(), data, "grey", components=2, seed=0)
     means, covariances = fitted.moments()
@@ -55,7 +46,7 @@ def test_the_fitted_density_follows_each_class_s_latents() -> None:
 
 def test_the_same_seed_fits_the_same_density_and_leaves_the_global_generators() -> None:
     before, before_numpy = torch.random.get_rng_state(), repr(np.random.get_state())
-    first, again = (fit_density(model(), split(30), "binary", 3, seed=1) for _ in range(2))
+    first, again = (fit_density(model(), banded(30, 0), "binary", 3, seed=1) for _ in range(2))
     assert all(map(torch.equal, first, again))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert repr(np.random.get_state()) == before_numpy

@@ -1,8 +1,7 @@
 """Ports for servers that must be told one."""
 
+import atexit
 import socket
-
-_held: list[socket.socket] = []
 
 
 def free_port() -> int:
@@ -10,5 +9,5 @@ def free_port() -> int:
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
     held.bind(("127.0.0.1", 0))
-    _held.append(held)
+    atexit.register(held.close)
     return int(held.getsockname()[1])

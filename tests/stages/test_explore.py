@@ -144,8 +144,21 @@ def assert_network_is(model: MultiRate, shown: "Page", weights: list[float]) -> 
         assert np.abs(ours - at.decode(at.encode(images, labels).mu, labels).sigmoid().numpy()).max() < 1e-2, weight
 
 
-def test_the_network_is_torch_s_at_every_weight(shown: "Page", model: MultiRate) -> None:
+def test_the_network_is_torch_s_at_every_weight_and_a_latent_one_of_its_density_s(
+    shown: "Page", model: MultiRate
+) -> None:
     assert_network_is(model, shown, BETWEEN)
+    fitted = Density(*(part[0] for part in density(len(WEIGHTS), 10, 2)))
+    noise = normal(LATENTS).float()
+    script = "([w, noise]) => [...densities.at(w).sample(3, 0, new Float32Array(noise))]"
+    ours = np.array(shown.evaluate(script, [WEIGHTS[0], noise.tolist()]))
+    assert np.allclose(ours, (fitted.means[3, 0] + fitted.roots[3, 0] @ noise).numpy(), atol=2e-2)
+    script = "([w, noise]) => [...densities.at(w).style(3, new Float32Array(noise))]"
+    mean, covariance = fitted.moments()
+    turned = torch.linalg.eigh(covariance[3])
+    root = turned.eigenvectors * turned.eigenvalues.sqrt() @ turned.eigenvectors.T
+    ours = np.array(shown.evaluate(script, [WEIGHTS[0], noise.tolist()]))
+    assert np.allclose(ours, (mean[3] + root @ noise).numpy(), atol=3e-2)
 
 
 @pytest.mark.parametrize("conditioning", ["sum", "mean", "product"])
@@ -189,20 +202,6 @@ def test_firefox_slides_and_draws_as_chromium_does(
     assert firefox.evaluate("() => state.ink.reduce((sum, value) => sum + value)") > 20
     assert "the network reads a" in firefox.evaluate("() => element('labels-words').textContent")
     assert firefox.said(file.as_uri()) == []
-
-
-def test_a_latent_is_one_of_the_fitted_density_s(shown: "Page") -> None:
-    fitted = Density(*(part[0] for part in density(len(WEIGHTS), 10, 2)))
-    noise = normal(LATENTS).float()
-    script = "([w, noise]) => [...densities.at(w).sample(3, 0, new Float32Array(noise))]"
-    ours = np.array(shown.evaluate(script, [WEIGHTS[0], noise.tolist()]))
-    assert np.allclose(ours, (fitted.means[3, 0] + fitted.roots[3, 0] @ noise).numpy(), atol=2e-2)
-    script = "([w, noise]) => [...densities.at(w).style(3, new Float32Array(noise))]"
-    mean, covariance = fitted.moments()
-    turned = torch.linalg.eigh(covariance[3])
-    root = turned.eigenvectors * turned.eigenvalues.sqrt() @ turned.eigenvectors.T
-    ours = np.array(shown.evaluate(script, [WEIGHTS[0], noise.tolist()]))
-    assert np.allclose(ours, (mean[3] + root @ noise).numpy(), atol=3e-2)
 
 
 def test_the_weight_the_sampler_the_seed_and_latents_change_the_digits(shown: "Page") -> None:
@@ -274,7 +273,17 @@ def test_a_drawing_is_read_again_and_its_hidden_part_completed(shown: "Page") ->
     assert len(np.unique(digit_pixels(shown, "#completions"), axis=0)) > 1
 
 
-def test_a_finger_draws_erases_and_hides(shown: "Page") -> None:
+def test_keys_slide_and_draw_and_a_finger_draws_erases_and_hides(shown: "Page") -> None:
+    shown.focus("#weight")
+    before = shown.text_content("#weight-value")
+    shown.keyboard.press("ArrowRight")
+    assert shown.text_content("#weight-value") != before
+    shown.click("#clear")
+    shown.focus("#pad")
+    for key in ("ArrowDown", " ", "ArrowDown", " "):
+        shown.keyboard.press(key)
+    assert shown.evaluate("() => state.ink.some(value => value > 0.5)")
+
     shown.click("#clear")
     ink, hidden = "() => state.ink.some(Boolean)", "() => state.hidden.some(Boolean)"
     pad = shown.locator("#pad")
@@ -289,18 +298,6 @@ def test_a_finger_draws_erases_and_hides(shown: "Page") -> None:
         pad.tap(position={"x": place[0], "y": place[1]})
     assert not shown.evaluate(ink)
     assert not shown.evaluate(hidden)
-
-
-def test_it_works_by_keyboard(shown: "Page") -> None:
-    shown.focus("#weight")
-    before = shown.text_content("#weight-value")
-    shown.keyboard.press("ArrowRight")
-    assert shown.text_content("#weight-value") != before
-    shown.click("#clear")
-    shown.focus("#pad")
-    for key in ("ArrowDown", " ", "ArrowDown", " "):
-        shown.keyboard.press(key)
-    assert shown.evaluate("() => state.ink.some(value => value > 0.5)")
 
 
 @needs_firefox

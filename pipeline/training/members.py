@@ -60,11 +60,7 @@ class _Terms(nn.Module):
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    return (
-        _Linear.apply(x, layer.weight, layer.bias)
-        if x.ndim == 2 and layer.bias is not None
-        else F.linear(x, layer.weight, layer.bias)
-    )
+    return F.linear(x, layer.weight) if layer.bias is None else _Linear.apply(x, layer.weight, layer.bias)
 
 
 class _Linear(torch.autograd.Function):

@@ -156,7 +156,8 @@ def show(ink: "np.ndarray", labels: Labels) -> str:
         last = fit.columns if too_wide == "cut" else count
         columns = np.linspace(0, last - 1, fit.columns).round().astype(int)
         above = [above[place] for place in columns.tolist() if above]
-    print(pictures.screen(ink[: fit.rows, columns], fit, left, above, pictures.has_colours()), flush=True)
+    shown = pictures.screen(ink[: fit.rows, columns], fit, left[: fit.rows], above, pictures.has_colours())
+    print(shown, flush=True)
     some = [(fit.rows, rows, "rows"), (len(columns), count, "in a row")]
-    missing = " and ".join(f"{shown} of {every} {what}" for shown, every, what in some if shown < every)
+    missing = " and ".join(f"{part} of {every} {what}" for part, every, what in some if part < every)
     return f"; {missing} are shown, a larger terminal or --out shows all" if missing else ""

@@ -146,7 +146,7 @@ def screen(images: np.ndarray, fit: Fit, left: Sequence[str], above: Sequence[st
         if any(captions):
             cells = [f"{text:^{side}}" for text in captions]
             lines.append(" " * margin + (" " * BETWEEN).join(cells).rstrip())
-        for row, label in zip_longest(block, left[: len(block)], fillvalue=""):
+        for row, label in zip_longest(block, left, fillvalue=""):
             strip = np.concatenate([np.pad(image, ((0, 0), (0, BETWEEN))) for image in row], 1)[:, :-BETWEEN]
             drawn = characters(strip, colours).split("\n")
             for place, line in enumerate(drawn):

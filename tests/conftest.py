@@ -24,13 +24,9 @@ gc.disable()  # the tests import a million objects, which stay: to look through 
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported is left out of all later collections."""
+    """What has been imported is left out of all later collections, the last of which took seconds."""
     gc.freeze()
     gc.enable()
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

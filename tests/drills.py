@@ -276,9 +276,8 @@ def assert_sound(database: Path) -> None:
 
 
 def holds_a_password(content: bytes) -> bool:
-    """In any form."""
-    forms = [form.encode() for form in ("geheim", PASSWORD, quote(PASSWORD), quote(PASSWORD, safe=""), KEY)]
-    forms += [base64.b64encode(f"{USER}:{PASSWORD}".encode()), PASSWORD.encode("unicode_escape")]
+    """In any form: however the password is quoted, it begins alike."""
+    forms = [b"geheim", KEY.encode(), base64.b64encode(f"{USER}:{PASSWORD}".encode())]
     return any(form in content for form in forms)
 
 

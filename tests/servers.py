@@ -101,15 +101,10 @@ def s3(bucket: str, key: str) -> Iterator[tuple[dict[str, str], Any]]:
         running.stop()
 
 
-DRIPS = {
-    "headers": b"X-More: ",
-    "drop": b"Content-Length: 90000\r\n\r\n",
-    "chunks": b"Transfer-Encoding: chunked\r\n\r\n1;",
-}
+DRIPS = {"drop": b"Content-Length: 90000\r\n\r\n"}
 FLOODS = {"declared": b"Content-Length: 10000000000\r\n\r\n", "endless": b"\r\n"}
 STATUS = {
-    "500": "500 Error", "401": "401 Unauthorized", "403": "403 Forbidden", "html": "200 OK",
-    "redirect": "302 Found\r\nLocation: /again",
+    "500": "500 Error", "401": "401 Unauthorized", "html": "200 OK", "redirect": "302 Found\r\nLocation: /again",
 }  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def test_contenders_train_once_per_round_and_end_at_the_same_elbo() -> None:
     assert max(elbos.values()) - min(elbos.values()) < 0.05 * (min(elbos.values()) - task.elbo(task.network()))
 
 
-def test_a_contender_in_its_own_process_has_not_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_setting_is_kept_from_child_processes_and_the_users_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (SPINS, "1"):  # the user's own stays
         monkeypatch.setenv(SPINNING, value)
         with without_our_environment():

@@ -57,7 +57,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def reported(project: Path) -> Path:
-    """The project as after `dvc repro evaluate`, with another frechet on test than on validation."""
+    """The project after an evaluation, the doctor and a study, with another frechet on test than on validation."""
     samplers, of_samples = ("prior", "fitted", "real"), {"class_accuracy": 0.98765, "diversity": 0.9, "coverage": 0.94}
     fit = {"reconstruction": 68.7, "kl": 35.41, "elbo": -104.1, "nll": 99.37, "active_units": 15, "collapsed": True}
     protocol = {"split": "test", "images": 10_000, "kl_weight": 0.2, "pixels": "grey", "nll_draws": 500}

@@ -57,11 +57,10 @@ def test_files_of_something_else_are_refused_with_the_remedy_or_done_without(
     (reported / "reports/history.csv").write_bytes(GARBAGE[content])
     assert cvae("doctor").status == 0
     (reported / "models/run.json").write_text('{"run_id": "", "tracking_uri": ""}', encoding="utf-8")
-    (reported / "reports/study").mkdir(exist_ok=True)
     for name in ("validation.json", "metrics.json", "study/best.json", "study/trials.csv"):
         (reported / "reports" / name).write_bytes(GARBAGE[content])
     for words, name in (("", "validation"), ("--html a.html", "validation"), ("--html a.html study", "study")):
-        assert_refused(reported, cvae, f"report {words}", f"{name}")
+        assert_refused(reported, cvae, f"report {words}", name)
         assert "run `dvc repro" in cvae(f"report {words}").err
 
 

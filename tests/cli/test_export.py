@@ -47,8 +47,7 @@ def parts(models: Path) -> dict[str, graphs.Part]:
 
 @pytest.fixture(scope="module")
 def made(parts: dict[str, graphs.Part]) -> dict[str, graphs.Graph]:
-    """All but the encoder, which is the curve's without a weight."""
-    return {name: graphs.graph(part) for name, part in parts.items() if name != "encoder"}
+    return {name: graphs.graph(part) for name, part in parts.items()}
 
 
 def run(graph: graphs.Graph, **inputs: Any) -> list[np.ndarray]:
@@ -119,8 +118,7 @@ def folder(models: Path, made: dict[str, graphs.Graph], tmp_path: Path, monkeypa
     """A folder with the models, whose graphs are those already made."""
     (tmp_path / "models").symlink_to(models)
     monkeypatch.chdir(tmp_path)
-    known = made | {"encoder": made["curve_encoder"]._replace(name="encoder")}
-    monkeypatch.setattr(graphs, "graph", lambda part: known[part.name])
+    monkeypatch.setattr(graphs, "graph", lambda part: made[part.name])
     return tmp_path
 
 

@@ -135,7 +135,7 @@ def replace_database(name: str, content: bytes) -> None:
     Path(name).write_bytes(content)
 
 
-# Ways to break links. Each returns what must be said; what it breaks at once does not hide one another.
+# Ways to break links. Each returns what must be said: none of its breaks hides another.
 
 
 def break_figures() -> list[str]:

@@ -37,7 +37,7 @@ def trained(prepared: Path, zygote: drills.Zygote, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[Tracking]:
-    """A tracking server, to start which takes seconds; its database is mlflow.db in its folder."""
+    """A tracking server for all tests, not started yet. Its database is mlflow.db in its folder."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(database, folder / "mlflow.db")
     made = Tracking(folder)
@@ -47,7 +47,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterato
 
 @pytest.fixture
 def tracking(running: Tracking) -> Tracking:
-    """The same, up again after a test that killed it."""
+    """The same, started, also after a test that killed it."""
     if running.process is None:
         running.start()
     return running

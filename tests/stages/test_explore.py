@@ -62,7 +62,7 @@ def contents(model: MultiRate, fitted: Densities) -> dict[str, Any]:
 
 
 def density(*shape: int) -> Density:
-    """Densities of as many components as the last number of the shape says, of each class and what is before."""
+    """Random densities. shape: (…, classes, components)."""
     roots = 0.2 * normal(*shape, LATENTS, LATENTS, seed=1).tril(-1) + torch.eye(LATENTS)
     return Density(torch.full(shape, 1 / shape[-1]), normal(*shape, LATENTS).float(), roots.float())
 

@@ -121,7 +121,10 @@ def test_each_trial_is_a_run_below_the_studys_under_the_names_of_a_training(proj
         assert run["tags.mlflow.parentRunId"] == parent
         assert (run["status"], run["tags.state"]) == ("FINISHED", row["state"])
         assert float(run["params.objective.kl_weight"]) == pytest.approx(row["kl_weight"])
-        for name in ("validation/fitted/frechet", "validation/kl"):  # means, also of a curve of the first seed
+        for name in (
+            "validation/fitted/frechet",
+            "validation/kl",
+        ):  # means over the seeds, also where the run has a curve of the first one
             assert run[f"metrics.{name}"] == pytest.approx(row[name])
         assert {name for name in trained if name.startswith("params.")} <= run.keys()
         assert {f"metrics.{name}" for name in epochs if "/" in name and not name.startswith("time/")} <= run.keys()

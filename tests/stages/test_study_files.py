@@ -14,7 +14,7 @@ from pipeline.base.paths import BEST, CURVE_TABLE, STUDY_FIGURES, STUDY_SHEETS, 
 from pipeline.stages import playing
 from pipeline.stages.study import files, words
 from pipeline.stages.study.files import Results, read_curve
-from pipeline.stages.study.promotion import promotion
+from pipeline.stages.study.promotion import promotion, rounded
 from pipeline.study.space import Setting
 from pipeline.study.uses import answers, summary
 
@@ -156,3 +156,9 @@ def test_a_study_of_several_objectives_and_parameters_exports_its_front(
     assert best["trial"] in best["front"]
     assert best["params"].keys() == {"objective.kl_weight", "model.latent_size"}
     assert {"pareto.png", "importances.png"} < {path.name for path in STUDY_FIGURES.iterdir()}
+
+
+def test_a_weight_has_as_few_digits_as_keep_it_in_its_interval() -> None:
+    assert rounded(0.1873, 0.1, 0.5) == 0.2
+    assert rounded(0.0949, 0.0949, 0.3) == 0.095
+    assert rounded(1 / 3, 1 / 3, 1 / 3) == 1 / 3

@@ -57,7 +57,7 @@ def test_two_repros_and_a_study_at_once_damage_nothing(project: Project, tmp_pat
     for path in here.folder.glob("optuna.db*"):
         path.unlink()  # the study begins anew
     former = next(here.folder.glob(".checkpoints/kl-weight-*/*.safetensors"))
-    former.rename(former.with_name("99.safetensors"))
+    former.rename(former.with_name("99.safetensors"))  # of a trial that the new one does not have
     here.change("tune", population=2, trials=3, seeds=1)
     others = ("train", "evaluate")
 

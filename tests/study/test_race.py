@@ -1,10 +1,13 @@
 """What can be told apart: paired comparisons, the race, and how often the interval holds the true best weight."""
 
+import doctest
+
 import numpy as np
 import pandas as pd
 import pytest
 from studies import having
 
+from pipeline.study import race
 from pipeline.study.race import compare
 from pipeline.study.uses import BALANCE, NAMES, answers, undecided
 
@@ -141,3 +144,8 @@ def test_the_balance_is_the_weight_whose_worst_share_is_smallest_and_judges_may_
     assert found[BALANCE].kl_weight == 1.0
     assert found["draw_fitted"].judges_disagree
     assert not found["draw_prior"].judges_disagree
+
+
+def test_the_interval_goes_from_the_lowest_to_the_highest_weight_that_is_not_worse() -> None:
+    assert doctest.testmod(race).failed == 0
+    assert race.hull([1.0, 2.0], [False, False]) == ([1.0, 2.0], [None, None])

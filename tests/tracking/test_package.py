@@ -13,7 +13,7 @@ from pipeline.completion import model as completion
 from pipeline.stages.saved import save_completer
 from pipeline.tracking import package, runs
 
-# A program that knows nothing of this project, and may load no pickle.
+# A program that forgets this project first, and may load no pickle.
 PROGRAM = """
 import json, mlflow, numpy, pandas, sys
 for name in [name for name in sys.modules if name.partition(".")[0] == "pipeline"]:

@@ -65,20 +65,19 @@ def address(study: runs.Run) -> Iterator[str]:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
     lines = [f"{name} = {value}" for name, value in declared["mlflow.app"].items()]
     (installed / "entry_points.txt").write_text("\n".join(["[mlflow.app]", *lines]), encoding="utf-8")
-    with (
-        server.own_port(5900) as port,
-        pytest.MonkeyPatch.context() as patch,
-        open(folder / "server.log", "w+") as log,
-    ):
-        patch.syspath_prepend(installed.parent)
-        patch.setenv("PYTHONPATH", str(installed.parent))
-        process = server.start(study.uri, port, log, folder / "mlflow.db")
-    try:
-        assert server.is_up(process, f"http://127.0.0.1:{port}"), (folder / "server.log").read_text()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # nothing of it is needed: how `cvae ui` ends it, test_server.py tries
-        process.wait()
+    with server.own_port(5900) as port:
+        with pytest.MonkeyPatch.context() as patch, open(folder / "server.log", "w+") as log:
+            patch.syspath_prepend(installed.parent)
+            patch.setenv("PYTHONPATH", str(installed.parent))
+            process = server.start(study.uri, port, log, folder / "mlflow.db")
+        try:
+            assert server.is_up(process, f"http://127.0.0.1:{port}"), (folder / "server.log").read_text()
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(
+                process.pid, signal.SIGKILL
+            )  # nothing of it is needed: test_server.py tries how `cvae ui` ends it
+            process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -46,8 +46,7 @@ def images(pictures: Tensor) -> Tensor:
 # β_norm · N ÷ M, with N values of an image and M latents. In latent-diffusion no optimizer has the log variance.
 WRITTEN: dict[str, Written] = {
     "article": lambda w, pictures, kl: bce(pictures) + w * kl.sum(),
-    "article-sum": lambda w, pictures, kl: bce(pictures, "sum") + w * kl.sum(),
-    "pytorch": lambda w, pictures, kl: bce(pictures, "sum") + w * kl.sum(),
+    **dict.fromkeys(("article-sum", "pytorch"), lambda w, pictures, kl: bce(pictures, "sum") + w * kl.sum()),
     "keras": lambda w, pictures, kl: (
         F.binary_cross_entropy(images(pictures), images(X), reduction="none").mean(-1).sum((1, 2)).mean()
         + w * kl.sum(1).mean()

@@ -218,11 +218,11 @@ def test_a_budget_of_nats_has_its_weight(likelihood: str, latents: int) -> None:
 
 def test_each_further_latent_carries_less_and_those_that_do_not_pay_carry_nothing() -> None:
     beta = 2.0
-    rates = [of_bands(latents=latents).rate(beta) for latents in range(1, 12)]
+    every = of_bands(latents=196)
+    rates = [replace(every, latents=latents).rate(beta) for latents in range(1, 12)]
     gains = [later - rate for rate, later in pairwise(rates)]
     assert gains == sorted(gains, reverse=True)
-    every = of_bands(latents=196)
-    assert of_bands(latents=every.active(beta)).rate(beta) == every.rate(beta)
+    assert replace(every, latents=every.active(beta)).rate(beta) == every.rate(beta)
 
 
 def test_half_the_sigma_acts_like_a_quarter_of_the_weight() -> None:
